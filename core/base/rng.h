@@ -1,0 +1,37 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#pragma once
+/*
+ * Counter-based randomness: Philox4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as
+ * 1, 2, 3"). A draw is a pure function of (seed, chain, step, purpose, element), so a chain's
+ * randomness does not depend on batching, neighbours, restarts or threads. Key = 64-bit seed,
+ * counter = (element/4, step, chain, purpose).
+ */
+#include <stddef.h>
+#include <stdint.h>
+
+/* Frozen: a number here is part of every published result. Add at the end only. */
+enum rng_purpose {
+    RNG_START_UNIFORM = 0, /* chain starts: uniform part */
+    RNG_START_NORMAL = 1,  /* chain starts: normal part */
+    RNG_LANGEVIN = 2,      /* noise of a Langevin step */
+    RNG_GIBBS = 3,         /* y-draws, one uniform an attribute */
+    RNG_ALTERNATIVE = 4,   /* the draw of an any_of alternative */
+    RNG_BUFFER = 5,        /* which replay buffer entry a chain starts from */
+    RNG_REFINE_START = 6,  /* JEM-k refinement: noise of the duplicates */
+    RNG_REFINE_STEP = 7,   /* JEM-k refinement: Langevin noise */
+    RNG_ACCEPT = 8,        /* Metropolis acceptance */
+    RNG_MOMENTUM = 9       /* HMC momenta */
+};
+
+/* One stream: everything but the element. */
+struct rng_stream {
+    uint64_t seed;
+    uint32_t step, chain, purpose;
+};
+
+/* The raw block of four words for counter element/4 = block. */
+void rng_block(const struct rng_stream *s, uint32_t block, uint32_t out[4]);
+/* out[n] = U[0, 1) multiples of 2^-24. */
+void rng_uniform(const struct rng_stream *s, float *out, size_t n);
+/* out[n] = N(0, 1) by Box-Muller on (0, 1] x [0, 1); |value| <= 5.77. */
+void rng_normal(const struct rng_stream *s, float *out, size_t n);

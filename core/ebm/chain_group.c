@@ -1,0 +1,212 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The storage of the chain engine: what a group keeps, and its checkpoint. */
+#include "ebm/chains_internal.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+static int trace_spacing(int steps)
+{
+    return steps / CHAINS_TRACE_MAX + 1;
+}
+
+static int trace_length(int steps)
+{
+    return steps / trace_spacing(steps) + 1;
+}
+
+size_t chain_group_bytes(const struct chain_task *t)
+{
+    const size_t n = (size_t)t->n_chains;
+    const size_t points = (size_t)trace_length(t->sampler->steps);
+    return arena_round(n * sizeof(struct chain_state)) +
+           arena_round(n * model_elements(t->model) * sizeof(float)) +
+           arena_round(n * (size_t)t->model->d.attributes.n * sizeof(uint16_t)) +
+           arena_round(n * (size_t)model_logits(t->model) * sizeof(float)) +
+           2 * arena_round(n * points * sizeof(float)) + arena_round(n * sizeof(int));
+}
+
+int group_new(struct chain_group **out, const struct chain_task *t, struct err *e)
+{
+    const size_t n = (size_t)t->n_chains;
+    struct chain_group *g = calloc(1, sizeof *g);
+    if (!g)
+        return fail(e, FAIL_NO_MEMORY, "cannot allocate a chain group");
+    const int rc = arena_init(&g->arena, chain_group_bytes(t), e);
+    if (rc != 0) {
+        free(g);
+        return rc;
+    }
+    g->task = *t;
+    g->task.model = model_get(t->model);
+    g->elements = model_elements(t->model);
+    g->attributes = t->model->d.attributes.n;
+    g->logits = model_logits(t->model);
+    g->trace_every = trace_spacing(t->sampler->steps);
+    g->trace_points = trace_length(t->sampler->steps);
+    const size_t points = (size_t)g->trace_points;
+    g->state = arena_take(&g->arena, n * sizeof *g->state);
+    g->x = arena_take(&g->arena, n * g->elements * sizeof *g->x);
+    g->y = arena_take(&g->arena, n * (size_t)g->attributes * sizeof *g->y);
+    g->final_logits = arena_take(&g->arena, n * (size_t)g->logits * sizeof *g->final_logits);
+    g->trace_score = arena_take(&g->arena, n * points * sizeof *g->trace_score);
+    g->trace_grad = arena_take(&g->arena, n * points * sizeof *g->trace_grad);
+    g->ready = arena_take(&g->arena, n * sizeof *g->ready);
+    for (int i = 0; i < t->n_chains; i++)
+        group_push_ready(g, i);
+    g->unfinished = t->n_chains;
+    *out = g;
+    return 0;
+}
+
+void group_free(struct chain_group *g)
+{
+    if (!g)
+        return;
+    arena_fini(&g->arena);
+    model_put(g->task.model);
+    free(g);
+}
+
+void group_push_ready(struct chain_group *g, int chain)
+{
+    g->ready[(g->ready_first + g->ready_count) % g->task.n_chains] = chain;
+    g->ready_count++;
+}
+
+int group_pop_ready(struct chain_group *g)
+{
+    const int chain = g->ready[g->ready_first];
+    g->ready_first = (g->ready_first + 1) % g->task.n_chains;
+    g->ready_count--;
+    return chain;
+}
+
+/* What a checkpoint begins with. Native byte order: it is resumed where it was made. */
+struct checkpoint_head {
+    char magic[8];
+    uint64_t seed;
+    uint64_t elements;
+    int32_t n_chains, attributes, logits, steps, trace_points, trace_every;
+};
+
+static struct checkpoint_head head_of(const struct chain_group *g)
+{
+    struct checkpoint_head h;
+    memset(&h, 0, sizeof h);
+    memcpy(h.magic, "jemdchk1", sizeof h.magic);
+    h.seed = g->task.seed;
+    h.elements = g->elements;
+    h.n_chains = g->task.n_chains;
+    h.attributes = g->attributes;
+    h.logits = g->logits;
+    h.steps = g->task.sampler->steps;
+    h.trace_points = g->trace_points;
+    h.trace_every = g->trace_every;
+    return h;
+}
+
+/* The arrays a checkpoint carries, in order. */
+struct part {
+    void *data;
+    size_t size;
+};
+enum { PARTS = 6 };
+
+static void parts_of(const struct chain_group *g, struct part parts[PARTS])
+{
+    const size_t n = (size_t)g->task.n_chains, points = n * (size_t)g->trace_points;
+    parts[0] = (struct part){g->state, n * sizeof *g->state};
+    parts[1] = (struct part){g->x, n * g->elements * sizeof *g->x};
+    parts[2] = (struct part){g->y, n * (size_t)g->attributes * sizeof *g->y};
+    parts[3] = (struct part){g->final_logits, n * (size_t)g->logits * sizeof *g->final_logits};
+    parts[4] = (struct part){g->trace_score, points * sizeof *g->trace_score};
+    parts[5] = (struct part){g->trace_grad, points * sizeof *g->trace_grad};
+}
+
+size_t group_checkpoint_bytes(const struct chain_group *g)
+{
+    struct part parts[PARTS];
+    size_t size = sizeof(struct checkpoint_head);
+    parts_of(g, parts);
+    for (int i = 0; i < PARTS; i++)
+        size += parts[i].size;
+    return size;
+}
+
+void group_write_checkpoint(const struct chain_group *g, unsigned char *out)
+{
+    const struct checkpoint_head h = head_of(g);
+    struct part parts[PARTS];
+    parts_of(g, parts);
+    memcpy(out, &h, sizeof h);
+    out += sizeof h;
+    for (int i = 0; i < PARTS; i++) {
+        memcpy(out, parts[i].data, parts[i].size);
+        out += parts[i].size;
+    }
+}
+
+static bool state_is_possible(const struct chain_group *g, int chain)
+{
+    const struct chain_state *s = &g->state[chain];
+    const struct condition *c = g->task.conditions[chain];
+    const int steps = g->task.sampler->steps;
+    const int evaluated = (int)s->step + (s->finished || s->diverged);
+    if (s->step > (uint32_t)steps || s->started > 1 || s->finished > 1 || s->diverged > 1 ||
+        s->alternative >= c->n_alternatives || (!s->started && s->step > 0) || s->n_trace < 0 ||
+        s->n_trace > g->trace_points ||
+        s->n_trace > (evaluated + g->trace_every - 1) / g->trace_every)
+        return false;
+    for (int k = 0; k < g->attributes; k++)
+        if (g->y[chain * g->attributes + k] >= g->task.model->d.attributes.list[k].n_values)
+            return false;
+    return true;
+}
+
+int group_restore(struct chain_group *g, const struct blob *checkpoint, struct err *e)
+{
+    const struct checkpoint_head h = head_of(g);
+    struct part parts[PARTS];
+    if (checkpoint->size != group_checkpoint_bytes(g) ||
+        memcmp(checkpoint->bytes, &h, sizeof h) != 0)
+        return fail(e, FAIL_BAD_FILE, "the checkpoint belongs to another task");
+    const unsigned char *in = checkpoint->bytes + sizeof h;
+    parts_of(g, parts);
+    for (int i = 0; i < PARTS; i++) {
+        memcpy(parts[i].data, in, parts[i].size);
+        in += parts[i].size;
+    }
+    g->ready_first = g->ready_count = g->unfinished = 0;
+    long long steps = 0;
+    for (int i = 0; i < g->task.n_chains; i++) {
+        if (!state_is_possible(g, i))
+            return fail(e, FAIL_BAD_FILE, "the checkpoint is damaged at chain %d", i);
+        steps += g->state[i].step;
+        if (!g->state[i].finished && !g->state[i].diverged) {
+            group_push_ready(g, i);
+            g->unfinished++;
+        }
+    }
+    g->steps_done = steps;
+    return 0;
+}
+
+void chain_group_result(const struct chain_group *g, int chain, struct chain_result *out)
+{
+    const size_t i = (size_t)chain;
+    const struct chain_state *s = &g->state[chain];
+    *out = (struct chain_result){
+        .x = g->x + i * g->elements,
+        .y = g->y + i * (size_t)g->attributes,
+        .logits = g->final_logits + i * (size_t)g->logits,
+        .score = s->score,
+        .steps = (int)s->step,
+        .finished = s->finished,
+        .diverged = s->diverged,
+        .trace_score = g->trace_score + i * (size_t)g->trace_points,
+        .trace_grad = g->trace_grad + i * (size_t)g->trace_points,
+        .n_trace = s->n_trace,
+        .trace_every = g->trace_every,
+    };
+}

@@ -1,0 +1,239 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The arithmetic of the chain engine: one step of every chain in a worker's slots. */
+#include "base/rng.h"
+#include "ebm/chains_internal.h"
+#include "ebm/start.h"
+
+#include <math.h>
+#include <string.h>
+
+enum { TRACE_ROW = CHAINS_TRACE_MAX + 1 };
+
+int stage_open(struct stage *s, struct model *m, int slots, struct err *e)
+{
+    struct stage made = {0};
+    const size_t n = (size_t)slots, elements = model_elements(m);
+    const size_t logits = (size_t)model_logits(m), k = (size_t)m->d.attributes.n;
+    const size_t bytes =
+        arena_round(n * sizeof(struct slot)) + 2 * arena_round(n * elements * sizeof(float)) +
+        arena_round(elements * sizeof(float)) + 2 * arena_round(n * logits * sizeof(float)) +
+        arena_round((k + 1) * sizeof(float)) + arena_round(n * k * sizeof(uint16_t)) +
+        2 * arena_round(n * TRACE_ROW * sizeof(float));
+    int rc = workspace_open(&made.workspace, m->net, ops_default(), slots, true, e);
+    if (rc == 0)
+        rc = arena_init(&made.arena, bytes, e);
+    if (rc != 0) {
+        workspace_close(made.workspace);
+        return rc;
+    }
+    made.slots = arena_take(&made.arena, n * sizeof(struct slot));
+    made.x = arena_take(&made.arena, n * elements * sizeof(float));
+    made.grad = arena_take(&made.arena, n * elements * sizeof(float));
+    made.noise = arena_take(&made.arena, elements * sizeof(float));
+    made.dlogits = arena_take(&made.arena, n * logits * sizeof(float));
+    made.logits = arena_take(&made.arena, n * logits * sizeof(float));
+    made.uniforms = arena_take(&made.arena, (k + 1) * sizeof(float));
+    made.y = arena_take(&made.arena, n * k * sizeof(uint16_t));
+    made.trace_score = arena_take(&made.arena, n * TRACE_ROW * sizeof(float));
+    made.trace_grad = arena_take(&made.arena, n * TRACE_ROW * sizeof(float));
+    made.model = model_get(m);
+    *s = made;
+    return 0;
+}
+
+void stage_close(struct stage *s)
+{
+    workspace_close(s->workspace);
+    arena_fini(&s->arena);
+    model_put(s->model);
+    *s = (struct stage){0};
+}
+
+size_t stage_bytes(const struct stage *s)
+{
+    return s->arena.size_bytes + workspace_bytes(s->workspace);
+}
+
+void stage_enter(struct stage *s, struct chain_group *g, int chain, int64_t now_ns)
+{
+    const size_t row = (size_t)s->n, from = (size_t)chain;
+    const size_t k = (size_t)g->attributes;
+    s->slots[row] = (struct slot){.group = g,
+                                  .chain = chain,
+                                  .state = g->state[chain],
+                                  .entered_ns = now_ns,
+                                  .trace_first = g->state[chain].n_trace};
+    if (g->state[chain].started) {
+        memcpy(s->x + row * g->elements, g->x + from * g->elements, g->elements * sizeof *s->x);
+        memcpy(s->y + row * k, g->y + from * k, k * sizeof *s->y);
+    }
+    s->n++;
+}
+
+void stage_save(struct stage *s, int i)
+{
+    struct slot *slot = &s->slots[i];
+    struct chain_group *g = slot->group;
+    const size_t row = (size_t)i, to = (size_t)slot->chain, k = (size_t)g->attributes;
+    const size_t logits = (size_t)g->logits;
+    slot->state.n_trace = slot->trace_first + slot->trace_count;
+    g->state[slot->chain] = slot->state;
+    memcpy(g->x + to * g->elements, s->x + row * g->elements, g->elements * sizeof *g->x);
+    memcpy(g->y + to * k, s->y + row * k, k * sizeof *g->y);
+    if (slot->state.finished || slot->state.diverged)
+        memcpy(g->final_logits + to * logits, s->logits + row * logits, logits * sizeof *s->logits);
+    const size_t at = to * (size_t)g->trace_points + (size_t)slot->trace_first;
+    const size_t bytes = (size_t)slot->trace_count * sizeof(float);
+    memcpy(g->trace_score + at, s->trace_score + row * TRACE_ROW, bytes);
+    memcpy(g->trace_grad + at, s->trace_grad + row * TRACE_ROW, bytes);
+    slot->trace_first += slot->trace_count;
+    slot->trace_count = 0;
+}
+
+void stage_remove(struct stage *s, int i)
+{
+    const size_t to = (size_t)i, from = (size_t)--s->n;
+    if (to == from)
+        return;
+    const struct chain_group *g = s->slots[from].group;
+    const size_t k = (size_t)g->attributes, logits = (size_t)g->logits;
+    const size_t bytes = (size_t)s->slots[from].trace_count * sizeof(float);
+    s->slots[to] = s->slots[from];
+    memcpy(s->x + to * g->elements, s->x + from * g->elements, g->elements * sizeof *s->x);
+    memcpy(s->y + to * k, s->y + from * k, k * sizeof *s->y);
+    memcpy(s->logits + to * logits, s->logits + from * logits, logits * sizeof *s->logits);
+    memcpy(s->trace_score + to * TRACE_ROW, s->trace_score + from * TRACE_ROW, bytes);
+    memcpy(s->trace_grad + to * TRACE_ROW, s->trace_grad + from * TRACE_ROW, bytes);
+}
+
+static const struct condition *condition_of(const struct slot *slot)
+{
+    return slot->group->task.conditions[slot->chain];
+}
+
+/* y = the most probable allowed value of each attribute. */
+static void most_probable(const struct condition *c, const float *logits, uint16_t *y)
+{
+    for (int k = 0; k < c->attributes->n; k++) {
+        const struct attribute *a = &c->attributes->list[k];
+        int best = -1;
+        for (int v = 0; v < a->n_values; v++)
+            if (condition_allows(c, k, v) &&
+                (best < 0 || logits[a->first + v] > logits[a->first + best]))
+                best = v;
+        y[k] = (uint16_t)best;
+    }
+}
+
+static void draw_y(struct stage *s, int i, const float *logits)
+{
+    struct slot *slot = &s->slots[i];
+    const int k = slot->group->attributes;
+    const struct rng_stream stream = {.seed = slot->group->task.seed,
+                                      .step = slot->state.step,
+                                      .chain = (uint32_t)slot->chain,
+                                      .purpose = RNG_GIBBS};
+    struct rng_stream alternative = stream;
+    alternative.purpose = RNG_ALTERNATIVE;
+    rng_uniform(&stream, s->uniforms, (size_t)k);
+    rng_uniform(&alternative, s->uniforms + k, 1);
+    slot->state.alternative = (uint16_t)condition_draw(condition_of(slot), logits, s->uniforms,
+                                                       s->y + (size_t)i * (size_t)k);
+}
+
+/* The chain's score at its image and the gradient at the logits; at its last step it only looks.
+ * Returns true if the chain moves on. */
+static bool look(struct stage *s, int i, const float *logits)
+{
+    struct slot *slot = &s->slots[i];
+    const struct chain_group *g = slot->group;
+    const struct sampler *sampler = g->task.sampler;
+    const size_t l = (size_t)g->logits;
+    const int t = (int)slot->state.step;
+    uint16_t *y = s->y + (size_t)i * (size_t)g->attributes;
+    float *dlogits = s->dlogits + (size_t)i * l;
+    const bool last = t >= sampler->steps;
+    if (!last && sampler_draws_y(sampler, t))
+        draw_y(s, i, logits);
+    if (sampler->kind == SAMPLER_GIBBS && sampler->steps > 0)
+        slot->state.score =
+            condition_score_given(condition_of(slot), slot->state.alternative, logits, y, dlogits);
+    else
+        slot->state.score = condition_score(condition_of(slot), logits, dlogits);
+    slot->state.diverged = !isfinite(slot->state.score);
+    slot->state.finished = last && !slot->state.diverged;
+    if (!last && !slot->state.diverged)
+        return true;
+    memset(dlogits, 0, l * sizeof *dlogits);
+    memcpy(s->logits + (size_t)i * l, logits, l * sizeof *logits);
+    if (sampler->kind != SAMPLER_GIBBS || sampler->steps == 0)
+        most_probable(condition_of(slot), logits, y);
+    return false;
+}
+
+static void trace(struct stage *s, int i, float grad)
+{
+    struct slot *slot = &s->slots[i];
+    if (slot->state.step % (uint32_t)slot->group->trace_every != 0)
+        return;
+    const size_t at = (size_t)i * TRACE_ROW + (size_t)slot->trace_count++;
+    s->trace_score[at] = slot->state.score;
+    s->trace_grad[at] = grad;
+}
+
+/* The Langevin step of row i, from its gradient. */
+static void move(struct stage *s, int i)
+{
+    struct slot *slot = &s->slots[i];
+    const struct chain_group *g = slot->group;
+    const struct sampler *sampler = g->task.sampler;
+    const int t = (int)slot->state.step;
+    const size_t at = (size_t)i * g->elements;
+    if (!sampler_noiseless(sampler, t)) {
+        const struct rng_stream stream = {.seed = g->task.seed,
+                                          .step = slot->state.step,
+                                          .chain = (uint32_t)slot->chain,
+                                          .purpose = RNG_LANGEVIN};
+        rng_normal(&stream, s->noise, g->elements);
+    }
+    const struct sampler_step r =
+        sampler_step(sampler, t, s->x + at, s->grad + at, s->noise, g->elements);
+    trace(s, i, r.mean_abs_grad);
+    if (r.finite)
+        slot->state.step++;
+    else
+        slot->state.diverged = 1;
+    slot->held_steps++;
+}
+
+static void begin(struct stage *s, int i)
+{
+    struct slot *slot = &s->slots[i];
+    const struct chain_task *t = &slot->group->task;
+    if (slot->state.started)
+        return;
+    start_chain(t->model, t->sampler, condition_of(slot), t->image, t->seed, (uint32_t)slot->chain,
+                s->x + (size_t)i * slot->group->elements, s->noise);
+    slot->state.started = 1;
+}
+
+void stage_iterate(struct stage *s)
+{
+    const size_t l = (size_t)model_logits(s->model);
+    bool moving[CHAINS_SLOTS_MAX], any = false;
+    for (int i = 0; i < s->n; i++)
+        begin(s, i);
+    const float *logits = net_forward(s->workspace, s->n, s->x);
+    for (int i = 0; i < s->n; i++) {
+        moving[i] = look(s, i, logits + (size_t)i * l);
+        any |= moving[i];
+    }
+    if (any)
+        net_backward_input(s->workspace, s->n, s->dlogits, s->grad);
+    for (int i = 0; i < s->n; i++) {
+        if (moving[i])
+            move(s, i);
+        else
+            trace(s, i, 0);
+    }
+}

@@ -1,0 +1,90 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#pragma once
+/* Shared by chains.c (scheduling), chain_stage.c (arithmetic) and chain_group.c (storage); private
+ * to these three. */
+#include "base/mem.h"
+#include "ebm/chains.h"
+
+#include <pthread.h>
+
+/* Where a chain is between quanta. Guarded by the engine's mu. */
+struct chain_state {
+    uint32_t step;
+    uint16_t alternative; /* of the last y-draw */
+    uint8_t started, finished, diverged;
+    int32_t n_trace;
+    float score;
+};
+
+struct chain_group {
+    struct chains *engine;
+    struct chain_task task;
+    size_t elements; /* of an image */
+    int attributes, logits;
+    int trace_every, trace_points;
+    struct arena arena;
+    struct chain_state *state;       /* [n_chains], guarded by mu, as are the arrays below */
+    float *x;                        /* [n_chains][elements] */
+    uint16_t *y;                     /* [n_chains][attributes] */
+    float *final_logits;             /* [n_chains][logits] */
+    float *trace_score, *trace_grad; /* [n_chains][trace_points] */
+
+    /* Scheduling, guarded by mu. */
+    int *ready; /* ring of n_chains indices */
+    int ready_first, ready_count;
+    int in_slots, unfinished;
+    double pass; /* stride scheduling: work done / weight */
+    bool canceled, ended;
+    struct err error; /* why the group could not go on; code 0 = none */
+    struct chain_group *next;
+    _Atomic long long steps_done;
+};
+
+/* One chain in a worker's hands. */
+struct slot {
+    struct chain_group *group;
+    int chain;
+    struct chain_state state;
+    int held_steps;
+    int64_t entered_ns;
+    int trace_first, trace_count; /* segment not yet saved */
+};
+
+/* A worker's memory for one model; slot i is row i of every array. */
+struct stage {
+    struct model *model; /* one reference; NULL = unused */
+    struct workspace *workspace;
+    struct arena arena;
+    int n; /* occupied */
+    struct slot *slots;
+    float *x, *grad;                 /* [slots][elements] */
+    float *noise;                    /* [elements] */
+    float *dlogits, *logits;         /* [slots][logits] */
+    float *uniforms;                 /* [attributes + 1] */
+    uint16_t *y;                     /* [slots][attributes] */
+    float *trace_score, *trace_grad; /* [slots][CHAINS_TRACE_MAX + 1] */
+    uint64_t used;                   /* for eviction: when it was last chosen */
+};
+
+int stage_open(struct stage *s, struct model *m, int slots, struct err *e);
+void stage_close(struct stage *s);
+size_t stage_bytes(const struct stage *s);
+/* Puts chain `chain` of g into the next free row. Caller holds mu. */
+void stage_enter(struct stage *s, struct chain_group *g, int chain, int64_t now_ns);
+/* Copies row i back to its group; the slot stays. Caller holds mu. */
+void stage_save(struct stage *s, int i);
+/* Frees row i (after stage_save): the last row moves into it. */
+void stage_remove(struct stage *s, int i);
+/* One step of every chain in the stage. No lock, no allocation. */
+void stage_iterate(struct stage *s);
+
+/* Allocates a group, all chains ready at step 0. */
+int group_new(struct chain_group **out, const struct chain_task *t, struct err *e);
+/* Puts a checkpoint's states into a new group. Errors: BAD_FILE. */
+int group_restore(struct chain_group *g, const struct blob *checkpoint, struct err *e);
+void group_push_ready(struct chain_group *g, int chain);
+int group_pop_ready(struct chain_group *g);
+/* The checkpoint's bytes into out (group_checkpoint_bytes long). Caller holds mu. */
+size_t group_checkpoint_bytes(const struct chain_group *g);
+void group_write_checkpoint(const struct chain_group *g, unsigned char *out);
+void group_free(struct chain_group *g);

@@ -1,0 +1,242 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "ebm/model.h"
+
+#include <math.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+struct copy {
+    struct copy *next;
+    float data[];
+};
+
+static bool is_aligned(const void *p)
+{
+    return (uintptr_t)p % sizeof(float) == 0;
+}
+
+/* The tensor's floats: in the mapping, or a private copy when the file misaligns them. */
+static const float *floats(struct model *m, const struct tensor *t, struct err *e)
+{
+    if (is_aligned(t->data))
+        return t->data;
+    struct copy *c = malloc(sizeof *c + t->size_bytes);
+    if (!c) {
+        fail(e, FAIL_NO_MEMORY, "cannot copy tensor \"%s\"", t->name);
+        return NULL;
+    }
+    memcpy(c->data, t->data, t->size_bytes);
+    c->next = m->copies;
+    m->copies = c;
+    m->private_bytes += t->size_bytes;
+    return c->data;
+}
+
+static const float *find_weight(void *ctx, const char *name, const int *shape, int n_dims,
+                                struct err *e)
+{
+    struct model *m = ctx;
+    const struct tensor *t = safetensors_find(m->file, name);
+    if (!t) {
+        fail(e, FAIL_BAD_MODEL, "%s: tensor \"%s\" is missing", m->path, name);
+        return NULL;
+    }
+    bool same = t->n_dims == n_dims;
+    for (int i = 0; same && i < n_dims; i++)
+        same = t->shape[i] == (uint64_t)shape[i];
+    if (!same || t->dtype != TENSOR_F32) {
+        fail(e, FAIL_BAD_MODEL, "%s: tensor \"%s\" is not F32 of the shape its layer needs",
+             m->path, name);
+        return NULL;
+    }
+    return floats(m, t, e);
+}
+
+static int open_net(struct model *m, struct err *e)
+{
+    const struct net_weights weights = {.ctx = m, .find = find_weight};
+    const struct attributes *a = &m->d.attributes;
+    int rc = net_open(&m->net, m->d.layers, m->d.n_layers, m->d.input, &weights, e);
+    if (rc != 0)
+        return rc;
+    const int expected = a->n_logits + (a->head >= 0);
+    if (net_logits(m->net) != expected)
+        return fail(e, FAIL_BAD_MODEL, "%s: the network has %d outputs, its attributes need %d",
+                    m->path, net_logits(m->net), expected);
+    return 0;
+}
+
+static int open_energies(struct model *m, struct err *e)
+{
+    if (!m->d.energies[0])
+        return 0;
+    const struct tensor *t = safetensors_find(m->file, m->d.energies);
+    if (!t || t->dtype != TENSOR_F32 || t->n_dims != 1 || t->elements == 0)
+        return fail(e, FAIL_BAD_MODEL, "%s: calibration energies \"%s\" must be a F32 vector",
+                    m->path, m->d.energies);
+    const float *energies = floats(m, t, e);
+    if (!energies)
+        return -FAIL_NO_MEMORY;
+    for (uint64_t i = 0; i < t->elements; i++) {
+        if (!isfinite(energies[i]) || (i > 0 && energies[i] < energies[i - 1]))
+            return fail(e, FAIL_BAD_MODEL, "%s: calibration energies are not finite and ascending",
+                        m->path);
+    }
+    m->energies = energies;
+    m->n_energies = t->elements;
+    return 0;
+}
+
+static bool labels_fit(const struct model *m, const uint8_t *y, uint64_t n)
+{
+    const struct attributes *a = &m->d.attributes;
+    for (uint64_t i = 0; i < n; i++)
+        for (int k = 0; k < a->n; k++, y++)
+            if (*y != 255 && *y >= a->list[k].n_values)
+                return false;
+    return true;
+}
+
+static int open_buffer(struct model *m, struct err *e)
+{
+    if (!m->d.buffer_x[0])
+        return 0;
+    const struct net_shape in = m->d.input;
+    const struct tensor *x = safetensors_find(m->file, m->d.buffer_x);
+    if (!x || (x->dtype != TENSOR_U8 && x->dtype != TENSOR_F32) || x->n_dims != 4 ||
+        x->shape[1] != (uint64_t)in.c || x->shape[2] != (uint64_t)in.h ||
+        x->shape[3] != (uint64_t)in.w || x->shape[0] == 0)
+        return fail(e, FAIL_BAD_MODEL,
+                    "%s: replay buffer \"%s\" must be U8 or F32 [n,%d,%d,%d] with n > 0", m->path,
+                    m->d.buffer_x, in.c, in.h, in.w);
+    m->buffer_x = x;
+    m->n_buffer = x->shape[0];
+    if (!m->d.buffer_y[0])
+        return 0;
+    const struct tensor *y = safetensors_find(m->file, m->d.buffer_y);
+    if (!y || y->dtype != TENSOR_U8 || y->n_dims != 2 || y->shape[0] != x->shape[0] ||
+        y->shape[1] != (uint64_t)m->d.attributes.n || !labels_fit(m, y->data, y->shape[0]))
+        return fail(e, FAIL_BAD_MODEL,
+                    "%s: buffer labels \"%s\" must be U8 [n,%d] of value indices or 255", m->path,
+                    m->d.buffer_y, m->d.attributes.n);
+    m->buffer_y = y->data;
+    return 0;
+}
+
+static int open_all(struct model *m, const char *cache_dir, bool recompute, struct err *e)
+{
+    int rc = safetensors_open(&m->file, m->path, e);
+    if (rc != 0)
+        return rc;
+    const char *text = safetensors_metadata(m->file, "jemd");
+    if (!text)
+        return fail(e, FAIL_BAD_MODEL,
+                    "%s: no jemd description in it; convert checkpoints with "
+                    "clients/python/import_torch.py",
+                    m->path);
+    m->file_bytes = safetensors_size_bytes(m->file);
+    rc = description_parse(&m->d, text, m->path, e);
+    if (rc == 0)
+        rc = open_net(m, e);
+    if (rc == 0)
+        rc = open_energies(m, e);
+    if (rc == 0)
+        rc = open_buffer(m, e);
+    if (rc == 0)
+        rc = digest_file(safetensors_fd(m->file), cache_dir, recompute, m->digest, e);
+    return rc;
+}
+
+int model_open(struct model **out, const char *path, const char *cache_dir, bool recompute,
+               struct err *e)
+{
+    struct model *m = calloc(1, sizeof *m);
+    if (!m)
+        return fail(e, FAIL_NO_MEMORY, "cannot allocate a model");
+    atomic_init(&m->refs, 1);
+    if (strlen(path) >= sizeof m->path) {
+        free(m);
+        return fail(e, FAIL_IO, "the model's path is longer than %zu bytes", sizeof m->path - 1);
+    }
+    strcpy(m->path, path);
+    const int rc = open_all(m, cache_dir, recompute, e);
+    if (rc != 0)
+        model_put(m);
+    else
+        *out = m;
+    return rc;
+}
+
+struct model *model_get(struct model *m)
+{
+    atomic_fetch_add_explicit(&m->refs, 1, memory_order_relaxed);
+    return m;
+}
+
+void model_put(struct model *m)
+{
+    if (!m || atomic_fetch_sub_explicit(&m->refs, 1, memory_order_acq_rel) != 1)
+        return;
+    net_close(m->net);
+    for (struct copy *c = m->copies, *next; c; c = next) {
+        next = c->next;
+        free(c);
+    }
+    description_fini(&m->d);
+    safetensors_close(m->file);
+    free(m);
+}
+
+size_t model_elements(const struct model *m)
+{
+    return net_shape_elements(m->d.input);
+}
+
+int model_logits(const struct model *m)
+{
+    return net_logits(m->net);
+}
+
+void model_from_pixels(const struct model *m, const unsigned char *pixels, float *x)
+{
+    const struct net_shape s = m->d.input;
+    const size_t plane = (size_t)s.h * (size_t)s.w;
+    for (int c = 0; c < s.c; c++)
+        for (size_t i = 0; i < plane; i++)
+            *x++ =
+                m->d.pixel_scale * (float)pixels[i * (size_t)s.c + (size_t)c] + m->d.pixel_offset;
+}
+
+void model_to_pixels(const struct model *m, const float *x, unsigned char *pixels)
+{
+    const struct net_shape s = m->d.input;
+    const size_t plane = (size_t)s.h * (size_t)s.w;
+    const float inverse = 1.0f / m->d.pixel_scale;
+    for (int c = 0; c < s.c; c++) {
+        for (size_t i = 0; i < plane; i++) {
+            float v = (*x++ - m->d.pixel_offset) * inverse + 0.5f;
+            v = v > 0.0f ? v : 0.0f;
+            pixels[i * (size_t)s.c + (size_t)c] = (unsigned char)(v < 255.0f ? v : 255.0f);
+        }
+    }
+}
+
+void model_buffer_image(const struct model *m, size_t i, float *x)
+{
+    const size_t n = model_elements(m);
+    const struct tensor *t = m->buffer_x;
+    const float scale = m->d.buffer_scale, offset = m->d.buffer_offset;
+    if (t->dtype == TENSOR_U8) {
+        const uint8_t *v = (const uint8_t *)t->data + i * n;
+        for (size_t j = 0; j < n; j++)
+            x[j] = scale * (float)v[j] + offset;
+        return;
+    }
+    for (size_t j = 0; j < n; j++) {
+        float v;
+        memcpy(&v, (const char *)t->data + (i * n + j) * sizeof v, sizeof v);
+        x[j] = scale * v + offset;
+    }
+}

@@ -1,0 +1,46 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#pragma once
+/*
+ * A model: immutable after load, counted, shared read-only by every thread. Weights stay in the
+ * file's shared mapping. Whoever holds a reference may use every field without a lock.
+ */
+#include "base/fail.h"
+#include "ebm/description.h"
+#include "file/digest.h"
+#include "file/safetensors.h"
+#include "net/net.h"
+
+struct model {
+    _Atomic int refs; /* private */
+    char path[4096];
+    char digest[DIGEST_HEX];
+    size_t file_bytes;
+    size_t private_bytes; /* weights that had to be copied because the file misaligns them */
+    struct description d;
+    struct net *net;
+    struct safetensors *file; /* keeps the mapping */
+    void *copies;             /* private, list of copied weights */
+
+    const float *energies; /* calibration energies [n_energies], ascending; NULL = none */
+    size_t n_energies;
+    size_t n_buffer;               /* replay buffer entries, 0 = none */
+    const struct tensor *buffer_x; /* U8 or F32 [n_buffer][C][H][W] */
+    const uint8_t *buffer_y;       /* [n_buffer][K], 255 = free; NULL = unlabelled */
+};
+
+/* Opens and checks everything; digest cached in cache_dir (may be NULL) unless recompute.
+ * Errors: IO, BAD_FILE, BAD_MODEL, NO_MEMORY. One reference. */
+int model_open(struct model **out, const char *path, const char *cache_dir, bool recompute,
+               struct err *e);
+struct model *model_get(struct model *m);
+void model_put(struct model *m); /* NULL is allowed */
+
+/* Elements of one input image, logits of one image (energy head included). */
+size_t model_elements(const struct model *m);
+int model_logits(const struct model *m);
+/* pixels[H][W][C] (8 bit) -> x[C][H][W] in the model's range. */
+void model_from_pixels(const struct model *m, const unsigned char *pixels, float *x);
+/* x[C][H][W] -> pixels[H][W][C], rounded and clamped. */
+void model_to_pixels(const struct model *m, const float *x, unsigned char *pixels);
+/* Copies replay buffer entry i to x[C][H][W]. */
+void model_buffer_image(const struct model *m, size_t i, float *x);

@@ -1,0 +1,117 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "ebm/sampler.h"
+
+#include <math.h>
+
+const char *const sampler_kind_names[SAMPLER_KINDS] = {"sgld", "ula", "gibbs"};
+const char *const sampler_rule_names[SAMPLER_RULES] = {"fixed", "normalised"};
+const char *const start_kind_names[START_KINDS] = {"noise", "buffer", "image"};
+
+enum { LANES = 16 };
+
+/* Mean of |v[i]| in a fixed order of additions. */
+static float mean_abs(const float *v, size_t n)
+{
+    float lanes[LANES] = {0};
+    size_t i = 0;
+    for (; i + LANES <= n; i += LANES)
+        for (size_t j = 0; j < LANES; j++)
+            lanes[j] += fabsf(v[i + j]);
+    for (size_t j = 0; i < n; i++, j++)
+        lanes[j] += fabsf(v[i]);
+    for (int half = LANES / 2; half > 0; half /= 2)
+        for (int j = 0; j < half; j++)
+            lanes[j] += lanes[j + half];
+    return lanes[0] / (float)n;
+}
+
+bool sampler_noiseless(const struct sampler *s, int t)
+{
+    return s->steps - t <= s->cool_last;
+}
+
+bool sampler_draws_y(const struct sampler *s, int t)
+{
+    return s->kind == SAMPLER_GIBBS && t % s->langevin_steps == 0;
+}
+
+static float clamped(float v, float lo, float hi)
+{
+    return v < lo ? lo : v > hi ? hi : v;
+}
+
+struct sampler_step sampler_step(const struct sampler *s, int t, float *x, const float *grad,
+                                 const float *normal, size_t n)
+{
+    const float inverse = 1.0f / s->temperature;
+    struct sampler_step r = {.mean_abs_grad = mean_abs(grad, n) * inverse};
+    r.finite = isfinite(r.mean_abs_grad);
+    if (!r.finite)
+        return r;
+    float a = s->step_size;
+    if (s->rule == SAMPLER_NORMALISED && s->step_norm < a * r.mean_abs_grad)
+        a = s->step_norm / r.mean_abs_grad;
+    float noise = s->kind == SAMPLER_ULA ? sqrtf(2.0f * a) : s->noise;
+    if (sampler_noiseless(s, t)) {
+        a *= (float)(s->steps - t) / (float)s->cool_last;
+        noise = 0;
+    }
+    r.step_size = a;
+    const float scale = a * inverse;
+    const float most = s->pixel_clamp > 0 ? s->pixel_clamp : INFINITY;
+    const float lo = s->clamp ? s->clamp_lo : -INFINITY, hi = s->clamp ? s->clamp_hi : INFINITY;
+    if (noise > 0) {
+        for (size_t i = 0; i < n; i++)
+            x[i] =
+                clamped(x[i] + clamped(scale * grad[i], -most, most) + noise * normal[i], lo, hi);
+    } else {
+        for (size_t i = 0; i < n; i++)
+            x[i] = clamped(x[i] + clamped(scale * grad[i], -most, most), lo, hi);
+    }
+    return r;
+}
+
+static int number(struct err *e, const char *field, float v, float lo, float hi)
+{
+    if (v >= lo && v <= hi)
+        return 0;
+    fail(e, FAIL_OUT_OF_RANGE, "sampler %s must be in [%g, %g]", field, (double)lo, (double)hi);
+    return fail_at(e, field);
+}
+
+static int count(struct err *e, const char *field, int v, int lo, int hi)
+{
+    if (v >= lo && v <= hi)
+        return 0;
+    fail(e, FAIL_OUT_OF_RANGE, "sampler %s must be in [%d, %d]", field, lo, hi);
+    fail_limit(e, v < lo ? lo : hi);
+    return fail_at(e, field);
+}
+
+int sampler_check(const struct sampler *s, struct err *e)
+{
+    int rc = count(e, "steps", s->steps, 0, 10000000);
+    if (rc == 0)
+        rc = count(e, "langevin_steps", s->langevin_steps, 1, 1000);
+    if (rc == 0)
+        rc = count(e, "cool_last", s->cool_last, 0, s->steps);
+    if (rc == 0)
+        rc = number(e, "step_size", s->step_size, 0, 1e6f);
+    if (rc == 0)
+        rc = number(e, "step_norm", s->step_norm, 0, 1e3f);
+    if (rc == 0)
+        rc = number(e, "noise", s->noise, 0, 1e3f);
+    if (rc == 0)
+        rc = number(e, "temperature", s->temperature, 1e-6f, 1e6f);
+    if (rc == 0)
+        rc = number(e, "pixel_clamp", s->pixel_clamp, 0, 1e6f);
+    if (rc == 0)
+        rc = count(e, "start.grid", s->start_grid, 0, 4096);
+    if (rc == 0)
+        rc = number(e, "start.noise", s->start_noise, 0, 1e3f);
+    if (rc == 0 && s->clamp && !(s->clamp_lo < s->clamp_hi)) {
+        fail(e, FAIL_OUT_OF_RANGE, "sampler clamp must be [low, high] with low < high");
+        rc = fail_at(e, "clamp");
+    }
+    return rc;
+}

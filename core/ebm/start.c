@@ -1,0 +1,132 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "ebm/start.h"
+
+#include "base/rng.h"
+
+#include <string.h>
+
+/* Source position of output pixel i when `in` pixels become `out` (corners not aligned), as the
+ * lower neighbour and the weight of the upper one. */
+static void bilinear_tap(int i, int in, int out, int *lower, int *upper, float *weight)
+{
+    const float at = ((float)i + 0.5f) * (float)in / (float)out - 0.5f;
+    const float inside = at > 0 ? at : 0;
+    *lower = (int)inside;
+    *upper = *lower + 1 < in ? *lower + 1 : *lower;
+    *weight = inside - (float)*lower;
+}
+
+/* grid[C][g][g] -> x[C][H][W]. */
+static void enlarge(struct net_shape s, const float *grid, int g, float *x)
+{
+    for (int c = 0; c < s.c; c++, grid += g * g) {
+        for (int i = 0; i < s.h; i++) {
+            int y0, y1;
+            float wy;
+            bilinear_tap(i, g, s.h, &y0, &y1, &wy);
+            for (int j = 0; j < s.w; j++) {
+                int x0, x1;
+                float wx;
+                bilinear_tap(j, g, s.w, &x0, &x1, &wx);
+                const float a = grid[y0 * g + x0] * (1 - wx) + grid[y0 * g + x1] * wx;
+                const float b = grid[y1 * g + x0] * (1 - wx) + grid[y1 * g + x1] * wx;
+                *x++ = a * (1 - wy) + b * wy;
+            }
+        }
+    }
+}
+
+static void start_noise(const struct model *m, const struct sampler *s,
+                        const struct rng_stream *stream, float *x, float *scratch)
+{
+    const struct net_shape in = m->d.input;
+    const size_t n = model_elements(m);
+    const float lo = m->d.range_lo, span = m->d.range_hi - m->d.range_lo;
+    const int g = s->start_grid;
+    const bool coarse = g > 0 && g <= in.h && g <= in.w;
+    const size_t drawn = coarse ? (size_t)in.c * (size_t)g * (size_t)g : n;
+    float *uniform = coarse ? scratch : x;
+    rng_uniform(stream, uniform, drawn);
+    for (size_t i = 0; i < drawn; i++)
+        uniform[i] = lo + span * uniform[i];
+    if (coarse)
+        enlarge(in, uniform, g, x);
+    if (s->start_noise > 0) {
+        struct rng_stream normal = *stream;
+        normal.purpose = RNG_START_NORMAL;
+        rng_normal(&normal, scratch, n);
+        for (size_t i = 0; i < n; i++)
+            x[i] += s->start_noise * scratch[i];
+    }
+}
+
+static int mismatch(const struct model *m, const struct condition *c, size_t entry)
+{
+    const struct attributes *a = &m->d.attributes;
+    int broken = 0;
+    if (!m->buffer_y)
+        return 0;
+    for (int k = 0; k < a->n; k++) {
+        const uint8_t y = m->buffer_y[entry * (size_t)a->n + (size_t)k];
+        broken += y != 255 && !condition_allows(c, k, y);
+    }
+    return broken;
+}
+
+/* The best mismatch and how many entries have it. */
+static int best_entries(const struct model *m, const struct condition *c, size_t *count)
+{
+    int best = ATTRIBUTES_MAX;
+    *count = 0;
+    for (size_t i = 0; i < m->n_buffer; i++) {
+        const int broken = mismatch(m, c, i);
+        if (broken < best) {
+            best = broken;
+            *count = 0;
+        }
+        *count += broken == best;
+    }
+    return best;
+}
+
+int start_buffer_mismatch(const struct model *m, const struct condition *c)
+{
+    size_t count;
+    return m->n_buffer ? best_entries(m, c, &count) : -1;
+}
+
+static void start_buffer(const struct model *m, const struct condition *c,
+                         const struct rng_stream *stream, float *x)
+{
+    size_t count;
+    float u;
+    const int best = best_entries(m, c, &count);
+    rng_uniform(stream, &u, 1);
+    size_t pick = (size_t)(u * (float)count);
+    pick = pick < count ? pick : count - 1;
+    for (size_t i = 0;; i++) {
+        if (mismatch(m, c, i) == best && pick-- == 0) {
+            model_buffer_image(m, i, x);
+            return;
+        }
+    }
+}
+
+void start_chain(const struct model *m, const struct sampler *s, const struct condition *c,
+                 const float *image, uint64_t seed, uint32_t chain, float *x, float *scratch)
+{
+    const size_t n = model_elements(m);
+    struct rng_stream stream = {.seed = seed, .chain = chain, .purpose = RNG_START_UNIFORM};
+    if (s->start == START_BUFFER) {
+        stream.purpose = RNG_BUFFER;
+        start_buffer(m, c, &stream, x);
+    } else if (s->start == START_IMAGE) {
+        memcpy(x, image, n * sizeof *x);
+    } else {
+        start_noise(m, s, &stream, x, scratch);
+    }
+    for (size_t i = 0; s->clamp && i < n; i++) {
+        const float v = x[i];
+        x[i] = v < s->clamp_lo ? s->clamp_lo : v > s->clamp_hi ? s->clamp_hi : v;
+    }
+}

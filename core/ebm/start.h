@@ -1,0 +1,15 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#pragma once
+/* Where chains begin (MODELS 5). A start depends on seed and chain number alone. */
+#include "ebm/condition.h"
+#include "ebm/model.h"
+#include "ebm/sampler.h"
+
+/* Writes x[C][H][W] for chain `chain` of a job with this seed: fresh noise, a replay buffer entry,
+ * or a copy of `image` (START_IMAGE). `scratch` has as many floats as x. Buffer: uniformly one of
+ * the entries whose labels break the condition in the fewest attributes (unlabelled and free
+ * entries break none). */
+void start_chain(const struct model *m, const struct sampler *s, const struct condition *c,
+                 const float *image, uint64_t seed, uint32_t chain, float *x, float *scratch);
+/* How many attributes the best buffer entries break; -1 if the model has no buffer. */
+int start_buffer_mismatch(const struct model *m, const struct condition *c);

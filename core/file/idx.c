@@ -1,0 +1,160 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "file/idx.h"
+
+#include "file/clip.h"
+
+#include <zlib.h>
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+enum { MAGIC_BYTES = 4, SIZE_BYTES = 4, UNSIGNED_BYTES = 0x08, READ_MAX = 1 << 30 };
+
+/* Translates what zlib says about the stream; 0 when it has no complaint. */
+static int check_stream(gzFile file, const char *label, struct err *e)
+{
+    int status;
+    const char *why = gzerror(file, &status);
+    if (status == Z_OK || status == Z_STREAM_END)
+        return 0;
+    if (status == Z_ERRNO)
+        return fail_errno(e, FAIL_IO, "%s: cannot be read", label);
+    if (status == Z_MEM_ERROR)
+        return fail(e, FAIL_NO_MEMORY, "%s: out of memory while decompressing", label);
+    if (status == Z_BUF_ERROR)
+        return fail(e, FAIL_BAD_FILE, "%s: the compressed file ends early", label);
+    return fail(e, FAIL_BAD_FILE, "%s: the compressed file is damaged (%s)", label,
+                clip_text(why).text);
+}
+
+/* Reads exactly size bytes. */
+static int take(gzFile file, const char *label, void *out, size_t size, struct err *e)
+{
+    unsigned char *p = out;
+    while (size) {
+        const int n = gzread(file, p, size < READ_MAX ? (unsigned)size : READ_MAX);
+        const int rc = check_stream(file, label, e);
+        if (rc)
+            return rc;
+        if (n <= 0)
+            return fail(e, FAIL_BAD_FILE, "%s: the file ends %zu bytes early", label, size);
+        p += n;
+        size -= (size_t)n;
+    }
+    return 0;
+}
+
+/* Nothing may follow; reading on is also what makes zlib check the sum at the end. */
+static int expect_end(gzFile file, const char *label, struct err *e)
+{
+    char extra;
+    const int n = gzread(file, &extra, 1);
+    const int rc = check_stream(file, label, e);
+    if (rc)
+        return rc;
+    if (n > 0)
+        return fail(e, FAIL_BAD_FILE, "%s: the file goes on after its last element", label);
+    return 0;
+}
+
+static int read_header(struct idx *d, gzFile file, const char *label, struct err *e)
+{
+    unsigned char magic[MAGIC_BYTES], sizes[IDX_DIMS_MAX * SIZE_BYTES];
+    int rc = take(file, label, magic, sizeof magic, e);
+    if (rc)
+        return rc;
+    if (magic[0] || magic[1])
+        return fail(e, FAIL_BAD_FILE, "%s: is not an IDX file (it does not start with two zeros)",
+                    label);
+    if (magic[2] != UNSIGNED_BYTES)
+        return fail(e, FAIL_BAD_FILE,
+                    "%s: its elements are of type 0x%02x; only unsigned bytes (0x08) are read",
+                    label, magic[2]);
+    if (magic[3] < 1 || magic[3] > IDX_DIMS_MAX)
+        return fail(e, FAIL_BAD_FILE, "%s: has %d dimensions; 1 to %d are read", label, magic[3],
+                    IDX_DIMS_MAX);
+    rc = take(file, label, sizes, (size_t)magic[3] * SIZE_BYTES, e);
+    if (rc)
+        return rc;
+    d->n_dims = magic[3];
+    d->size_bytes = 1;
+    for (int i = 0; i < d->n_dims; i++) {
+        const unsigned char *s = sizes + i * SIZE_BYTES;
+        d->shape[i] =
+            (uint32_t)s[0] << 24 | (uint32_t)s[1] << 16 | (uint32_t)s[2] << 8 | (uint32_t)s[3];
+        if (__builtin_mul_overflow(d->size_bytes, (size_t)d->shape[i], &d->size_bytes))
+            return fail(e, FAIL_BAD_FILE, "%s: the product of its sizes does not fit 64 bits",
+                        label);
+    }
+    return 0;
+}
+
+static int read_body(struct idx *d, gzFile file, size_t max_bytes, const char *label, struct err *e)
+{
+    int rc = read_header(d, file, label, e);
+    if (rc)
+        return rc;
+    if (d->size_bytes > max_bytes) {
+        rc = fail(e, FAIL_BAD_FILE, "%s: claims %zu bytes of data, more than the %zu allowed",
+                  label, d->size_bytes, max_bytes);
+        fail_limit(e, (long long)max_bytes);
+        return rc;
+    }
+    d->data = malloc(d->size_bytes + 1);
+    if (!d->data)
+        return fail(e, FAIL_NO_MEMORY, "%s: cannot allocate %zu bytes", label, d->size_bytes);
+    rc = take(file, label, d->data, d->size_bytes, e);
+    return rc ? rc : expect_end(file, label, e);
+}
+
+/* A regular file, decompressed as it is read when it is gzip'd. */
+static int open_stream(gzFile *out, const char *path, const char *label, struct err *e)
+{
+    struct stat st;
+    int rc = 0;
+    /* O_NONBLOCK: a FIFO must be refused, not waited for. */
+    const int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK);
+    if (fd < 0)
+        return fail_errno(e, FAIL_IO, "%s: cannot be opened", label);
+    if (fstat(fd, &st))
+        rc = fail_errno(e, FAIL_IO, "%s: cannot be examined", label);
+    else if (!S_ISREG(st.st_mode))
+        rc = fail(e, FAIL_BAD_FILE, "%s: is not a regular file", label);
+    gzFile file = rc ? NULL : gzdopen(fd, "rb");
+    if (!rc && !file)
+        rc = fail(e, FAIL_NO_MEMORY, "%s: out of memory while opening", label);
+    if (rc)
+        close(fd);
+    else
+        *out = file;
+    return rc;
+}
+
+int idx_read(struct idx *out, const char *path, size_t max_bytes, struct err *e)
+{
+    const struct clip label = clip_path(path);
+    struct idx d = {0};
+    gzFile file = NULL;
+    int rc = open_stream(&file, path, label.text, e);
+    if (rc)
+        return rc;
+    rc = read_body(&d, file, max_bytes, label.text, e);
+    const int closed = gzclose(file);
+    if (!rc && closed != Z_OK)
+        rc = fail(e, FAIL_BAD_FILE, "%s: the compressed file is damaged at its end", label.text);
+    if (rc)
+        idx_free(&d);
+    else
+        *out = d;
+    return rc;
+}
+
+void idx_free(struct idx *d)
+{
+    free(d->data);
+    *d = (struct idx){0};
+}

@@ -1,0 +1,24 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#pragma once
+/* IDX files (the MNIST container: magic 00 00 08 ndim, big-endian uint32 sizes, bytes row-major),
+ * plain or gzip'd; unsigned bytes only. The only <zlib.h>. Used by `jemd eval` and data sources. */
+#include "base/fail.h"
+
+#include <stddef.h>
+#include <stdint.h>
+
+enum { IDX_DIMS_MAX = 4 };
+
+struct idx {
+    int n_dims;
+    uint32_t shape[IDX_DIMS_MAX]; /* N first */
+    size_t size_bytes;
+    unsigned char *data; /* owned; row-major */
+};
+
+/* Reads the whole file. A product of sizes over max_bytes is refused before any allocation; a file
+ * that ends early, fails its checksum or goes on after its last element is refused (bytes behind the
+ * last gzip member that are no gzip member themselves are ignored, as gzip does). Errors: IO,
+ * BAD_FILE (with limit when over max_bytes), NO_MEMORY. */
+int idx_read(struct idx *out, const char *path, size_t max_bytes, struct err *e);
+void idx_free(struct idx *d);

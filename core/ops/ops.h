@@ -1,0 +1,69 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#pragma once
+/*
+ * The arithmetic of one layer over n images, as a table of functions: `ref` (plain loops, the
+ * truth), with `openblas` (im2col + sgemm) over it. The network (core/net) is the only user.
+ *
+ * Contract of every entry: images are independent; the result of an image does not depend, in any
+ * bit, on n or on its neighbours. Arrays are dense [n][C][H][W], float32. Nothing allocates.
+ * Outputs are overwritten and must not overlap inputs unless said.
+ */
+#include <stddef.h>
+
+struct conv {
+    int cin, hin, win;
+    int cout, hout, wout; /* hout = (hin + 2 pad - kh) / stride + 1 */
+    int kh, kw, stride, pad;
+    const float *weight; /* [cout][cin][kh][kw] */
+    const float *bias;   /* [cout] */
+};
+
+struct linear {
+    int in, out;
+    const float *weight; /* [out][in] */
+    const float *bias;   /* [out] */
+};
+
+/* Windows of k x k, stride k; scale = 1/(k k) for the average, 1 for the sum. */
+struct window {
+    int channels, hin, win, hout, wout, k;
+    float scale;
+};
+
+struct ops {
+    const char *name;
+    /* Scratch one conv needs, in floats, independent of n. */
+    size_t (*conv_scratch)(const struct conv *c);
+    /* x[n][cin][hin][win] -> y[n][cout][hout][wout] */
+    void (*conv_forward)(const struct conv *c, int n, const float *x, float *y, float *scratch);
+    /* dy[n][cout][hout][wout] -> dx[n][cin][hin][win] */
+    void (*conv_backward_input)(const struct conv *c, int n, const float *dy, float *dx,
+                                float *scratch);
+    /* x[n][in] -> y[n][out] */
+    void (*linear_forward)(const struct linear *l, int n, const float *x, float *y);
+    /* dy[n][out] -> dx[n][in] */
+    void (*linear_backward_input)(const struct linear *l, int n, const float *dy, float *dx);
+    void (*window_forward)(const struct window *p, int n, const float *x, float *y);
+    void (*window_backward)(const struct window *p, int n, const float *dy, float *dx);
+
+    /* Elementwise over `count` numbers; y may equal x, dx may equal dy.
+     * LeakyReLU (ReLU: slope 0): x > 0 ? x : slope x; the derivative is taken from the output y,
+     * whose sign is that of x. */
+    void (*lrelu_forward)(size_t count, float slope, const float *x, float *y);
+    void (*lrelu_backward)(size_t count, float slope, const float *y, const float *dy, float *dx);
+    /* x sigmoid(x); the derivative from the input. */
+    void (*silu_forward)(size_t count, const float *x, float *y);
+    void (*silu_backward)(size_t count, const float *x, const float *dy, float *dx);
+    /* x^2 */
+    void (*square_forward)(size_t count, const float *x, float *y);
+    void (*square_backward)(size_t count, const float *x, const float *dy, float *dx);
+    /* y = a + b; y may equal a or b. */
+    void (*add)(size_t count, const float *a, const float *b, float *y);
+};
+
+extern const struct ops ops_ref;
+
+/* The table the engine uses on this machine: ref with faster entries put over it. */
+const struct ops *ops_default(void);
+/* What results depend on beside model and seed: "<table>/<OpenBLAS core>/<layout version>". */
+const char *ops_fingerprint(void);

@@ -1,0 +1,453 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "proto/sample_request.h"
+
+#include "proto/base64.h"
+#include "proto/condition_message.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+int sample_request_head(const json_t *root, const char **model, struct err *e)
+{
+    struct json_reader r;
+    const char *type = NULL;
+    *model = NULL;
+    int rc = json_reader_init(&r, root, "", e);
+    if (rc == 0)
+        rc = json_get_string(&r, "type", 32, &type, e);
+    if (rc == 0 && !type)
+        return json_missing(&r, "type", e);
+    if (rc > 0 && strcmp(type, "sample") != 0) {
+        static const char *const types[] = {"sample"};
+        fail(e, FAIL_UNSUPPORTED, "job type \"%.32s\" is not offered here (offered: sample)", type);
+        fail_suggest(e, fail_nearest(type, types, 1));
+        return fail_at(e, "/type");
+    }
+    if (rc > 0)
+        rc = json_get_string(&r, "model", 63, model, e);
+    return rc < 0 ? rc : 0;
+}
+
+int sample_request_time(const char *text, int64_t *wall_ms)
+{
+    struct tm tm = {0};
+    int offset_h = 0, offset_m = 0, sign = 0, ms = 0;
+    const char *p = strptime(text, "%Y-%m-%dT%H:%M:%S", &tm);
+    if (!p)
+        return -1;
+    if (*p == '.') {
+        int scale = 100;
+        for (p++; *p >= '0' && *p <= '9'; p++, scale /= 10)
+            ms += (*p - '0') * scale;
+    }
+    if (*p == '+' || *p == '-') {
+        sign = *p == '+' ? 1 : -1;
+        if (sscanf(p + 1, "%2d:%2d", &offset_h, &offset_m) != 2 || strlen(p) != 6)
+            return -1;
+    } else if (strcmp(p, "Z") != 0) {
+        return -1;
+    }
+    const int64_t seconds = (int64_t)timegm(&tm) - sign * (offset_h * 3600 + offset_m * 60);
+    if (seconds <= 0)
+        return -1;
+    *wall_ms = seconds * 1000 + ms;
+    return 0;
+}
+
+static int read_condition(struct sample_request *q, const json_t *value, int i,
+                          const struct sample_limits *limits, struct err *e)
+{
+    struct json_reader r;
+    char pointer[48];
+    long long count = 1;
+    snprintf(pointer, sizeof pointer, "/conditions/%d", i);
+    int rc = json_reader_init(&r, value, pointer, e);
+    if (rc == 0)
+        rc = json_get_int(&r, "count", 1, limits->max_images, &count, e);
+    if (rc < 0)
+        return rc;
+    rc = condition_message_read(&q->conditions[i], &r, &q->model->d.attributes, e);
+    if (rc != 0)
+        return rc;
+    q->n_conditions = i + 1;
+    q->counts[i] = (int)count;
+    q->n_chains += (int)count;
+    if (condition_overlaps(&q->conditions[i]) && q->n_warnings == 0)
+        q->warnings[q->n_warnings++] =
+            "alternatives of an any_of overlap: what they share is counted twice";
+    return json_reader_finish(&r, e);
+}
+
+static int read_conditions(struct sample_request *q, struct json_reader *root,
+                           const struct sample_limits *limits, struct err *e)
+{
+    const json_t *array;
+    int rc = json_get_array(root, "conditions", SAMPLE_CONDITIONS_MAX, &array, e);
+    if (rc == 0 || (rc > 0 && json_array_size(array) == 0))
+        return json_missing(root, "conditions", e);
+    if (rc < 0)
+        return rc;
+    rc = 0;
+    for (size_t i = 0; rc == 0 && i < json_array_size(array); i++)
+        rc = read_condition(q, json_array_get(array, i), (int)i, limits, e);
+    if (rc != 0)
+        return rc;
+    if (q->n_chains > limits->max_images) {
+        fail(e, FAIL_OUT_OF_RANGE, "%d images in all, a job may have %d", q->n_chains,
+             limits->max_images);
+        fail_limit(e, limits->max_images);
+        return fail_at(e, "/conditions");
+    }
+    q->of_chain = calloc((size_t)q->n_chains, sizeof *q->of_chain);
+    if (!q->of_chain)
+        return fail(e, FAIL_NO_MEMORY, "cannot allocate %d chains", q->n_chains);
+    int chain = 0;
+    for (int i = 0; i < q->n_conditions; i++)
+        for (int j = 0; j < q->counts[i]; j++)
+            q->of_chain[chain++] = &q->conditions[i];
+    return 0;
+}
+
+static int get_float(struct json_reader *r, const char *name, float *out, struct err *e)
+{
+    double v;
+    const int rc = json_get_number(r, name, 0, 1e6, &v, e);
+    if (rc > 0)
+        *out = (float)v;
+    return rc;
+}
+
+static int get_count(struct json_reader *r, const char *name, int min, int max, int *out,
+                     struct err *e)
+{
+    long long v;
+    const int rc = json_get_int(r, name, min, max, &v, e);
+    if (rc > 0)
+        *out = (int)v;
+    return rc;
+}
+
+/* "noise" or {"kind": "noise", "grid": 8, "noise": 0.1}. */
+static int read_start(struct sampler *s, struct json_reader *parent, struct err *e)
+{
+    const json_t *value;
+    struct json_reader r;
+    int kind = (int)s->start, rc;
+    if (!json_get(parent, "start", &value) || !json_is_object(value)) {
+        rc = json_get_word(parent, "start", start_kind_names, START_KINDS, &kind, e);
+        s->start = (enum start_kind)kind;
+        return rc < 0 ? rc : 0;
+    }
+    rc = json_reader_init(&r, value, "/sampler/start", e);
+    if (rc == 0)
+        rc = json_get_word(&r, "kind", start_kind_names, START_KINDS, &kind, e);
+    if (rc >= 0)
+        rc = get_count(&r, "grid", 0, 4096, &s->start_grid, e);
+    if (rc >= 0)
+        rc = get_float(&r, "noise", &s->start_noise, e);
+    s->start = (enum start_kind)kind;
+    return rc < 0 ? rc : json_reader_finish(&r, e);
+}
+
+/* null switches the clamp off, [low, high] sets it. */
+static int read_clamp(struct sampler *s, struct json_reader *r, struct err *e)
+{
+    const json_t *value;
+    if (!json_get(r, "clamp", &value))
+        return 0;
+    s->clamp = !json_is_null(value);
+    const json_t *lo = json_array_get(value, 0), *hi = json_array_get(value, 1);
+    if (!s->clamp)
+        return 0;
+    if (json_array_size(value) != 2 || !json_is_number(lo) || !json_is_number(hi)) {
+        fail(e, FAIL_WRONG_TYPE, "\"clamp\" must be [low, high] or null");
+        return fail_at(e, "/sampler/clamp");
+    }
+    s->clamp_lo = (float)json_number_value(lo);
+    s->clamp_hi = (float)json_number_value(hi);
+    return 0;
+}
+
+static int read_sampler_numbers(struct sampler *s, struct json_reader *r, struct err *e)
+{
+    int noise_given = 0;
+    int rc = get_float(r, "step_size", &s->step_size, e);
+    if (rc >= 0)
+        rc = get_float(r, "step_norm", &s->step_norm, e);
+    if (rc >= 0)
+        rc = noise_given = get_float(r, "noise", &s->noise, e);
+    if (rc >= 0)
+        rc = get_float(r, "temperature", &s->temperature, e);
+    if (rc >= 0)
+        rc = get_float(r, "pixel_clamp", &s->pixel_clamp, e);
+    if (rc >= 0)
+        rc = get_count(r, "langevin_steps", 1, 1000, &s->langevin_steps, e);
+    if (rc >= 0)
+        rc = read_clamp(s, r, e);
+    if (rc >= 0 && s->kind == SAMPLER_ULA && noise_given > 0) {
+        fail(e, FAIL_UNSUPPORTED,
+             "kind \"ula\" takes its noise from the step size (sqrt(2 a)); "
+             "use \"sgld\" to set it apart");
+        rc = fail_at(e, "/sampler/noise");
+    }
+    return rc;
+}
+
+static int read_sampler(struct sample_request *q, struct json_reader *root,
+                        const struct sample_limits *limits, struct err *e)
+{
+    const json_t *value;
+    struct json_reader r;
+    struct sampler *s = &q->sampler;
+    int rc = json_get_object(root, "sampler", &value, e);
+    if (rc <= 0)
+        return rc;
+    int kind = (int)s->kind, rule = (int)s->rule;
+    rc = json_reader_init(&r, value, "/sampler", e);
+    if (rc == 0)
+        rc = json_get_word(&r, "kind", sampler_kind_names, SAMPLER_KINDS, &kind, e);
+    if (rc >= 0)
+        rc = json_get_word(&r, "step_rule", sampler_rule_names, SAMPLER_RULES, &rule, e);
+    s->kind = (enum sampler_kind)kind;
+    s->rule = (enum sampler_rule)rule;
+    if (rc >= 0)
+        rc = read_start(s, &r, e);
+    if (rc >= 0 && s->start == START_BUFFER)
+        s->steps = q->model->d.steps_buffer;
+    if (rc >= 0)
+        rc = get_count(&r, "steps", 0, limits->max_steps, &s->steps, e);
+    if (s->cool_last > s->steps)
+        s->cool_last = s->steps;
+    if (rc >= 0)
+        rc = get_count(&r, "cool_last", 0, s->steps, &s->cool_last, e);
+    if (rc >= 0)
+        rc = read_sampler_numbers(s, &r, e);
+    return rc < 0 ? rc : json_reader_finish(&r, e);
+}
+
+static int check_sampler(const struct sample_request *q, struct err *e)
+{
+    int rc = sampler_check(&q->sampler, e);
+    if (rc != 0) {
+        char pointer[64];
+        snprintf(pointer, sizeof pointer, "/sampler/%.40s", e ? e->pointer : "");
+        return fail_at(e, pointer);
+    }
+    if (q->sampler.start == START_BUFFER && q->model->n_buffer == 0) {
+        fail(e, FAIL_UNSUPPORTED, "the model has no replay buffer: start from \"noise\"");
+        rc = fail_at(e, "/sampler/start");
+    }
+    if (q->model->d.attributes.head >= 0 && q->sampler.kind == SAMPLER_GIBBS) {
+        fail(e, FAIL_UNSUPPORTED, "a model with an energy head has no y to draw: use \"sgld\"");
+        rc = fail_at(e, "/sampler/kind");
+    }
+    return rc;
+}
+
+/* {"b64": …} -> the model's input. */
+static int decode_image(struct sample_request *q, const json_t *value,
+                        const struct sample_limits *limits, struct err *e)
+{
+    struct json_reader r;
+    const char *text = NULL;
+    unsigned char *bytes = NULL;
+    size_t size = 0;
+    struct image raw = {0}, sized = {0};
+    const struct net_shape in = q->model->d.input;
+    int rc = json_reader_init(&r, value, "/image", e);
+    if (rc == 0)
+        rc = json_get_string(&r, "b64", SIZE_MAX, &text, e);
+    if (rc == 0 && !text)
+        return json_missing(&r, "b64", e);
+    if (rc > 0)
+        rc = json_reader_finish(&r, e);
+    if (rc == 0)
+        rc = base64_to_bytes(text, strlen(text), &bytes, &size, e);
+    if (rc == 0)
+        rc = image_decode(&raw, bytes, size, in.c, &limits->image, e);
+    if (rc == 0)
+        rc = image_resize(&sized, &raw, (uint32_t)in.w, (uint32_t)in.h, IMAGE_FIT, e);
+    if (rc == 0) {
+        q->image = malloc(model_elements(q->model) * sizeof *q->image);
+        if (q->image)
+            model_from_pixels(q->model, sized.data, q->image);
+        else
+            rc = fail(e, FAIL_NO_MEMORY, "cannot allocate the start image");
+    }
+    if (rc < 0 && e && !e->pointer[0])
+        fail_at(e, "/image/b64");
+    image_fini(&sized);
+    image_fini(&raw);
+    free(bytes);
+    return rc;
+}
+
+static int read_image(struct sample_request *q, struct json_reader *root,
+                      const struct sample_limits *limits, struct err *e)
+{
+    const json_t *value;
+    int rc = json_get_object(root, "image", &value, e);
+    if (rc < 0)
+        return rc;
+    const bool wanted = q->sampler.start == START_IMAGE;
+    if (rc == 0)
+        return wanted ? json_missing(root, "image", e) : 0;
+    if (!wanted) {
+        fail(e, FAIL_UNSUPPORTED, "\"image\" needs \"start\": \"image\" in the sampler");
+        return fail_at(e, "/image");
+    }
+    return decode_image(q, value, limits, e);
+}
+
+/* A string of digits (any 64-bit number) or an integer. */
+static int read_seed(struct sample_request *q, struct json_reader *root, struct err *e)
+{
+    const json_t *value;
+    if (!json_get(root, "seed", &value) || json_is_null(value))
+        return 0;
+    q->seed_given = true;
+    if (json_is_integer(value) && json_integer_value(value) >= 0) {
+        q->seed = (uint64_t)json_integer_value(value);
+        return 0;
+    }
+    const char *text = json_string_value(value);
+    char *end = NULL;
+    errno = 0;
+    if (text && text[0] >= '0' && text[0] <= '9')
+        q->seed = strtoull(text, &end, 10);
+    if (end && *end == '\0' && errno == 0)
+        return 0;
+    fail(e, FAIL_OUT_OF_RANGE, "\"seed\" must be a number in [0, 2^64), as a string of digits");
+    return fail_at(e, "/seed");
+}
+
+static int read_outputs(struct sample_request *q, struct json_reader *root, struct err *e)
+{
+    static const char *const words[] = {"grid", "images", "tensor", "trace"};
+    const json_t *array, *item;
+    size_t i;
+    q->outputs = SAMPLE_GRID | SAMPLE_IMAGES;
+    const int rc = json_get_array(root, "outputs", 8, &array, e);
+    if (rc <= 0)
+        return rc;
+    q->outputs = 0;
+    json_array_foreach(array, i, item)
+    {
+        const char *word = json_string_value(item);
+        int w = 0;
+        while (w < 4 && (!word || strcmp(word, words[w]) != 0))
+            w++;
+        if (w == 4) {
+            fail(e, FAIL_OUT_OF_RANGE, "\"outputs\" may name grid, images, tensor, trace");
+            fail_suggest(e, word ? fail_nearest(word, words, 4) : NULL);
+            return fail_at(e, "/outputs");
+        }
+        q->outputs |= 1u << w;
+    }
+    return 0;
+}
+
+static int read_labels(struct sample_request *q, struct json_reader *root, struct err *e)
+{
+    const json_t *value;
+    const char *key;
+    const int rc = json_get_object(root, "labels", &q->labels, e);
+    if (rc <= 0)
+        return rc;
+    bool good = json_object_size(q->labels) <= SAMPLE_LABELS_MAX;
+    json_object_foreach((json_t *)q->labels, key, value) good &=
+        json_is_string(value) && strlen(key) <= 63 && json_string_length(value) <= 255;
+    if (good)
+        return 0;
+    fail(e, FAIL_OUT_OF_RANGE,
+         "\"labels\" holds at most %d strings (keys of 63, values of 255 bytes)",
+         SAMPLE_LABELS_MAX);
+    return fail_at(e, "/labels");
+}
+
+static int read_deadline(struct sample_request *q, struct json_reader *root, struct err *e)
+{
+    const char *text;
+    const int rc = json_get_string(root, "deadline", 40, &text, e);
+    if (rc <= 0)
+        return rc;
+    if (sample_request_time(text, &q->deadline_ms) == 0)
+        return 0;
+    fail(e, FAIL_OUT_OF_RANGE,
+         "\"deadline\" must be an RFC 3339 time such as 2026-01-02T03:04:05Z");
+    return fail_at(e, "/deadline");
+}
+
+static int read_rest(struct sample_request *q, struct json_reader *root,
+                     const struct sample_limits *limits, struct err *e)
+{
+    static const char *const priorities[] = {"low", "normal", "high"};
+    const json_t *ignored;
+    int rc = read_seed(q, root, e);
+    if (rc >= 0)
+        rc = read_outputs(q, root, e);
+    if (rc >= 0)
+        rc = get_count(root, "preview_every_steps", 0, limits->max_steps, &q->preview_every_steps,
+                       e);
+    if (rc >= 0)
+        rc = json_get_word(root, "priority", priorities, 3, &q->priority, e);
+    if (rc >= 0)
+        rc = read_deadline(q, root, e);
+    if (rc >= 0)
+        rc = read_labels(q, root, e);
+    if (rc >= 0 && json_get(root, "mask", &ignored) && !json_is_null(ignored)) {
+        fail(e, FAIL_UNSUPPORTED, "inpainting with a \"mask\" is not offered here");
+        rc = fail_at(e, "/mask");
+    }
+    return rc < 0 ? rc : 0;
+}
+
+int sample_request_parse(struct sample_request **out, const json_t *root, struct model *model,
+                         const struct sample_limits *limits, struct err *e)
+{
+    struct json_reader r;
+    const json_t *ignored;
+    struct sample_request *q = calloc(1, sizeof *q);
+    if (!q)
+        return fail(e, FAIL_NO_MEMORY, "cannot allocate a request");
+    q->model = model_get(model);
+    q->sampler = model->d.sampler;
+    q->priority = 1;
+    int rc = json_reader_init(&r, root, "", e);
+    if (rc == 0) {
+        json_get(&r, "type", &ignored);
+        json_get(&r, "model", &ignored);
+        rc = read_conditions(q, &r, limits, e);
+    }
+    if (rc == 0)
+        rc = read_sampler(q, &r, limits, e);
+    if (rc >= 0)
+        rc = check_sampler(q, e);
+    if (rc == 0)
+        rc = read_image(q, &r, limits, e);
+    if (rc == 0)
+        rc = read_rest(q, &r, limits, e);
+    if (rc == 0)
+        rc = json_reader_finish(&r, e);
+    if (rc != 0)
+        sample_request_free(q);
+    else
+        *out = q;
+    return rc;
+}
+
+void sample_request_free(struct sample_request *r)
+{
+    if (!r)
+        return;
+    for (int i = 0; i < r->n_conditions; i++)
+        condition_fini(&r->conditions[i]);
+    free(r->of_chain);
+    free(r->image);
+    model_put(r->model);
+    free(r);
+}

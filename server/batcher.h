@@ -1,0 +1,53 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#pragma once
+/*
+ * Predictions: tickets of images wait in one queue; one thread takes what is there (never waiting
+ * for more when it is idle), and computes a batch over the cores with a parallel-for. Each image's
+ * numbers are independent of the batch it was in. Used by the predict handlers.
+ */
+#include "base/fail.h"
+#include "ebm/model.h"
+
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+struct batcher;
+
+/* The caller's storage, from batcher_submit until done. */
+struct ticket {
+    struct model *model; /* borrowed; the caller keeps its reference until done */
+    int n;               /* images */
+    const float *x;      /* [n][C][H][W] */
+    bool gradient;       /* approximate mass is wanted */
+    float *logits;       /* [n][L], filled in */
+    float *approximate_mass; /* [n], filled in when gradient */
+    int64_t deadline_ns;     /* monotonic */
+    atomic_bool gone;        /* set when nobody wants it any more: it is skipped if not begun */
+    /* From the batcher's thread, without locks, exactly once. result: 0, or -DEADLINE,
+     * -SHUTTING_DOWN, -NO_MEMORY. Must be short. */
+    void (*done)(struct ticket *t, int result);
+
+    int64_t queued_ns, compute_ns; /* out: time in the queue, time of its batches */
+    int batch_images;              /* out: images of its (largest) batch */
+    struct ticket *next;           /* private */
+    int computed;                  /* private */
+};
+
+struct batcher_settings {
+    int threads;    /* of the parallel-for, 0 = one a core */
+    int batch_max;  /* images */
+    int queue_max;  /* images waiting */
+};
+
+/* Errors: NO_MEMORY, IO. */
+int batcher_open(struct batcher **out, const struct batcher_settings *s, struct err *e);
+/* Errors: OVERLOADED (queue full: limit), SHUTTING_DOWN. */
+int batcher_submit(struct batcher *b, struct ticket *t, struct err *e);
+/* Images waiting, and seconds it will take to compute them at the present speed (for Retry-After). */
+void batcher_load(struct batcher *b, int *images, double *seconds);
+size_t batcher_bytes(struct batcher *b); /* of workspaces */
+/* Lets go of workspaces (and references) of models not in use; they are opened again when needed. */
+void batcher_forget(struct batcher *b);
+/* Computes what waits, refuses what comes, joins. */
+void batcher_close(struct batcher *b);

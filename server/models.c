@@ -1,0 +1,403 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "server/models.h"
+
+#include "base/logger.h"
+#include "base/rng.h"
+#include "ebm/score.h"
+#include "ops/ops.h"
+
+#include <dirent.h>
+#include <math.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+
+enum { REFERENCE_MACS_MAX = 50000000 }; /* models up to this are compared with ops_ref */
+
+struct entry {
+    char path[4096];
+    struct stat seen; /* of the version that serves or was refused last */
+    struct model *model;
+    char error[512];
+    bool present; /* found in the present scan */
+};
+
+struct models {
+    char directory[256], file[256], default_model[64], cache[256];
+    long long budget_bytes;
+    int images;
+    pthread_mutex_t scanning; /* one rescan at a time; never taken while mu is held */
+    pthread_mutex_t mu;
+    int n;                             /* guarded by mu */
+    struct entry *entries[MODELS_MAX]; /* guarded by mu; written by the scanner only */
+};
+
+size_t models_need_bytes(const struct model *m, int images)
+{
+    return m->file_bytes + m->private_bytes +
+           workspace_estimate(m->net, ops_default(), images, true);
+}
+
+/* Logits and input gradient of one fixed image with the given operations. */
+static int probe(const struct model *m, const struct ops *ops, float *logits, float *grad,
+                 struct err *e)
+{
+    const struct rng_stream stream = {.seed = 1, .purpose = RNG_START_UNIFORM};
+    const size_t n = model_elements(m), l = (size_t)model_logits(m);
+    struct workspace *w = NULL;
+    float *x = malloc((n + l) * sizeof *x);
+    int rc = x ? workspace_open(&w, m->net, ops, 1, true, e)
+               : fail(e, FAIL_NO_MEMORY, "cannot allocate a test image");
+    if (rc == 0) {
+        rng_uniform(&stream, x, n);
+        for (size_t i = 0; i < n; i++)
+            x[i] = m->d.range_lo + x[i] * (m->d.range_hi - m->d.range_lo);
+        memcpy(logits, net_forward(w, 1, x), l * sizeof *logits);
+        score_log_px(&m->d.attributes, logits, x + n);
+        net_backward_input(w, 1, x + n, grad);
+    }
+    workspace_close(w);
+    free(x);
+    return rc;
+}
+
+/* |a - b|_2 / |b|_2, infinite when something is not finite. */
+static double difference(const float *a, const float *b, size_t n)
+{
+    double num = 0, den = 1e-30;
+    for (size_t i = 0; i < n; i++) {
+        const double d = (double)a[i] - (double)b[i];
+        num += d * d;
+        den += (double)b[i] * (double)b[i];
+    }
+    const double r = sqrt(num / den);
+    return isfinite(r) ? r : INFINITY;
+}
+
+int models_self_test(struct model *m, struct err *e)
+{
+    const size_t n = model_elements(m), l = (size_t)model_logits(m);
+    float *buffer = malloc(2 * (n + l) * sizeof *buffer);
+    if (!buffer)
+        return fail(e, FAIL_NO_MEMORY, "cannot allocate the self-test");
+    float *logits = buffer, *grad = logits + l, *ref_logits = grad + n, *ref_grad = ref_logits + l;
+    const struct ops *other = net_macs(m->net) <= REFERENCE_MACS_MAX ? &ops_ref : ops_default();
+    int rc = probe(m, ops_default(), logits, grad, e);
+    if (rc == 0)
+        rc = probe(m, other, ref_logits, ref_grad, e);
+    const double worst =
+        rc != 0 ? 0 : fmax(difference(logits, ref_logits, l), difference(grad, ref_grad, n));
+    if (rc == 0 && !(worst < 1e-3))
+        rc = fail(e, FAIL_BAD_MODEL,
+                  "%s: self-test failed: outputs are not finite or differ from the reference "
+                  "(relative error %g)",
+                  m->path, worst);
+    free(buffer);
+    return rc;
+}
+
+static bool same_file(const struct stat *a, const struct stat *b)
+{
+    return a->st_dev == b->st_dev && a->st_ino == b->st_ino && a->st_size == b->st_size &&
+           a->st_mtim.tv_sec == b->st_mtim.tv_sec && a->st_mtim.tv_nsec == b->st_mtim.tv_nsec;
+}
+
+static struct entry *find_path(struct models *m, const char *path)
+{
+    for (int i = 0; i < m->n; i++)
+        if (strcmp(m->entries[i]->path, path) == 0)
+            return m->entries[i];
+    return NULL;
+}
+
+/* Everything loaded but the model at `except` (about to be replaced). */
+static size_t used_bytes(const struct models *m, const struct entry *except)
+{
+    size_t sum = 0;
+    for (int i = 0; i < m->n; i++)
+        if (m->entries[i] != except && m->entries[i]->model)
+            sum += models_need_bytes(m->entries[i]->model, m->images);
+    return sum;
+}
+
+static int check_name(const struct models *m, const struct model *made, const struct entry *own,
+                      struct err *e)
+{
+    for (int i = 0; i < m->n; i++) {
+        const struct entry *o = m->entries[i];
+        if (o != own && o->model && strcmp(o->model->d.name, made->d.name) == 0)
+            return fail(e, FAIL_CONFLICT, "%s: the name \"%s\" is taken by %s", made->path,
+                        made->d.name, o->path);
+    }
+    return 0;
+}
+
+/* Opens and tests a file for `own` (NULL = a new one). */
+static int load(struct models *m, const char *path, const struct entry *own, struct model **out,
+                struct err *e)
+{
+    struct model *made;
+    int rc = model_open(&made, path, m->cache[0] ? m->cache : NULL, false, e);
+    if (rc != 0)
+        return rc;
+    rc = check_name(m, made, own, e);
+    const size_t need = models_need_bytes(made, m->images), used = used_bytes(m, own);
+    if (rc == 0 && need + used > (size_t)m->budget_bytes)
+        rc = fail(e, FAIL_NO_MEMORY,
+                  "%s needs %zu MB, %zu MB of memory.budget_bytes (%lld MB) are taken", path,
+                  need >> 20, used >> 20, m->budget_bytes >> 20);
+    if (rc == 0)
+        rc = models_self_test(made, e);
+    if (rc != 0)
+        model_put(made);
+    else
+        *out = made;
+    return rc;
+}
+
+static void log_change(const char *what, const struct model *model)
+{
+    char name[160], path[4200];
+    logger(LOGGER_INFO, what, "model=%s version=%s digest=%.12s path=%s",
+           logger_quote(model->d.name, name, sizeof name), model->d.version, model->digest,
+           logger_quote(model->path, path, sizeof path));
+}
+
+static void log_refusal(const struct err *e)
+{
+    char text[600];
+    logger(LOGGER_ERROR, "model_refused", "error=%s", logger_quote(e->text, text, sizeof text));
+}
+
+/* Puts the result of a load into the list. Returns 1 if what is served changed. */
+static int settle(struct models *m, struct entry *at, const char *path, const struct stat *st,
+                  struct model *made, const struct err *e)
+{
+    struct model *old = NULL;
+    bool fresh = at == NULL;
+    if (fresh) {
+        at = m->n < MODELS_MAX ? calloc(1, sizeof *at) : NULL;
+        if (!at) {
+            model_put(made);
+            return 0;
+        }
+        snprintf(at->path, sizeof at->path, "%s", path);
+    }
+    pthread_mutex_lock(&m->mu);
+    at->seen = *st;
+    at->present = true;
+    at->error[0] = '\0';
+    if (made) {
+        old = at->model;
+        at->model = made;
+    } else {
+        snprintf(at->error, sizeof at->error, "%s", e->text);
+    }
+    if (fresh)
+        m->entries[m->n++] = at;
+    pthread_mutex_unlock(&m->mu);
+    model_put(old);
+    if (made)
+        log_change(old ? "model_replaced" : "model_loaded", made);
+    else
+        log_refusal(e);
+    return made != NULL;
+}
+
+/* Looks at one file. Returns 1 if what is served changed, 0, or -1 if a new file is broken. */
+static int look(struct models *m, const char *path, struct err *e)
+{
+    struct stat st;
+    struct entry *at = find_path(m, path);
+    struct model *made = NULL;
+    if (stat(path, &st) != 0) {
+        fail_errno(e, FAIL_IO, "cannot open model file %s", path);
+        log_refusal(e);
+        return -1;
+    }
+    if (at) {
+        at->present = true;
+        if (same_file(&at->seen, &st))
+            return 0;
+    }
+    const int rc = load(m, path, at, &made, e);
+    const int changed = settle(m, at, path, &st, made, e);
+    return rc != 0 ? -1 : changed;
+}
+
+static int is_model_file(const struct dirent *d)
+{
+    const size_t n = strlen(d->d_name);
+    return n > 12 && d->d_name[0] != '.' && strcmp(d->d_name + n - 12, ".safetensors") == 0;
+}
+
+static int look_through_directory(struct models *m)
+{
+    struct dirent **names;
+    int changed = 0;
+    const int n = m->directory[0] ? scandir(m->directory, &names, is_model_file, alphasort) : 0;
+    for (int i = 0; i < n; i++) {
+        char path[4096];
+        struct err e;
+        snprintf(path, sizeof path, "%s/%s", m->directory, names[i]->d_name);
+        changed += look(m, path, &e) > 0;
+        free(names[i]);
+    }
+    if (n > 0)
+        free(names);
+    return changed;
+}
+
+/* Models whose file is gone leave the list; who holds a reference keeps it. */
+static int drop_absent(struct models *m)
+{
+    int dropped = 0;
+    for (int i = m->n - 1; i >= 0; i--) {
+        struct entry *at = m->entries[i];
+        if (at->present)
+            continue;
+        pthread_mutex_lock(&m->mu);
+        memmove(&m->entries[i], &m->entries[i + 1], (size_t)(m->n - i - 1) * sizeof m->entries[0]);
+        m->n--;
+        pthread_mutex_unlock(&m->mu);
+        if (at->model)
+            log_change("model_unloaded", at->model);
+        dropped += at->model != NULL;
+        model_put(at->model);
+        free(at);
+    }
+    return dropped;
+}
+
+static int scan(struct models *m, struct err *e)
+{
+    int changed = 0, first = 0;
+    pthread_mutex_lock(&m->scanning);
+    for (int i = 0; i < m->n; i++)
+        m->entries[i]->present = false;
+    if (m->file[0])
+        first = look(m, m->file, e);
+    changed = (first > 0) + look_through_directory(m) + drop_absent(m);
+    pthread_mutex_unlock(&m->scanning);
+    return first < 0 ? first : changed;
+}
+
+int models_open(struct models **out, const struct models_settings *s, int images, struct err *e)
+{
+    struct models *m = calloc(1, sizeof *m);
+    if (!m)
+        return fail(e, FAIL_NO_MEMORY, "cannot allocate the model list");
+    snprintf(m->directory, sizeof m->directory, "%s", s->directory);
+    snprintf(m->file, sizeof m->file, "%s", s->file);
+    snprintf(m->default_model, sizeof m->default_model, "%s", s->default_model);
+    snprintf(m->cache, sizeof m->cache, "%s", s->cache);
+    m->budget_bytes = s->budget_bytes;
+    m->images = images;
+    pthread_mutex_init(&m->mu, NULL);
+    pthread_mutex_init(&m->scanning, NULL);
+    if (scan(m, e) < 0) {
+        models_close(m);
+        return e ? -(int)e->code : -FAIL_BAD_MODEL;
+    }
+    *out = m;
+    return 0;
+}
+
+int models_rescan(struct models *m)
+{
+    struct err e;
+    const int changed = scan(m, &e);
+    return changed > 0 ? changed : 0;
+}
+
+/* The default: the named one, else the first. Caller holds mu. */
+static int default_index(const struct models *m)
+{
+    int first = -1;
+    for (int i = 0; i < m->n; i++) {
+        const struct model *at = m->entries[i]->model;
+        if (at && m->default_model[0] && strcmp(at->d.name, m->default_model) == 0)
+            return i;
+        if (at && first < 0)
+            first = i;
+    }
+    return m->default_model[0] ? -1 : first;
+}
+
+static int not_found(struct models *m, const char *name, struct err *e)
+{
+    const char *names[MODELS_MAX];
+    int n = 0;
+    for (int i = 0; i < m->n; i++)
+        if (m->entries[i]->model)
+            names[n++] = m->entries[i]->model->d.name;
+    if (n == 0)
+        return fail(e, FAIL_NOT_FOUND, "no model is loaded");
+    fail(e, FAIL_NOT_FOUND, "no model is called \"%.64s\"", name);
+    return fail_suggest(e, fail_nearest(name, names, n));
+}
+
+int models_find(struct models *m, const char *name, struct model **out, struct err *e)
+{
+    int rc = -1;
+    pthread_mutex_lock(&m->mu);
+    int at = name && name[0] ? -1 : default_index(m);
+    for (int i = 0; at < 0 && name && i < m->n; i++)
+        if (m->entries[i]->model && strcmp(m->entries[i]->model->d.name, name) == 0)
+            at = i;
+    if (at >= 0) {
+        *out = model_get(m->entries[at]->model);
+        rc = 0;
+    } else {
+        rc = not_found(m, name && name[0] ? name : m->default_model, e);
+    }
+    pthread_mutex_unlock(&m->mu);
+    return rc;
+}
+
+int models_find_digest(struct models *m, const char *digest, struct model **out, struct err *e)
+{
+    struct model *found = NULL;
+    pthread_mutex_lock(&m->mu);
+    for (int i = 0; i < m->n && !found; i++)
+        if (m->entries[i]->model && strcmp(m->entries[i]->model->digest, digest) == 0)
+            found = model_get(m->entries[i]->model);
+    pthread_mutex_unlock(&m->mu);
+    if (!found)
+        return fail(e, FAIL_MODEL_GONE, "the model with digest %.64s is not loaded any more",
+                    digest);
+    *out = found;
+    return 0;
+}
+
+int models_list(struct models *m, struct models_entry out[MODELS_MAX])
+{
+    int n = 0;
+    pthread_mutex_lock(&m->mu);
+    const int chosen = default_index(m);
+    for (int i = 0; i < m->n; i++) {
+        const struct entry *at = m->entries[i];
+        if (!at->model)
+            continue;
+        out[n] = (struct models_entry){.model = model_get(at->model), .is_default = i == chosen};
+        snprintf(out[n].error, sizeof out[n].error, "%s", at->error);
+        n++;
+    }
+    pthread_mutex_unlock(&m->mu);
+    return n;
+}
+
+void models_close(struct models *m)
+{
+    if (!m)
+        return;
+    for (int i = 0; i < m->n; i++) {
+        model_put(m->entries[i]->model);
+        free(m->entries[i]);
+    }
+    pthread_mutex_destroy(&m->scanning);
+    pthread_mutex_destroy(&m->mu);
+    free(m);
+}
