@@ -16,11 +16,11 @@ struct batcher;
 
 /* The caller's storage, from batcher_submit until done. */
 struct ticket {
-    struct model *model; /* borrowed; the caller keeps its reference until done */
-    int n;               /* images */
-    const float *x;      /* [n][C][H][W] */
-    bool gradient;       /* approximate mass is wanted */
-    float *logits;       /* [n][L], filled in */
+    struct model *model;     /* borrowed; the caller keeps its reference until done */
+    int n;                   /* images */
+    const float *x;          /* [n][C][H][W] */
+    bool gradient;           /* approximate mass is wanted */
+    float *logits;           /* [n][L], filled in */
     float *approximate_mass; /* [n], filled in when gradient */
     int64_t deadline_ns;     /* monotonic */
     atomic_bool gone;        /* set when nobody wants it any more: it is skipped if not begun */
@@ -35,9 +35,9 @@ struct ticket {
 };
 
 struct batcher_settings {
-    int threads;    /* of the parallel-for, 0 = one a core */
-    int batch_max;  /* images */
-    int queue_max;  /* images waiting */
+    int threads;   /* of the parallel-for, 0 = one a core */
+    int batch_max; /* images */
+    int queue_max; /* images waiting */
 };
 
 /* Errors: NO_MEMORY, IO. */

@@ -48,8 +48,8 @@ static void convert_channels(const unsigned char *in, int from, int to, size_t n
         if (to == 3)
             memset(out + 3 * i, in[i], 3);
         else
-            out[i] = (unsigned char)((299 * in[3 * i] + 587 * in[3 * i + 1] +
-                                      114 * in[3 * i + 2] + 500) /
+            out[i] = (unsigned char)((299 * in[3 * i] + 587 * in[3 * i + 1] + 114 * in[3 * i + 2] +
+                                      500) /
                                      1000);
     }
 }
@@ -71,8 +71,8 @@ static int prepare(const struct run *r, struct worker *w, size_t i, float *x)
         model_from_pixels(r->s->model, w->pixels, x);
         return 0;
     }
-    const int rc = image_resize(&made, &native, (uint32_t)in.w, (uint32_t)in.h, r->s->resize,
-                                &w->err);
+    const int rc =
+        image_resize(&made, &native, (uint32_t)in.w, (uint32_t)in.h, r->s->resize, &w->err);
     if (rc == 0)
         model_from_pixels(r->s->model, made.data, x);
     image_fini(&made);
@@ -137,8 +137,9 @@ static void run_batch(void *ctx, int item, int worker)
         return;
     const float *f = net_forward(w->w, (int)n, w->x);
     if (!all_finite(f, n * stride)) {
-        fail(&w->err, FAIL_BAD_MODEL, "the logits of image %zu or one of the %zu after it are "
-                                      "not finite",
+        fail(&w->err, FAIL_BAD_MODEL,
+             "the logits of image %zu or one of the %zu after it are "
+             "not finite",
              first, n - 1);
         atomic_store(&r->failed, true);
         return;
@@ -185,9 +186,9 @@ static int allocate(struct eval_pass *p, const struct eval_setup *s, struct err 
         p->scores[i] = calloc(p->n, sizeof *p->scores[i]);
         good = good && p->scores[i];
     }
-    return good && p->logits ? 0
-                             : fail(e, FAIL_NO_MEMORY, "cannot allocate the scores of %zu images",
-                                    p->n);
+    return good && p->logits
+               ? 0
+               : fail(e, FAIL_NO_MEMORY, "cannot allocate the scores of %zu images", p->n);
 }
 
 int eval_pass_run(struct eval_pass *out, const struct eval_setup *s, const struct dataset *d,
@@ -209,8 +210,9 @@ int eval_pass_run(struct eval_pass *out, const struct eval_setup *s, const struc
     }
     for (int i = 0; r.workers && i < threads; i++) {
         if (rc == 0 && r.workers[i].err.code != FAIL_NONE) {
-            *e = r.workers[i].err;
-            rc = -(int)e->code;
+            rc = -(int)r.workers[i].err.code;
+            if (e)
+                *e = r.workers[i].err;
         }
         worker_fini(&r.workers[i]);
     }

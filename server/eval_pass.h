@@ -25,9 +25,9 @@ struct eval_setup {
 };
 
 struct eval_pass {
-    size_t n;                    /* images seen */
-    float *logits;               /* [n][model_logits] */
-    float *scores[EVAL_SCORES];  /* [n] each */
+    size_t n;                   /* images seen */
+    float *logits;              /* [n][model_logits] */
+    float *scores[EVAL_SCORES]; /* [n] each */
 };
 
 /* Shows progress on stderr when that is a terminal. Grey images for a colour model are repeated,

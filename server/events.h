@@ -5,6 +5,10 @@
  * Each job's last events are kept in a short ring so that a reconnecting client (Last-Event-ID)
  * misses nothing recent. Event ids count from 1 in each job. Nothing blocks: a slow subscriber that
  * falls behind the ring gets a fresh `snapshot` instead of what it missed.
+ *
+ * Callbacks (wake, f) run in the thread that publishes, ticks or forgets, without locks of the hub;
+ * they may call into it. Blobs that come in are taken over: the caller's reference becomes the
+ * hub's, also on failure. Line ends in a blob are sent as spaces, which mean the same in JSON.
  */
 #include "base/fail.h"
 #include "base/mem.h"
@@ -15,41 +19,59 @@
 struct events;
 struct subscription;
 
-enum { EVENTS_RING = 64 };
+enum {
+    EVENTS_RING = 64,
+    EVENTS_PROGRESS_MS = 500, /* between two progress events of a job */
+    EVENTS_PING_MS = 15000,   /* of silence */
+    EVENTS_KEEP_MS = 60000    /* rings of jobs that ended */
+};
 
+/* Errors: NO_MEMORY. */
 int events_open(struct events **out, int max_subscribers, struct err *e);
-/* Every subscription must have been closed. */
+/* Every subscription must have been closed and nobody may be in another function of the hub.
+ * Watches that are left are called now. NULL is allowed. */
 void events_close(struct events *ev);
 
-/* `kind` is a static word (state, progress, preview, end); `data` one line of JSON (reference taken).
- * `snapshot` (reference taken, may be NULL) replaces the job's snapshot line, which new subscribers
- * get first. `end` ends the streams after delivery. Progress events are merged to at most one each
- * 500 ms a job: the newest pending one is delivered later by events_tick. */
+/* `kind` is a static word (state, progress, preview, end); `data` one line of JSON (NULL = {}).
+ * `snapshot` (may be NULL) replaces the job's snapshot line, which new subscribers get first; give
+ * one with every event that it would show. `end` ends the streams after delivery, and whatever is
+ * published after it is ignored; give it the snapshot as its data. Progress events are merged to at
+ * most one each EVENTS_PROGRESS_MS a job: the newest pending one is delivered later by events_tick,
+ * unless a state or the end comes first. Without memory the event is lost. */
 void events_publish(struct events *ev, const char *job_id, const char *kind, struct blob *data,
                     struct blob *snapshot);
-/* Housekeeping, several times a second: pending progress, `: ping` comments after 15 s of silence,
- * forgets rings of jobs that ended more than a minute ago and have no subscriber. */
+/* Housekeeping, several times a second: pending progress, `: ping` comments after EVENTS_PING_MS of
+ * silence, deadlines of watches; forgets rings that ended EVENTS_KEEP_MS ago and have no
+ * subscriber. now_ns is the hub's only clock. */
 void events_tick(struct events *ev, int64_t now_ns);
-/* Drops the job's ring (deleted job). */
+/* Drops the job's ring (deleted job). Its streams are over once they have read what they had. */
 void events_forget(struct events *ev, const char *job_id);
 
-/* A reader of one job's events as text/event-stream bytes. wake(ctx) is called, without locks that
- * matter to the caller, from any thread when bytes may be there; never after subscription_close has
- * returned. `snapshot` (reference taken) is sent first unless last_event_id (>= 0) lets the ring
- * continue; `ended`: the job is terminal already, so the stream ends after its `end` event.
- * Errors: OVERLOADED (max_subscribers). */
+/* A reader of one job's events as text/event-stream bytes. The first thing sent is a snapshot (of
+ * the ring if events_publish has given one, else `snapshot`, which may be NULL; its id is that of
+ * the newest event), unless the ring can continue after last_event_id (>= 0). `ended`: the job is
+ * terminal, which the hub then knows: the stream is over after snapshot and `end`.
+ * Errors: OVERLOADED (max_subscribers, limit), NO_MEMORY. */
 int subscription_open(struct subscription **out, struct events *ev, const char *job_id,
-                      long long last_event_id, struct blob *snapshot, bool ended,
-                      struct err *e);
+                      long long last_event_id, struct blob *snapshot, bool ended, struct err *e);
+/* wake(ctx) is called, without locks that matter to the caller, from any thread when bytes may be
+ * there: at most once after each subscription_read that had nothing. Never after
+ * subscription_close has returned, which waits for a call under way in another thread. Set it
+ * before the first read. */
 void subscription_set_wake(struct subscription *s, void (*wake)(void *ctx), void *ctx);
-/* > 0 bytes written, 0 = nothing now, -1 = the stream is over. */
+/* > 0 bytes written, 0 = nothing now, -1 = the stream is over. Reads and the close of one
+ * subscription must not overlap. */
 long subscription_read(struct subscription *s, char *out, size_t size);
+/* Also from within its own wake. NULL is allowed. */
 void subscription_close(struct subscription *s);
 
-/* One-shot watch for long polls: f(ctx) once when the job's state changes or ends, or at
- * events_tick after deadline_ns; from any thread, without locks. Returns a handle for
- * events_unwatch, which returns true if f will not be called any more (it was not called yet). */
-struct event_watch;
+/* One-shot watch for long polls: f(ctx) once when the job's state changes or it ends (or is
+ * forgotten), or at the first events_tick at or after deadline_ns. Watch first, then look at the
+ * job: so nothing falls between. If the hub knows already that the job has ended, the next
+ * events_tick calls f. *out, set before f can be called, is never 0 and never used again: it may be
+ * given to events_unwatch at any time, also after f was called. Errors: NO_MEMORY. */
 int events_watch(struct events *ev, const char *job_id, int64_t deadline_ns, void (*f)(void *ctx),
-                 void *ctx, struct event_watch **out, struct err *e);
-bool events_unwatch(struct events *ev, struct event_watch *w);
+                 void *ctx, uint64_t *out, struct err *e);
+/* True if this call has stopped the watch: f was not called and will not be. False if f has been
+ * called, is being called or is about to be. */
+bool events_unwatch(struct events *ev, uint64_t watch);

@@ -87,6 +87,24 @@ static void refuse(struct request *r, int status, const struct err *e)
     http_reply(r, &reply);
 }
 
+static int body_status(const struct request *r)
+{
+    return r->body_error == FAIL_BODY_TOO_LARGE ? MHD_HTTP_CONTENT_TOO_LARGE
+                                                : MHD_HTTP_SERVICE_UNAVAILABLE;
+}
+
+static void refuse_body(struct request *r)
+{
+    struct err e;
+    if (r->body_error == FAIL_BODY_TOO_LARGE) {
+        fail(&e, FAIL_BODY_TOO_LARGE, "The body is larger than %zu bytes.", r->body_limit);
+        fail_limit(&e, (long long)r->body_limit);
+    } else {
+        fail(&e, r->body_error, "There is no memory for the body of the request.");
+    }
+    refuse(r, body_status(r), &e);
+}
+
 static bool is_replied(struct request *r)
 {
     pthread_mutex_lock(&r->http->mu);
@@ -138,16 +156,14 @@ static enum MHD_Result admit(struct conn *c, struct request *r)
 {
     const struct http *h = c->http;
     const struct lint_facts *f = &r->facts;
-    struct err e;
     const int rc = h->on.admit(h->on.ctx, r, &r->body_limit);
     if (rc != 0 || is_replied(r)) {
         invariant(is_replied(r));
         return reply_early(c, r, false);
     }
     if (f->has_length && f->length > r->body_limit) {
-        fail(&e, FAIL_BODY_TOO_LARGE, "The body is larger than %zu bytes.", r->body_limit);
-        fail_limit(&e, (long long)r->body_limit);
-        refuse(r, MHD_HTTP_CONTENT_TOO_LARGE, &e);
+        r->body_error = FAIL_BODY_TOO_LARGE;
+        refuse_body(r);
         return reply_early(c, r, true);
     }
     if (f->chunked || f->length > 0)
@@ -188,12 +204,10 @@ static enum MHD_Result body_call(struct conn *c, struct request *r, const char *
     struct err e;
     const size_t n = *size;
     *size = 0;
-    if (!r->discard && !r->overflow) {
+    if (!r->discard && r->body_error == FAIL_NONE) {
         if (request_collect(r, data, n, &e) == 0)
             return MHD_YES;
-        if (e.code != FAIL_BODY_TOO_LARGE)
-            return MHD_NO;
-        r->overflow = true;
+        r->body_error = e.code;
         free(r->body);
         r->body = NULL;
         r->body_bytes = r->body_capacity = 0;
@@ -219,13 +233,9 @@ static bool hand_over(struct conn *c, struct request *r)
 static enum MHD_Result last_call(struct conn *c, struct request *r)
 {
     const struct http *h = c->http;
-    if (r->overflow && !is_replied(r)) {
-        struct err e;
-        fail(&e, FAIL_BODY_TOO_LARGE, "The body is larger than %zu bytes.", r->body_limit);
-        fail_limit(&e, (long long)r->body_limit);
-        refuse(r, MHD_HTTP_CONTENT_TOO_LARGE, &e);
-    }
-    if (r->discard || r->overflow || r->handed)
+    if (r->body_error != FAIL_NONE && !is_replied(r))
+        refuse_body(r);
+    if (r->discard || r->body_error != FAIL_NONE || r->handed)
         return queue(c, r);
     /* Suspended in its first such call, a connection would be read from when it is resumed, and a
      * client that has closed its sending side would be dropped instead of answered. In the second
@@ -291,9 +301,17 @@ static int final_status(const struct conn *c, const struct request *r, bool repl
 {
     if (replied)
         return r->status;
-    if (r->overflow)
-        return MHD_HTTP_CONTENT_TOO_LARGE;
+    if (r->body_error != FAIL_NONE)
+        return body_status(r);
     return atomic_load(&c->cut) ? MHD_HTTP_REQUEST_TIMEOUT : 0;
+}
+
+/* The library has refused what it could not read, on its own. */
+static bool is_malformed(const struct conn *c, const struct request *r,
+                         enum MHD_RequestTerminationCode code)
+{
+    return code == MHD_REQUEST_TERMINATED_WITH_ERROR && !atomic_load(&c->cut) &&
+           (!r || (!r->complete && !r->discard && r->body_error == FAIL_NONE));
 }
 
 static void finish(struct conn *c, struct request *r, bool sent)
@@ -332,10 +350,10 @@ static void on_completed(void *cls, struct MHD_Connection *mhd, void **slot,
     *slot = NULL;
     if (!c)
         return;
+    if (is_malformed(c, r, code))
+        h->on.rejected(h->on.ctx, "malformed");
     if (r)
         finish(c, r, code == MHD_REQUEST_TERMINATED_COMPLETED_OK);
-    else if (code == MHD_REQUEST_TERMINATED_WITH_ERROR && !atomic_load(&c->cut))
-        h->on.rejected(h->on.ctx, "malformed");
     conn_phase(c, PHASE_IDLE, h->s.idle_timeout_ms);
 }
 
@@ -365,7 +383,7 @@ __attribute__((format(printf, 2, 0))) static void on_log(void *cls, const char *
 
 static struct MHD_Daemon *start_daemon(struct http *h, const struct http_settings *s)
 {
-    enum { CONNECTION_MEMORY = 128 << 10 };
+    enum { CONNECTION_MEMORY = 128 << 10, SPARE = 64 };
     const unsigned flags = MHD_USE_EPOLL | MHD_USE_INTERNAL_POLLING_THREAD |
                            MHD_ALLOW_SUSPEND_RESUME | MHD_USE_NO_LISTEN_SOCKET | MHD_USE_ERROR_LOG |
                            (s->tls_cert ? MHD_USE_TLS : 0u);
@@ -374,13 +392,15 @@ static struct MHD_Daemon *start_daemon(struct http *h, const struct http_setting
         {MHD_OPTION_HTTPS_MEM_KEY, 0, (void *)s->tls_key},
         {MHD_OPTION_HTTPS_PRIORITIES, 0, (void *)"NORMAL:-VERS-TLS1.0:-VERS-TLS1.1"},
         {MHD_OPTION_END, 0, NULL}};
+    const size_t memory =
+        4 * s->max_header_bytes > CONNECTION_MEMORY ? 4 * s->max_header_bytes : CONNECTION_MEMORY;
     struct MHD_OptionItem *const secure = s->tls_cert ? tls : &tls[3];
     return MHD_start_daemon(
         flags, 0, NULL, NULL, on_request, h, MHD_OPTION_EXTERNAL_LOGGER, on_log, h,
-        MHD_OPTION_ARRAY, secure, MHD_OPTION_CONNECTION_LIMIT, (unsigned)s->max_connections,
-        MHD_OPTION_CONNECTION_MEMORY_LIMIT, (size_t)CONNECTION_MEMORY, MHD_OPTION_URI_LOG_CALLBACK,
-        on_target, h, MHD_OPTION_UNESCAPE_CALLBACK, keep_escaped, h, MHD_OPTION_NOTIFY_COMPLETED,
-        on_completed, h, MHD_OPTION_NOTIFY_CONNECTION, on_connection, h, MHD_OPTION_END);
+        MHD_OPTION_ARRAY, secure, MHD_OPTION_CONNECTION_LIMIT, (unsigned)s->max_connections + SPARE,
+        MHD_OPTION_CONNECTION_MEMORY_LIMIT, memory, MHD_OPTION_URI_LOG_CALLBACK, on_target, h,
+        MHD_OPTION_UNESCAPE_CALLBACK, keep_escaped, h, MHD_OPTION_NOTIFY_COMPLETED, on_completed, h,
+        MHD_OPTION_NOTIFY_CONNECTION, on_connection, h, MHD_OPTION_END);
 }
 
 static int start_daemons(struct http *h, const struct http_settings *s, struct err *e)
@@ -465,6 +485,7 @@ uint16_t http_port(const struct http *h)
 
 void http_quiesce(struct http *h)
 {
+    atomic_store(&h->quiesced, true);
     pthread_mutex_lock(&h->mu);
     door_close(h);
     pthread_mutex_unlock(&h->mu);

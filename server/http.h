@@ -69,9 +69,9 @@ struct http_handlers {
      * the adapter proposes. */
     void (*refuse)(void *ctx, struct request *r, const struct err *e, struct http_reply *reply);
     /* After a reply has been sent or the client has gone: for access log and metrics. status 0 =
-     * no reply was made; 408 or 413 without a reply: the client was cut while it sent its body. In
-     * http_close it may run while another thread still owes the reply: only what admit has
-     * stored is safe to read then. */
+     * no reply was made; 408, 413 or 503 with client_gone: the client was cut while it sent its
+     * body. In http_close it may run while another thread still owes the reply: only what admit
+     * has stored is safe to read then. */
     void (*done)(void *ctx, const struct request *r, int status, size_t sent_bytes,
                  int64_t duration_ns, bool client_gone);
     /* A connection was refused or cut: reason is a static word: "per_ip_limit",
@@ -86,8 +86,8 @@ struct http_settings {
     int threads;
     int max_connections, max_connections_per_ip;
     size_t max_header_bytes; /* request line and headers together; beyond: 431 */
-    /* A client that uses up one of these is cut, between 1 and 1.25 times the timeout (2 times the
-     * write timeout). */
+    /* A client that uses up one of these is cut, late by at most half of the shortest of them (and
+     * never more than two seconds). */
     int header_timeout_ms; /* from accept (or the next request's first bytes) to complete headers */
     int body_timeout_ms;   /* from headers to the last byte of the body, in all */
     int idle_timeout_ms;   /* keep-alive without a request */
@@ -99,7 +99,7 @@ struct http_settings {
 int http_open(struct http **out, const struct http_settings *s, const struct http_handlers *h,
               struct err *e);
 uint16_t http_port(const struct http *h);
-/* Stops accepting; requests in flight go on. */
+/* Stops accepting; requests in flight go on. From here on replies close their connection. */
 void http_quiesce(struct http *h);
 /* Requests not yet fully answered (streams included). */
 int http_in_flight(const struct http *h);

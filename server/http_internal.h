@@ -83,7 +83,7 @@ struct http {
     _Atomic uint64_t id_low;
     _Atomic int refs; /* the owner's, and one for each request and waker */
     _Atomic int in_flight;
-    _Atomic bool streams_ended;
+    _Atomic bool streams_ended, quiesced;
     pthread_mutex_t mu;
     pthread_cond_t changed; /* with mu: a gone callback has returned, in_flight has fallen */
     /* guarded by mu */
@@ -119,10 +119,10 @@ struct request {
     bool gone_running;
     pthread_t gone_thread;
     /* of the daemon's thread until `handle`, then read-only */
-    bool handed;   /* `handle` has been called: the replier owns its reference */
-    bool complete; /* the whole body has come */
-    bool discard;  /* the reply is there, the rest of a small body is thrown away */
-    bool overflow; /* the body is beyond body_limit */
+    bool handed;               /* `handle` has been called: the replier owns its reference */
+    bool complete;             /* the whole body has come */
+    bool discard;              /* the reply is there, the rest of a small body is thrown away */
+    enum fail_code body_error; /* the body cannot be kept: too large, or no memory */
     struct lint_facts facts;
     unsigned char *body;
     size_t body_bytes, body_capacity, body_limit;

@@ -185,7 +185,7 @@ static struct MHD_Response *make_response(struct request *r, const struct http_r
         logger(LOGGER_ERROR, "reply_no_memory", "request=%s", r->id);
         return NULL;
     }
-    if (reply->close)
+    if (reply->close || atomic_load(&r->http->quiesced))
         add_header(m, "Connection", "close");
     if (reply->content_type)
         add_header(m, "Content-Type", reply->content_type);

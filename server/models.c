@@ -73,7 +73,7 @@ static double difference(const float *a, const float *b, size_t n)
         den += (double)b[i] * (double)b[i];
     }
     const double r = sqrt(num / den);
-    return isfinite(r) ? r : INFINITY;
+    return isfinite(r) ? r : HUGE_VAL;
 }
 
 int models_self_test(struct model *m, struct err *e)

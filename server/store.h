@@ -8,12 +8,24 @@
  *
  * States: scheduled -> queued -> running -> succeeded | failed | canceled | expired; a running job
  * whose cancel was asked for is `canceling`; a lost lease or a release returns it to queued.
- * Terminal states never change. Every change adds 1 to the revision.
+ * Terminal states never change. Everything a client can see change (state, progress) adds 1 to the
+ * revision; a heartbeat without progress does not.
+ *
+ * Blobs that come in are borrowed: a store that keeps one takes a reference of its own. Blobs that
+ * go out carry a reference that is the caller's (job_fini, blob_put).
+ *
+ * Wall-clock times decide only what was promised in wall-clock time: schedules, deadlines, leases
+ * and retention. All order (claims, lists, cursors) comes from sequence numbers, so a clock that
+ * jumps neither reorders nor loses a job.
+ *
+ * Every operation on an id fails with NOT_FOUND when it is unknown or was removed by `remove`, and
+ * with EXPIRED when retention has removed it (the store remembers the last STORE_REMOVED of them).
  */
 #include "base/fail.h"
 #include "base/mem.h"
 
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 
 enum job_state {
@@ -39,7 +51,15 @@ static inline bool job_state_is_terminal(enum job_state s)
     return s >= JOB_SUCCEEDED;
 }
 
-enum { JOB_ID_SIZE = 37, JOB_CLIENT_SIZE = 72, JOB_ARTIFACT_NAME_SIZE = 64 };
+enum {
+    JOB_ID_SIZE = 37,
+    JOB_CLIENT_SIZE = 72,
+    JOB_ARTIFACT_NAME_SIZE = 64,
+    STORE_CURSOR_SIZE = 64,
+    STORE_REMOVED = 4096,      /* ids remembered after retention has removed the job */
+    STORE_JOB_BYTES = 2048,    /* what the record of a job is charged, besides its blobs */
+    STORE_ARTIFACT_BYTES = 256 /* the same for an artifact */
+};
 
 /* A job as stored. Times are wall-clock milliseconds, 0 = not yet / none. Blobs are counted. */
 struct job {
@@ -48,23 +68,27 @@ struct job {
     enum job_state state;
     enum job_priority priority;
     uint64_t revision;
-    uint64_t epoch;     /* of the newest claim; a worker with an older one is stale */
-    char owner[JOB_CLIENT_SIZE];
-    int64_t lease_until_ms;
-    int64_t created_ms, scheduled_ms, queued_ms, started_ms, ended_ms, deadline_ms, expires_ms;
-    int attempts;       /* claims so far */
+    uint64_t epoch;              /* of the newest claim; a worker with an older one is stale */
+    char owner[JOB_CLIENT_SIZE]; /* of the newest claim */
+    int64_t lease_until_ms;      /* 0 unless running or canceling */
+    int64_t created_ms, scheduled_ms;
+    int64_t queued_ms;  /* when it began to wait, again after a release */
+    int64_t started_ms; /* first claim */
+    int64_t ended_ms, deadline_ms;
+    int64_t expires_ms;           /* of terminal jobs: ended_ms and the retention */
+    int attempts;                 /* claims so far */
     char client[JOB_CLIENT_SIZE]; /* who asked: key name or peer address */
     char model[64], version[64], digest[65];
-    long long steps_done, steps_total; /* chain-steps */
+    long long steps_done, steps_total; /* chain-steps; back at the checkpoint when queued again */
     long long resumed_from_step;       /* of the newest claim; -1 = from the start */
-    enum fail_code error_code;         /* failed jobs */
+    enum fail_code error_code;         /* failed and expired jobs */
     char error[256];
     struct blob *request; /* JSON text, as accepted */
-    struct blob *labels;  /* JSON object text, or NULL */
+    struct blob *labels;  /* JSON text of an object of strings, or NULL */
     struct blob *result;  /* JSON text, terminal jobs, or NULL */
 };
 
-/* Copies with references to the blobs; job_fini drops them. */
+/* Copies with references to the blobs (*to is overwritten); job_fini drops them. */
 void job_copy(struct job *to, const struct job *from);
 void job_fini(struct job *j);
 
@@ -72,13 +96,14 @@ struct job_artifact {
     char name[JOB_ARTIFACT_NAME_SIZE]; /* "grid.png", "samples/000.png" */
     const char *content_type;          /* static string */
     char sha256[65];
+    size_t size_bytes; /* filled by the store */
     struct blob *body;
 };
 
 struct job_filter {
-    int state, type;       /* -1 = any */
-    const char *client;    /* NULL = any */
-    const char *label_key, *label_value; /* NULL = any */
+    int state, type;                     /* -1 = any */
+    const char *client;                  /* NULL = any */
+    const char *label_key, *label_value; /* NULL = any; a key alone: whatever its value */
 };
 
 struct store_stats {
@@ -86,11 +111,12 @@ struct store_stats {
     int queued[JOB_PRIORITIES];
     int64_t oldest_queued_ms; /* queued_ms of the oldest queued job, 0 = none */
     long long queued_steps;   /* chain-steps not yet done in queued and running jobs */
-    size_t bytes;             /* held: requests, results, artifacts, checkpoints */
+    size_t
+        bytes; /* held: requests, labels, results, artifacts, checkpoints, and the charges above */
 };
 
 struct store_limits {
-    int max_queued, max_queued_per_client;
+    int max_queued, max_queued_per_client; /* jobs that wait or run */
     long long max_bytes;
     int64_t retention_ms; /* of terminal jobs, from ended_ms */
 };
@@ -100,55 +126,62 @@ struct store; /* every implementation begins with `const struct store_ops *ops` 
 struct store_ops {
     const char *name; /* "memory" */
     void (*close)(struct store *s);
-    /* Inserts j (id, type, state queued or scheduled, request... filled by the caller; revision 1).
-     * With idempotency_key: a job of the same client and key is not made twice; if its body_digest
-     * agrees *existing is filled and 1 returned, else IDEMPOTENCY_MISMATCH. Returns 0 when
-     * inserted. Errors: CONFLICT (id taken), QUOTA (client's cap, limit), OVERLOADED (queue cap),
-     * STORE_FULL. */
+    /* Inserts j: id, type, state (queued or scheduled), priority, client, model, version, digest,
+     * created_ms, scheduled_ms, deadline_ms, steps_total, request and labels are the caller's; the
+     * rest begins as a new job's. With idempotency_key (while that job is kept): a job of the same
+     * client and key is not made twice; if its body_digest agrees *existing is filled and 1
+     * returned, else IDEMPOTENCY_MISMATCH. Returns 0 when inserted. Errors: CONFLICT (id taken),
+     * EXPIRED (id was taken), QUOTA (client's cap, limit), OVERLOADED (queue cap, limit),
+     * STORE_FULL (limit), WRONG_TYPE and those of json_parse (labels). */
     int (*insert)(struct store *s, const struct job *j, const char *idempotency_key,
                   const char *body_digest, struct job *existing, struct err *e);
-    /* Errors: NOT_FOUND, EXPIRED (retention has removed it; the sentence says what it was). */
+    /* Errors: NOT_FOUND, EXPIRED (the sentence says what it was). */
     int (*get)(struct store *s, const char *id, struct job *out, struct err *e);
     /* Newest first, after `cursor` ("" = from the start), at most max. Fills out[*n] and the next
-     * cursor ("" = no more). Errors: BAD_REQUEST (cursor). */
-    int (*list)(struct store *s, const struct job_filter *f, char cursor[64], struct job *out,
-                int max, int *n, struct err *e);
-    /* Takes the next queued (or due scheduled) job: priority, then oldest. It becomes running,
-     * epoch and attempts go up. 1 = claimed, 0 = nothing to do. */
+     * cursor ("" = no more). Jobs inserted or removed meanwhile make no job come twice or be left
+     * out. Errors: BAD_REQUEST (cursor). */
+    int (*list)(struct store *s, const struct job_filter *f, char cursor[STORE_CURSOR_SIZE],
+                struct job *out, int max, int *n, struct err *e);
+    /* Takes the next queued job: priority, then the first that became queued. A job that comes
+     * back keeps its place. When none waits, the scheduled job that has been due longest. Never one
+     * whose deadline has passed. It becomes running, epoch and attempts go up. 1 = claimed,
+     * 0 = nothing to do. */
     int (*claim)(struct store *s, const char *owner, int64_t now_ms, int64_t lease_ms,
                  struct job *out, struct err *e);
     /* The owner's heartbeat with progress; *cancel says whether a cancel was asked for.
-     * Errors: CONFLICT (stale epoch), NOT_FOUND. */
+     * Errors: CONFLICT (stale epoch, lost lease, ended). */
     int (*renew)(struct store *s, const char *id, uint64_t epoch, int64_t lease_until_ms,
                  long long steps_done, bool *cancel, struct err *e);
-    /* Replaces the job's checkpoint (one reference is taken). Errors: CONFLICT, NOT_FOUND. */
-    int (*save_checkpoint)(struct store *s, const char *id, uint64_t epoch,
-                           struct blob *checkpoint, long long steps_done, struct err *e);
+    /* Replaces the job's checkpoint, or keeps the old one on failure. Errors: CONFLICT,
+     * STORE_FULL (limit). */
+    int (*save_checkpoint)(struct store *s, const char *id, uint64_t epoch, struct blob *checkpoint,
+                           long long steps_done, struct err *e);
     /* One reference in *out, NULL if there is none. */
     int (*load_checkpoint)(struct store *s, const char *id, struct blob **out, struct err *e);
-    /* running | canceling -> terminal, with result (reference taken, may be NULL), error and
-     * artifacts (bodies' references taken), all at once; the checkpoint goes. Errors: CONFLICT,
-     * NOT_FOUND, STORE_FULL. */
-    int (*finish)(struct store *s, const struct job *j, struct job_artifact *artifacts, int n,
+    /* running | canceling -> terminal, all at once: id, epoch, state, ended_ms, steps_done, error
+     * and result of j, and the artifacts; the checkpoint goes. Without result and artifacts it
+     * always fits. Errors: CONFLICT, STORE_FULL (limit). */
+    int (*finish)(struct store *s, const struct job *j, const struct job_artifact *artifacts, int n,
                   struct err *e);
-    /* Back to queued (drain, lost worker), checkpoint kept. */
-    int (*release)(struct store *s, const char *id, uint64_t epoch, struct err *e);
-    /* queued|scheduled -> canceled at once, running -> canceling; terminal: nothing happens. *out
-     * is the job afterwards. */
+    /* The owner gives up (drain): back to queued, checkpoint kept; a canceling job is canceled.
+     * Errors: CONFLICT. */
+    int (*release)(struct store *s, const char *id, uint64_t epoch, int64_t now_ms, struct err *e);
+    /* queued|scheduled -> canceled at once, running -> canceling; canceling or terminal: nothing
+     * happens. *out is the job afterwards. */
     int (*cancel)(struct store *s, const char *id, int64_t now_ms, struct job *out, struct err *e);
-    /* Artifact with one body reference. Errors: NOT_FOUND, EXPIRED. */
+    /* Artifact with one body reference. Errors: also NOT_FOUND (name). */
     int (*artifact)(struct store *s, const char *id, const char *name, struct job_artifact *out,
                     struct err *e);
-    /* Fills up to max (without bodies), returns the number there are. */
+    /* Fills up to max (body = NULL), returns the number there are. */
     int (*artifacts)(struct store *s, const char *id, struct job_artifact *out, int max,
                      struct err *e);
     /* Terminal jobs only, else CONFLICT. */
     int (*remove)(struct store *s, const char *id, struct err *e);
-    /* Housekeeping: due schedules, missed deadlines (-> expired), lapsed leases (-> queued),
-     * retention. Calls changed(ctx, job) for each job whose state it changed, without locks.
-     * Returns how many. */
-    int (*tick)(struct store *s, int64_t now_ms,
-                void (*changed)(void *ctx, const struct job *j), void *ctx);
+    /* Housekeeping: missed deadlines (-> expired; a canceling job is left to its owner), lapsed
+     * leases (-> queued; canceling -> canceled), due schedules (-> queued), retention. Calls
+     * changed(ctx, job) for each job whose state it changed, without locks. Returns how many. */
+    int (*tick)(struct store *s, int64_t now_ms, void (*changed)(void *ctx, const struct job *j),
+                void *ctx);
     void (*stats)(struct store *s, struct store_stats *out);
 };
 
@@ -158,3 +191,51 @@ struct store {
 
 /* Errors: NO_MEMORY. */
 int store_memory_open(struct store **out, const struct store_limits *limits, struct err *e);
+
+/* What the implementations share. */
+
+/* *to is j as insert keeps it: references taken, everything that is not the caller's reset. */
+void job_admit(struct job *to, const struct job *j);
+/* The charge of a job without checkpoint and artifacts. */
+size_t job_bytes(const struct job *j);
+/* The charge of an artifact. */
+size_t job_artifact_bytes(const struct job_artifact *a);
+
+/* A job's labels taken out of their JSON. */
+struct job_labels {
+    char *text; /* "key\0value\0" for each */
+    size_t size;
+};
+/* `labels` may be NULL. Errors: WRONG_TYPE with pointer, those of json_parse. */
+int job_labels_init(struct job_labels *out, const struct blob *labels, struct err *e);
+void job_labels_fini(struct job_labels *l);
+bool job_matches(const struct job *j, const struct job_labels *l, const struct job_filter *f);
+
+/* A job that retention has removed. */
+struct job_removed {
+    char id[JOB_ID_SIZE];
+    enum job_type type;
+    enum job_state state;
+    int64_t ended_ms;
+};
+
+/* NOT_FOUND. */
+int store_fail_unknown(const char *id, struct err *e);
+/* EXPIRED. */
+int store_fail_removed(const struct job_removed *r, struct err *e);
+/* NOT_FOUND: j has no artifact of this name. */
+int store_fail_no_artifact(const struct job *j, const char *name, struct err *e);
+/* CONFLICT: the caller does not hold the lease of j; the id of j is taken; j has not ended. */
+int store_fail_stale(const struct job *j, struct err *e);
+int store_fail_taken(const struct job *j, struct err *e);
+int store_fail_active(const struct job *j, struct err *e);
+/* IDEMPOTENCY_MISMATCH: the key was used for another request, which made j. */
+int store_fail_mismatch(const struct job *j, struct err *e);
+/* Whether a client with `own` of the `all` active jobs may have one more: QUOTA, OVERLOADED. */
+int store_check_queue(const struct store_limits *l, int all, int own, struct err *e);
+/* Whether `held` bytes may grow by `more` (<= 0 always fits): STORE_FULL. */
+int store_check_room(const struct store_limits *l, size_t held, long long more, struct err *e);
+/* A cursor after the job with this sequence number, 0 = "". */
+void store_format_cursor(uint64_t seq, char cursor[STORE_CURSOR_SIZE]);
+/* The number in a cursor, UINT64_MAX for "". Errors: BAD_REQUEST. */
+int store_parse_cursor(const char *cursor, uint64_t *seq, struct err *e);

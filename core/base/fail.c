@@ -2,6 +2,7 @@
 #include "base/fail.h"
 
 #include <errno.h>
+#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -88,13 +89,13 @@ static int min3(int a, int b, int c)
     return m < c ? m : c;
 }
 
-/* Optimal string alignment distance; words longer than WORD_MAX are "far". */
+/* Optimal string alignment distance; words longer than WORD_MAX are far from everything. */
 static int distance(const char *a, const char *b)
 {
     const int n = (int)strlen(a), m = (int)strlen(b);
     int row[3][WORD_MAX + 1];
     if (n > WORD_MAX || m > WORD_MAX)
-        return 2 * WORD_MAX;
+        return INT_MAX;
     for (int j = 0; j <= m; j++)
         row[0][j] = j;
     for (int i = 1; i <= n; i++) {

@@ -6,6 +6,7 @@
  * them vectorise; relative error below 2.5e-7 on the ranges given. Used by rng, ops and ebm.
  * Polynomial coefficients: Cephes (S. Moshier), single precision.
  */
+#include <math.h>
 #include <stdint.h>
 #include <string.h>
 
@@ -41,7 +42,7 @@ static inline float fm_exp(float x)
     return (p * (r * r) + r + 1.0f) * fm_from_bits(exponent << 23);
 }
 
-/* Natural logarithm of a normal positive x. */
+/* Natural logarithm of a normal positive x; infinity and NaN stay what they are. */
 static inline float fm_log(float x)
 {
     const uint32_t b = fm_bits(x);
@@ -59,7 +60,8 @@ static inline float fm_log(float x)
     p = p * r + 2.0000714765e-1f;
     p = p * r - 2.4999993993e-1f;
     p = p * r + 3.3333331174e-1f;
-    return (p * r * z - 2.12194440e-4f * e - 0.5f * z) + r + 0.693359375f * e;
+    const float result = (p * r * z - 2.12194440e-4f * e - 0.5f * z) + r + 0.693359375f * e;
+    return x < INFINITY ? result : x;
 }
 
 /* sin(2 pi u) and cos(2 pi u) for u in [0, 1). */

@@ -12,8 +12,20 @@ static double at_log(const struct evaluate_set *s, double log_t)
     return evaluate_nll(s, exp(log_t));
 }
 
+static bool has_error(const struct evaluate_set *s)
+{
+    for (size_t i = 0; i < s->n; i++) {
+        const int y = s->labels[i * s->label_stride];
+        if (y != EVALUATE_MISSING && evaluate_top(s->logits + i * s->stride, s->n_values) != y)
+            return true;
+    }
+    return false;
+}
+
 float calibrate_temperature(const struct evaluate_set *s)
 {
+    if (!has_error(s))
+        return 1.0f;
     const double ratio = (sqrt(5.0) - 1.0) / 2.0;
     double lo = log(CALIBRATE_MIN), hi = log(CALIBRATE_MAX);
     double a = hi - ratio * (hi - lo), b = lo + ratio * (hi - lo);
@@ -33,8 +45,7 @@ float calibrate_temperature(const struct evaluate_set *s)
             fb = at_log(s, b);
         }
     }
-    /* 1 comes first: it stays when nothing is better, as without labels. */
-    const double tried[] = {1.0, exp((lo + hi) / 2), CALIBRATE_MIN, CALIBRATE_MAX};
+    const double tried[] = {exp((lo + hi) / 2), CALIBRATE_MIN, CALIBRATE_MAX};
     double best = tried[0];
     for (size_t i = 1; i < sizeof tried / sizeof tried[0]; i++)
         best = evaluate_nll(s, tried[i]) < evaluate_nll(s, best) ? tried[i] : best;

@@ -111,20 +111,6 @@ static const struct condition *condition_of(const struct slot *slot)
     return slot->group->task.conditions[slot->chain];
 }
 
-/* y = the most probable allowed value of each attribute. */
-static void most_probable(const struct condition *c, const float *logits, uint16_t *y)
-{
-    for (int k = 0; k < c->attributes->n; k++) {
-        const struct attribute *a = &c->attributes->list[k];
-        int best = -1;
-        for (int v = 0; v < a->n_values; v++)
-            if (condition_allows(c, k, v) &&
-                (best < 0 || logits[a->first + v] > logits[a->first + best]))
-                best = v;
-        y[k] = (uint16_t)best;
-    }
-}
-
 static void draw_y(struct stage *s, int i, const float *logits)
 {
     struct slot *slot = &s->slots[i];
@@ -167,7 +153,7 @@ static bool look(struct stage *s, int i, const float *logits)
     memset(dlogits, 0, l * sizeof *dlogits);
     memcpy(s->logits + (size_t)i * l, logits, l * sizeof *logits);
     if (sampler->kind != SAMPLER_GIBBS || sampler->steps == 0)
-        most_probable(condition_of(slot), logits, y);
+        condition_most_probable(condition_of(slot), logits, y);
     return false;
 }
 

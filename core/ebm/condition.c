@@ -125,6 +125,18 @@ bool condition_satisfied(const struct condition *c, const uint16_t *y)
     return false;
 }
 
+int condition_broken(const struct condition *c, const uint8_t *y)
+{
+    int fewest = c->attributes->n;
+    for (int j = 0; j < c->n_alternatives; j++) {
+        int broken = 0;
+        for (int k = 0; k < c->attributes->n; k++)
+            broken += y[k] != 255 && !set_of(c, j, k)[y[k]];
+        fewest = broken < fewest ? broken : fewest;
+    }
+    return fewest;
+}
+
 static bool pair_overlaps(const struct condition *c, int i, int j)
 {
     for (int k = 0; k < c->attributes->n; k++) {
@@ -253,6 +265,36 @@ int condition_draw(const struct condition *c, const float *logits, const float *
                               u[k]);
     }
     return j;
+}
+
+/* The allowed value of attribute k with the largest logit. */
+static int best_value(const struct condition *c, int j, int k, const float *logits)
+{
+    const struct attribute *a = &c->attributes->list[k];
+    const uint8_t *allowed = set_of(c, j, k);
+    int best = -1;
+    for (int v = 0; v < a->n_values; v++) {
+        if (allowed[v] && (best < 0 || logits[a->first + v] > logits[a->first + best]))
+            best = v;
+    }
+    return best;
+}
+
+void condition_most_probable(const struct condition *c, const float *logits, uint16_t *y)
+{
+    float most = 0;
+    int best = 0;
+    for (int j = 0; j < c->n_alternatives; j++) {
+        float sum = 0;
+        for (int k = 0; k < c->attributes->n; k++)
+            sum += logits[c->attributes->list[k].first + best_value(c, j, k, logits)];
+        if (j == 0 || sum > most) {
+            most = sum;
+            best = j;
+        }
+    }
+    for (int k = 0; k < c->attributes->n; k++)
+        y[k] = (uint16_t)best_value(c, best, k, logits);
 }
 
 float condition_score_given(const struct condition *c, int j, const float *logits,

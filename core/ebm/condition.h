@@ -39,6 +39,8 @@ bool condition_is_marginal(const struct condition *c);
 bool condition_allows(const struct condition *c, int k, int v);
 /* True if y[n] lies in some alternative. */
 bool condition_satisfied(const struct condition *c, const uint16_t *y);
+/* The fewest attributes in which labels y[n] (255 = not labelled) lie outside an alternative. */
+int condition_broken(const struct condition *c, const uint8_t *y);
 /* True if two alternatives share a y, so that an OR counts it twice. */
 bool condition_overlaps(const struct condition *c);
 
@@ -49,6 +51,8 @@ float condition_score(const struct condition *c, const float *logits, float *dlo
  * draws y_k ~ softmax over A_k^j of w_k f_k (for two values: the second iff u < p(second)).
  * Returns j. */
 int condition_draw(const struct condition *c, const float *logits, const float *u, uint16_t *y);
+/* The y with the largest sum_k f_k[y_k] that lies in some alternative. */
+void condition_most_probable(const struct condition *c, const float *logits, uint16_t *y);
 /* sum_k w_k f_k[y_k] under alternative j, and its gradient. */
 float condition_score_given(const struct condition *c, int j, const float *logits,
                             const uint16_t *y, float *dlogits);

@@ -62,15 +62,9 @@ static void start_noise(const struct model *m, const struct sampler *s,
 
 static int mismatch(const struct model *m, const struct condition *c, size_t entry)
 {
-    const struct attributes *a = &m->d.attributes;
-    int broken = 0;
     if (!m->buffer_y)
         return 0;
-    for (int k = 0; k < a->n; k++) {
-        const uint8_t y = m->buffer_y[entry * (size_t)a->n + (size_t)k];
-        broken += y != 255 && !condition_allows(c, k, y);
-    }
-    return broken;
+    return condition_broken(c, m->buffer_y + entry * (size_t)m->d.attributes.n);
 }
 
 /* The best mismatch and how many entries have it. */

@@ -185,6 +185,11 @@ void json_reader_pointer(const struct json_reader *r, const char *name, char *ou
         copy_whole(out, size, &used, name, true);
 }
 
+json_t *json_real_or_null(double v)
+{
+    return isfinite(v) ? json_real(v) : json_null();
+}
+
 int json_reader_init(struct json_reader *r, const json_t *value, const char *pointer, struct err *e)
 {
     struct json_reader fresh = {.object = value};

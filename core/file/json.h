@@ -37,6 +37,9 @@ int json_parse_limited(const char *bytes, size_t size, const struct json_limits 
  * memory. */
 char *json_text(const json_t *value, size_t *size);
 
+/* A new real, or null for what JSON cannot say (NaN, infinities). */
+json_t *json_real_or_null(double v);
+
 /* Reads the members of one object. pointer is the object's own RFC 6901 pointer ("" at the root). */
 struct json_reader {
     const json_t *object;

@@ -54,6 +54,20 @@ static int find_input(const struct builder *b, const char *name, struct cursor *
     return complain(b, what);
 }
 
+/* An id names one value. */
+static int check_id(const struct builder *b)
+{
+    char what[96];
+    const char *id = b->specs[b->index].id;
+    bool taken = strcmp(id, "input") == 0;
+    for (int i = 0; id[0] && i < b->index; i++)
+        taken |= strcmp(b->specs[i].id, id) == 0;
+    if (!taken)
+        return 0;
+    snprintf(what, sizeof what, "the id \"%s\" is taken", id);
+    return complain(b, what);
+}
+
 static int load(const struct builder *b, const char *suffix, const int *shape, int n_dims,
                 const float **out)
 {
@@ -139,6 +153,8 @@ static int add_window(const struct builder *b, struct layer *l, struct net_shape
                       struct net_shape *out)
 {
     const int k = b->specs[b->index].kernel_h;
+    if (b->specs[b->index].kernel_w != k)
+        return complain(b, "the window must be square");
     if (!between(k, 1, NET_SIDE_MAX) || k > in.h || k > in.w)
         return complain(b, "the pool is larger than its input");
     *out = (struct net_shape){.c = in.c, .h = in.h / k, .w = in.w / k};
@@ -197,7 +213,9 @@ static int add_layer(struct builder *b)
     const struct layer_spec *s = &b->specs[b->index];
     struct net *net = b->net;
     struct cursor at;
-    int rc = find_input(b, s->from, &at);
+    int rc = check_id(b);
+    if (rc == 0)
+        rc = find_input(b, s->from, &at);
     if (rc != 0)
         return rc;
     if (s->kind == LAYER_FLATTEN) {
@@ -221,13 +239,15 @@ static int add_layer(struct builder *b)
 }
 
 /* Every value but the last must be read, the last by nobody. */
-static int check_uses(const struct net *net, int last, struct err *e)
+static int check_uses(struct builder *b, int n_specs)
 {
-    if (net->n_layers == 0 || last != net->n_layers)
-        return fail(e, FAIL_BAD_MODEL, "the last layer must compute the logits");
-    for (int v = 0; v < net->n_layers; v++) {
-        if (net->values[v].uses == 0)
-            return fail(e, FAIL_BAD_MODEL, "the output of computed layer %d is never used", v - 1);
+    const struct net *net = b->net;
+    if (net->n_layers == 0 || b->cursors[n_specs].value != net->n_layers)
+        return fail(b->e, FAIL_BAD_MODEL, "the last layer must compute the logits");
+    for (b->index = 0; b->index < n_specs; b->index++) {
+        const int v = b->cursors[b->index + 1].value;
+        if (v != net->n_layers && net->values[v].uses == 0)
+            return complain(b, "its output is never used");
     }
     return 0;
 }
@@ -257,7 +277,7 @@ int net_open(struct net **out, const struct layer_spec *layers, int n_layers,
     for (rc = 0; rc == 0 && b.index < n_layers; b.index++)
         rc = add_layer(&b);
     if (rc == 0)
-        rc = check_uses(net, b.cursors[n_layers].value, e);
+        rc = check_uses(&b, n_layers);
     if (rc == 0) {
         *out = net;
         net = NULL;

@@ -44,7 +44,7 @@ struct layer_spec {
     enum layer_kind kind;
     char weights[LAYER_NAME_MAX];                 /* tensors <weights>.weight, .bias */
     char id[32], from[32], with[32];              /* "" = unnamed / previous / - */
-    int in, out, kernel_h, kernel_w, stride, pad; /* conv, linear; pools use kernel_h */
+    int in, out, kernel_h, kernel_w, stride, pad; /* conv, linear; pools: kernel_h = kernel_w */
     float slope;                                  /* lrelu, in [0, 1] */
 };
 

@@ -42,21 +42,25 @@ class HostilePickles(Case):
         touch = "touch " + self.marker
         python = f"open({self.marker!r}, 'w').close()"
         for module, name, arguments in (
-                ("os", "system", (touch,)), ("posix", "system", (touch,)), ("nt", "system", (touch,)),
-                ("subprocess", "call", (["touch", self.marker],)), ("commands", "getoutput", (touch,)),
+                ("os", "system", (touch,)), ("posix", "system", (touch,)),
+                ("nt", "system", (touch,)), ("commands", "getoutput", (touch,)),
+                ("subprocess", "call", (["touch", self.marker],)),
                 ("builtins", "eval", (python,)), ("__builtin__", "eval", (python,)),
                 ("builtins", "exec", (python,)), ("builtins", "getattr", (1, "x")),
                 ("builtins", "__import__", ("os",)), ("builtins", "open", (self.marker, "w")),
                 ("builtins", "compile", (python, "", "exec")), ("builtins", "type", ("a",)),
                 ("importlib", "import_module", ("os",)), ("runpy", "run_path", (self.marker,)),
                 ("operator", "attrgetter", ("system",)), ("functools", "partial", ()),
-                ("types", "FunctionType", ()), ("marshal", "loads", (b"",)), ("pickle", "loads", (b"",)),
-                ("copyreg", "add_extension", ("os", "system", 7)), ("ctypes", "CDLL", ("libc.so.6",)),
+                ("types", "FunctionType", ()), ("marshal", "loads", (b"",)),
+                ("pickle", "loads", (b"",)), ("ctypes", "CDLL", ("libc.so.6",)),
+                ("copyreg", "add_extension", ("os", "system", 7)),
                 ("torch", "load", (self.marker,)), ("torch.hub", "load", ("a", "b")),
-                ("torch.storage", "_load_from_bytes", (b"",)), ("torch.serialization", "load", ("a",)),
+                ("torch.storage", "_load_from_bytes", (b"",)),
+                ("torch.serialization", "load", ("a",)),
                 ("numpy.testing", "runstring", (python, {})), ("numpy", "load", (self.marker,)),
                 ("pip", "main", (["install", "x"],)), ("webbrowser", "open", ("x",)),
-                ("pty", "spawn", (touch,)), ("__main__", "eval", (python,)), ("mylib", "system", (touch,)),
+                ("pty", "spawn", (touch,)), ("__main__", "eval", (python,)),
+                ("mylib", "system", (touch,)),
                 ("pathlib", "os", ()), ("socket", "socket", ()), ("sys", "exit", ()),
                 ("io", "open", (self.marker, "w")), ("_io", "open", (self.marker, "w"))):
             with self.subTest(module=module, name=name):
@@ -73,8 +77,8 @@ class HostilePickles(Case):
                      system + touch + b"\x85\x81",  # NEWOBJ
                      system + touch + b"\x85}\x92",  # NEWOBJ_EX
                      p(Call(Name("__main__", "Thing"), ())) + system + b"b",  # BUILD
-                     p(Call(Name("__main__", "Thing"), ())) + p({"__setstate__": Name("os", "system")})
-                     + b"b" + touch + b"b",
+                     p(Call(Name("__main__", "Thing"), (), {"__setstate__": Name("os", "system")}))
+                     + touch + b"b",
                      p(Call(Name("collections", "defaultdict"), (Name("os", "system"),)))):
             self.hostile(code)
 
@@ -135,7 +139,8 @@ class HostilePickles(Case):
             b"0](h" + bytes([i]) + b"h" + bytes([i]) + b"e\x94" for i in range(100))
         self.convert(self.with_code(laughs))
         nested = b"}\x940" + b"".join(
-            b"}(" + p("a") + b"h" + bytes([i]) + p("b") + b"h" + bytes([i]) + b"u\x940" for i in range(60))
+            b"}(" + p("a") + b"h" + bytes([i]) + p("b") + b"h" + bytes([i]) + b"u\x940"
+            for i in range(60))
         self.convert(self.with_code(nested + b"h\x3c"))
 
     def with_code(self, code):

@@ -88,7 +88,8 @@ class TorchCheckpoints(Case):
         model = Jem(10, 2)
         images = torch.rand(5, 3, 32, 32) * 2 - 1
         for legacy in (False, True):
-            path = self.save({"model_state_dict": model.state_dict(), "replay_buffer": images}, legacy)
+            path = self.save(
+                {"model_state_dict": model.state_dict(), "replay_buffer": images}, legacy)
             _, arrays, _ = self.imported(path, "--buffer-float")
             for name, value in model.state_dict().items():
                 if not name.startswith(("f.linear", "energy_output")):
@@ -104,11 +105,13 @@ class TorchCheckpoints(Case):
         state["mlp.2.bias"] = nn.Parameter(whole[0:8, 2])
         state["cnn.2.weight"] = state["cnn.2.weight"].half()
         state["cnn.4.weight"] = state["cnn.4.weight"].bfloat16()
-        state["cnn.6.weight"] = state["cnn.6.weight"].permute(1, 0, 2, 3).contiguous().permute(1, 0, 2, 3)
+        swapped = state["cnn.6.weight"].permute(1, 0, 2, 3).contiguous()
+        state["cnn.6.weight"] = swapped.permute(1, 0, 2, 3)
         for legacy in (False, True):
             _, arrays, _ = self.imported(self.save(state, legacy))
             for name, value in state.items():
-                np.testing.assert_array_equal(arrays[name], value.detach().float().numpy(), err_msg=name)
+                np.testing.assert_array_equal(
+                    arrays[name], value.detach().float().numpy(), err_msg=name)
 
     def test_a_whole_gibbs_checkpoint_is_read(self):
         net = nn.Sequential()
@@ -153,7 +156,8 @@ class TorchCheckpoints(Case):
                 logits = model(x).numpy()
                 energy = model.energy_output(model.f(x)).numpy()
             self.assertLess(relative(evaluate(description, arrays, x.numpy()), logits), 1e-5)
-            description, arrays, _ = self.imported(os.path.join(self.folder, "saved.pt"), "--uncond")
+            path = os.path.join(self.folder, "saved.pt")
+            description, arrays, _ = self.imported(path, "--uncond")
             both = evaluate(description, arrays, x.numpy())
             self.assertLess(relative(both, np.concatenate([logits, energy], axis=1)), 1e-5)
 
@@ -179,7 +183,8 @@ class TorchCheckpoints(Case):
             def __reduce__(self):
                 return os.system, ("touch " + marker,)
         for legacy in (False, True):
-            path = self.save({"model_state_dict": {"f.conv1.weight": torch.ones(1)}, "x": Evil()}, legacy)
+            state = {"f.conv1.weight": torch.ones(1)}
+            path = self.save({"model_state_dict": state, "x": Evil()}, legacy)
             code, _, err = self.run_main(path, "-o", self.output)
             self.assertEqual(code, 2)
             self.assertIn("posix.system", err)
@@ -203,8 +208,9 @@ class TorchCheckpoints(Case):
         for legacy in (False, True):
             path = self.save({"model_state_dict": model.state_dict()}, legacy)
             self.imported(path)
-            done = subprocess.run([JEMD, "predict", "--tensors", source, "--out", result, self.output],
-                                  capture_output=True, text=True, timeout=300)
+            done = subprocess.run(
+                [JEMD, "predict", "--tensors", source, "--out", result, self.output],
+                capture_output=True, text=True, timeout=300)
             self.assertEqual(done.returncode, 0, done.stderr)
             found = read_model(result)[1]
             self.assertLess(relative(found["out.logits"], logits), 1e-4)

@@ -11,8 +11,9 @@ import zipfile
 
 import numpy as np
 
-from checkpoints import (PROGRAM, SHARED, SOURCE, Call, Case, Name, Writer, convolve, dump, evaluate,
-                         gibbs_arrays, jem_arrays, jem_shapes, read_model, relative, safetensors)
+from checkpoints import (PROGRAM, SHARED, SOURCE, Call, Case, Name, Writer, convolve, dump,
+                         evaluate, gibbs_arrays, jem_arrays, jem_shapes, read_model, relative,
+                         safetensors)
 
 
 class Containers(Case):
@@ -63,8 +64,10 @@ class Containers(Case):
     def test_a_file_cut_anywhere_is_refused(self):
         wanted = gibbs_arrays(n_f=1, hidden=2, logits=2)
         writer, other = Writer(), Writer()
-        files = {"zip": writer.zip(writer.state(wanted)), "legacy": other.legacy(other.state(wanted)),
-                 "safetensors": safetensors(wanted)}
+        # the last storage is one that the conversion has no use for
+        files = {"zip": writer.zip(writer.state(wanted)), "safetensors": safetensors(wanted),
+                 "legacy": other.legacy({"model": other.state(wanted),
+                                         "moments": {0: other.tensor(np.zeros(9, "f4"))}})}
         for kind, data in files.items():
             for cut in [*range(0, 40, 3), *range(40, len(data), len(data) // 60), len(data) - 1]:
                 with self.subTest(kind=kind, cut=cut):
@@ -126,7 +129,8 @@ class Containers(Case):
         self.refuse(1, "longer than the file", struct.pack("<Q", 1 << 60) + good[8:])
         self.refuse(1, "do not agree", rebuilt(**{"cnn.0.weight": first | {"shape": [9, 9]}}))
         self.refuse(1, "not supported", rebuilt(**{"cnn.0.weight": first | {"dtype": "F8"}}))
-        self.refuse(1, "does not begin", rebuilt(**{"cnn.0.weight": first | {"data_offsets": [4, 108]}}))
+        gap = first | {"data_offsets": [4, 108]}
+        self.refuse(1, "does not begin", rebuilt(**{"cnn.0.weight": gap}))
         self.refuse(1, "damaged safetensors", rebuilt(**{"cnn.0.weight": 3}))
         self.refuse(1, "damaged safetensors", rebuilt(__metadata__=[]).replace(b"[]", b"{{", 1))
         self.refuse(1, "the file has", good + b"\0")
@@ -155,9 +159,9 @@ class Architectures(Case):
             straight = source
             if group > 1:  # 16 -> 16 at stride 1 in the first group: no shortcut
                 straight = name + ".shortcut"
-                wanted.append({"kind": "conv", "id": straight, "from": source, "kernel": 1, "pad": 0,
+                wanted.append({"kind": "conv", "id": straight, "from": source, "kernel": 1,
                                "weights": f"f.{name}.shortcut.0", "in": inputs, "out": outputs,
-                               "stride": stride})
+                               "stride": stride, "pad": 0})
             wanted.append({"kind": "add", "id": name, "from": name + ".residual", "with": straight})
             source, inputs = name, outputs
         wanted += [lrelu, {"kind": "avgpool", "kernel": 8}, {"kind": "flatten"},
@@ -190,10 +194,12 @@ class Architectures(Case):
         description, arrays, out = self.convert(writer.zip({"model_state_dict": state}))
         self.assertIn("wide ResNet 28-10", out)
         kinds = [layer["kind"] for layer in description["layers"]]
-        self.assertEqual([kinds.count(k) for k in ("conv", "lrelu", "add", "linear")], [28, 25, 12, 1])
-        strides = {la["weights"]: la["stride"] for la in description["layers"] if la["kind"] == "conv"}
-        self.assertEqual([name for name, s in strides.items() if s == 2], [
-            "f.layer2.0.conv2", "f.layer2.0.shortcut.0", "f.layer3.0.conv2", "f.layer3.0.shortcut.0"])
+        self.assertEqual([kinds.count(k) for k in ("conv", "lrelu", "add", "linear")],
+                         [28, 25, 12, 1])
+        self.assertEqual(
+            [layer["weights"] for layer in description["layers"] if layer.get("stride") == 2],
+            ["f.layer2.0.conv2", "f.layer2.0.shortcut.0", "f.layer3.0.conv2",
+             "f.layer3.0.shortcut.0"])
         self.assertEqual(len(arrays), 58)
 
     def test_uncond_stacks_both_heads(self):
@@ -209,7 +215,8 @@ class Architectures(Case):
         np.testing.assert_array_equal(arrays["head.bias"][7:], wanted["energy_output.bias"])
         self.assertNotIn("class_output.weight", arrays)
         writer = Writer()
-        self.refuse(2, "--uncond is about JEM", writer.zip(writer.state(gibbs_arrays())), "--uncond")
+        data = writer.zip(writer.state(gibbs_arrays()))
+        self.refuse(2, "--uncond is about JEM", data, "--uncond")
 
     def test_gibbs_nets_of_both_sizes_are_recognised(self):
         for size in (32, 64):
@@ -235,7 +242,8 @@ class Architectures(Case):
         writer = Writer()
         root = {"models": {"logp_net": writer.state(wrapped(raw)),
                            "ema_logp_net": writer.state(wrapped(average))},
-                "optimizer": {"logp_net": {"state": {0: {"exp_avg": writer.tensor(raw["mlp.0.bias"])}}}},
+                "optimizer": {"logp_net": {
+                    "state": {0: {"exp_avg": writer.tensor(raw["mlp.0.bias"])}}}},
                 "itr": 7, "args": Call(Name("argparse", "Namespace"), (), {"seed": 0})}
         data = writer.zip(root)
         description, arrays, out = self.convert(data)
@@ -250,7 +258,8 @@ class Architectures(Case):
 
     def test_prefixes_choose_among_tensors(self):
         wanted = gibbs_arrays()
-        data = safetensors({"model." + n: a for n, a in wanted.items()} | {"in.x": np.zeros(3, "f4")})
+        prefixed = {"model." + name: a for name, a in wanted.items()}
+        data = safetensors(prefixed | {"in.x": np.zeros(3, "f4")})
         _, arrays, _ = self.convert(data, "--prefix", "model.")
         self.assert_same(arrays, wanted)
         self.refuse(1, "neither JEM's", data)
@@ -317,21 +326,29 @@ class Architectures(Case):
         zeros = lambda *shape: np.zeros(shape, "f4")  # noqa: E731
         self.refuse(1, "no tensor 'f.layer2.0.conv2.weight'",
                     jem(lambda a: a.pop("f.layer2.0.conv2.weight")))
-        self.refuse(1, "has shape", jem(lambda a: a.update({"f.layer2.0.conv1.weight": zeros(32, 9, 3, 3)})))
+        self.refuse(1, "has shape",
+                    jem(lambda a: a.update({"f.layer2.0.conv1.weight": zeros(32, 9, 3, 3)})))
         self.refuse(1, "f.layer1.0.shortcut.0.bias has no place",
                     jem(lambda a: a.update({"f.layer1.0.shortcut.0.bias": zeros(16)})))
-        self.refuse(1, "other than batch", jem(lambda a: a.update({"f.layer1.0.bn1.weight": zeros(16)})))
+        self.refuse(1, "other than batch",
+                    jem(lambda a: a.update({"f.layer1.0.bn1.weight": zeros(16)})))
         self.refuse(1, "not finite", jem(lambda a: a["f.conv1.bias"].__setitem__(3, np.nan)))
         self.refuse(1, "spectrally", jem(lambda a: a.update({"f.conv1.weight_orig": zeros(1)})))
-        self.refuse(1, "blocks [0, 2]", jem(lambda a: a.update({"f.layer2.2.conv1.weight": zeros(1)})))
+        self.refuse(1, "blocks [0, 2]",
+                    jem(lambda a: a.update({"f.layer2.2.conv1.weight": zeros(1)})))
         self.refuse(1, "no JEM classifier", jem(lambda a: a.pop("class_output.weight")))
-        self.refuse(1, "floating point", jem(lambda a: a.update({"f.conv1.bias": np.zeros(16, "i8")})))
+        self.refuse(1, "floating point",
+                    jem(lambda a: a.update({"f.conv1.bias": np.zeros(16, "i8")})))
         self.refuse(1, "one energy f(x, y)", gibbs(lambda a: None, logits=1))
         self.refuse(1, "no square", gibbs(lambda a: a.update({"mlp.0.weight": zeros(8, 9)})))
         self.refuse(1, "no pairs", gibbs(lambda a: None, logits=5))
-        self.refuse(1, "kernel of 5x5", gibbs(lambda a: a.update({"cnn.0.weight": zeros(4, 3, 5, 5)})))
+        self.refuse(1, "kernel of 5x5",
+                    gibbs(lambda a: a.update({"cnn.0.weight": zeros(4, 3, 5, 5)})))
         self.refuse(1, "cnn.3 should be", gibbs(lambda a: a.update({"cnn.1.running_mean": zeros(4),
                                                                   "cnn.1.running_var": zeros(4)})))
+        self.refuse(1, "no tensor 'mlp.0.weight'", gibbs(lambda a: a.pop("mlp.0.weight")))
+        self.refuse(1, "2 dimensions", gibbs(lambda a: a.update({"mlp.4.weight": zeros(8)})))
+        self.refuse(1, "4 dimensions", gibbs(lambda a: a.update({"cnn.8.weight": zeros(0, 32, 1, 1)})))
         self.refuse(1, "without mlp", gibbs(lambda a: [a.pop(n) for n in list(a) if "mlp" in n]))
         self.refuse(1, "no state dict", Writer().zip({"itr": 3}))
         self.refuse(1, "no state dict", Writer().zip([1, 2]))
@@ -352,7 +369,8 @@ class Buffers(Case):
         rng, writer = np.random.default_rng(3), Writer()
         images = rng.uniform(-1.1, 1.1, (40, 3, 32, 32)).astype("f4")
         images[4] = np.nan
-        root = {"model_state_dict": writer.state(jem_arrays()), "replay_buffer": writer.tensor(images)}
+        root = {"model_state_dict": writer.state(jem_arrays()),
+                "replay_buffer": writer.tensor(images)}
         data = writer.zip(root)
         description, arrays, out = self.convert(data, "--buffer-max", "13")
         coding = description["replay_buffer"]
@@ -398,9 +416,11 @@ class Buffers(Case):
         writer, rng = Writer(), np.random.default_rng(4)
         images = rng.uniform(-1, 1, (3, 3, 32, 32)).astype("f4")
         core = Name("numpy.core.multiarray", "_reconstruct")
-        dtype = Call(Name("numpy", "dtype"), ("f4", False, True), (3, "<", None, None, None, -1, -1, 0))
+        dtype = Call(Name("numpy", "dtype"), ("f4", False, True),
+                     (3, "<", None, None, None, -1, -1, 0))
         raw = Call(Name("_codecs", "encode"), (images.tobytes().decode("latin1"), "latin1"))
-        array = Call(core, (Name("numpy", "ndarray"), (0,), b"b"), (1, images.shape, dtype, False, raw))
+        array = Call(core, (Name("numpy", "ndarray"), (0,), b"b"),
+                     (1, images.shape, dtype, False, raw))
         root = {"model_state_dict": writer.state(jem_arrays()), "replay_buffer": array}
         _, arrays, _ = self.convert(writer.zip(root), "--buffer-float")
         np.testing.assert_array_equal(arrays["buffer.x"], images)
@@ -440,7 +460,8 @@ class Descriptions(Case):
         self.assertEqual(description["sampler"]["steps"], 7)
         self.assertEqual(description["sampler"]["noise"], 0.001)
         self.assertEqual(description["sampler"]["clamp"], [-1, 1])
-        self.assertEqual(description["sampler"]["start"], {"kind": "noise", "grid": 8, "noise": 0.0})
+        self.assertEqual(description["sampler"]["start"],
+                         {"kind": "noise", "grid": 8, "noise": 0.0})
         self.assertEqual(description["attributes"][1]["temperature"], 1.5)
         self.assertEqual(description["provenance"]["licence"], "CC0")
         self.assertEqual(len(description["provenance"]["checkpoint_sha256"]), 64)
@@ -473,13 +494,15 @@ class Descriptions(Case):
                 ({"attributes": [{"name": "a", "values": ["x", "x"]}]}, "different values"),
                 ({"attributes": [{"name": "a"}]}, "printable texts"),
                 ({"attributes": [{"name": "a\n", "values": ["x", "y"]}]}, "printable texts"),
-                ({"attributes": [{"name": "a", "values": ["x", "y"], "temperature": 0}]}, "in [0.01"),
+                ({"attributes": [{"name": "a", "values": ["x", "y"], "temperature": 0}]},
+                 "in [0.01"),
                 ({"attributes": [{"name": "\u00e9" * 32, "values": ["x", "y"]}]}, "63 bytes"),
                 ({"sampler": {"start": {"kind": "image"}}}, "known are noise"),
                 ({"layers": [{"kind": "flatten", "id": "i" * 32}]}, "too long or used twice"),
                 ({"name": "a/b"}, "must be letters"), ({"version": ""}, "must be letters"),
                 ({"layers": [{"kind": "flat"}]}, "known are"), ({"layers": [3]}, "incomplete"),
-                ({"layers": [{"kind": "linear", "weights": "mlp.0", "in": 3, "out": 3}]}, "is wanted"),
+                ({"layers": [{"kind": "linear", "weights": "mlp.0", "in": 3, "out": 3}]},
+                 "is wanted"),
                 ({"energy": {"kind": "head"}}, "the attributes need 7"),
                 ({"replay_buffer": {"scale": 1.0}}, "needs scale and offset")):
             with self.subTest(describe=describe):
@@ -518,6 +541,11 @@ class Descriptions(Case):
         self.assertIn("No such file", err)
         with open(self.output, "rb") as stream:
             self.assertEqual(stream.read(), b"old")
+        os.mkdir(os.path.join(self.folder, "taken"))
+        code, _, err = self.run_main(good, "-o", os.path.join(self.folder, "taken"))
+        self.assertEqual(code, 1)
+        self.assertIn("directory", err)
+        self.assertEqual([f for f in os.listdir(self.folder) if f.startswith(".import-")], [])
 
     def test_the_program_says_what_it_wants(self):
         for arguments, code in (([], 2), (["a"], 2), (["a", "-o", "b", "--buffer-max", "-1"], 2),

@@ -5,36 +5,35 @@
 #include "base/timing.h"
 #include "server/http.h"
 
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-
-#include <setjmp.h>
-
-#include <cmocka.h>
-
 #include <arpa/inet.h>
 #include <errno.h>
 #include <netinet/in.h>
 #include <pthread.h>
+#include <setjmp.h>
+#include <stdarg.h>
 #include <stdatomic.h>
+#include <stddef.h>
+#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <cmocka.h>
+
 enum { BODY_LIMIT = 1 << 20, EVENTS = 5 };
 
 struct fixture {
     struct http *http;
-    _Atomic int admitted, handled, done, gone_done, on_gone, refused, freed, closed_streams;
+    _Atomic int admitted, handled, done, gone_done, on_gone, gone_left, refused, freed;
+    _Atomic int closed_streams;
     _Atomic int slow_headers, slow_body, malformed, per_ip, full, last_status;
     _Atomic size_t last_sent;
-    _Atomic(struct request *) held;      /* of /hang */
-    _Atomic(struct http_waker *) waker;  /* of /events */
-    _Atomic int events;                  /* that may be sent */
-    int sent_events;                     /* HTTP thread */
+    _Atomic(struct request *) held;     /* of /hang */
+    _Atomic(struct http_waker *) waker; /* of /events */
+    _Atomic int events;                 /* that may be sent */
+    int sent_events;                    /* HTTP thread */
     _Atomic int request_gone_at_handle;
 };
 
@@ -53,9 +52,8 @@ static inline void wait_for(const _Atomic int *counter, int value)
 
 static inline void reply_text(struct request *r, int status, const char *text)
 {
-    struct http_reply reply = {.status = status,
-                               .content_type = "text/plain",
-                               .body = blob_copy(text, strlen(text))};
+    struct http_reply reply = {
+        .status = status, .content_type = "text/plain", .body = blob_copy(text, strlen(text))};
     http_reply(r, &reply);
 }
 
@@ -88,6 +86,8 @@ static inline void count_gone(void *ctx)
 {
     struct fixture *f = ctx;
     atomic_fetch_add(&f->on_gone, 1);
+    sleep_ms(2);
+    atomic_fetch_add(&f->gone_left, 1);
 }
 
 static inline void *reply_later(void *arg)

@@ -1,15 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "proto/image.h"
 
-/* clang-format off */
+#include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
-#include <setjmp.h>
-#include <cmocka.h>
-/* clang-format on */
-
 #include <string.h>
+
+#include <cmocka.h>
 
 static void three_tiles_in_two_columns_leave_a_white_place(void **state)
 {

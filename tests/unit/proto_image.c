@@ -3,16 +3,14 @@
 #include "proto/image.h"
 #include "proto/image_codec.h"
 
-/* clang-format off */
+#include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
-#include <setjmp.h>
-#include <cmocka.h>
-/* clang-format on */
-
 #include <stdlib.h>
 #include <string.h>
+
+#include <cmocka.h>
 
 static const struct image_limits roomy = {4096, 1 << 20, 16 << 20};
 

@@ -1,16 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "proto/image.h"
 
-/* clang-format off */
+#include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
-#include <setjmp.h>
-#include <cmocka.h>
-/* clang-format on */
-
 #include <stdlib.h>
 #include <string.h>
+
+#include <cmocka.h>
 
 /* Expected pixels: PIL 9.4, Image.resize(BILINEAR) for fill, ImageOps.fit for center_crop, and for
  * fit ImageOps.contain followed by numpy.pad(mode="edge"). Inputs are random bytes. */

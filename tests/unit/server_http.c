@@ -304,6 +304,13 @@ static void what_the_library_refuses_itself_is_counted(void **state)
     wait_for(&f->malformed, 1);
     assert_int_equal(status_of(get("GET / HTTP/2.0\r\nHost: h\r\n\r\n")), 505);
     assert_int_equal(atomic_load(&f->admitted), 0);
+    assert_int_equal(
+        status_of(get("POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n"
+                      "no number\r\n")),
+        400);
+    wait_for(&f->malformed, 2);
+    wait_for(&f->done, 1);
+    assert_int_equal(atomic_load(&f->last_status), 0);
 }
 
 static void odd_but_lawful_heads_pass(void **state)
@@ -324,12 +331,17 @@ static void a_half_closed_client_is_answered(void **state)
 {
     (void)state;
     char out[4096];
+    int idle[4];
+    for (int i = 0; i < 4; i++) /* older connections: ours is not the next in line */
+        idle[i] = dial(f);
     const int fd = dial(f);
     says(fd, "GET /later HTTP/1.1\r\nHost: h\r\n\r\n");
     shutdown(fd, SHUT_WR);
     hear(fd, out, sizeof out, NULL);
     expect(out, "\r\n\r\nlater");
     close(fd);
+    for (int i = 0; i < 4; i++)
+        close(idle[i]);
 }
 
 static void request_ids_are_made_or_kept(void **state)
@@ -340,7 +352,8 @@ static void request_ids_are_made_or_kept(void **state)
     assert_non_null(id);
     assert_int_equal(strspn(id + 14, "0123456789ABCDEFGHJKMNPQRSTVWXYZ"), 26);
     memcpy(first, id + 14, 26);
-    id = strstr(get("GET / HTTP/1.1\r\n" CLOSE "X-Request-Id: not valid\r\n\r\n"), "X-Request-Id: ");
+    id =
+        strstr(get("GET / HTTP/1.1\r\n" CLOSE "X-Request-Id: not valid\r\n\r\n"), "X-Request-Id: ");
     assert_memory_not_equal(id + 14, first, 26);
     assert_int_equal(strspn(id + 14, "0123456789ABCDEFGHJKMNPQRSTVWXYZ"), 26);
     expect(get("GET / HTTP/1.1\r\n" CLOSE "X-Request-Id: Mine_0-9.z\r\n\r\n"),
@@ -428,12 +441,56 @@ static void a_certificate_that_is_none_is_an_error(void **state)
     assert_null(h);
 }
 
+static char *read_text(const char *directory, const char *name)
+{
+    char path[128];
+    static char texts[2][8192];
+    char *text = texts[name[0] == 'k'];
+    snprintf(path, sizeof path, "%s/%s", directory, name);
+    FILE *in = fopen(path, "r");
+    assert_non_null(in);
+    text[fread(text, 1, sizeof texts[0] - 1, in)] = '\0';
+    fclose(in);
+    return text;
+}
+
+static void tls_carries_requests(void **state)
+{
+    (void)state;
+    char directory[] = "/tmp/jemd-tls-XXXXXX", command[512], out[4096] = "";
+    assert_non_null(mkdtemp(directory));
+    snprintf(command, sizeof command,
+             "cd %s && command -v curl >/dev/null && openssl req -x509 -newkey ec "
+             "-pkeyopt ec_paramgen_curve:prime256v1 -nodes -keyout key -out cert -days 2 "
+             "-subj /CN=localhost -addext subjectAltName=IP:127.0.0.1 >/dev/null 2>&1",
+             directory);
+    if (system(command) != 0) {
+        print_message("skipped: needs openssl and curl\n");
+        rmdir(directory);
+        return;
+    }
+    struct http_settings s = patient_settings();
+    s.tls_cert = read_text(directory, "cert");
+    s.tls_key = read_text(directory, "key");
+    struct fixture *g = open_with(&s);
+    snprintf(command, sizeof command,
+             "cd %s && curl -s -m 10 --cacert cert -d body https://127.0.0.1:%u/later "
+             "https://127.0.0.1:%u/tls; rm -r %s",
+             directory, http_port(g->http), http_port(g->http), directory);
+    FILE *p = popen(command, "r");
+    out[fread(out, 1, sizeof out - 1, p)] = '\0';
+    pclose(p);
+    expect(out, "later");
+    expect(out, "POST /tls q=- said=- peer=127.0.0.1 body=body");
+    wait_for(&g->done, 2);
+    close_fixture(g);
+}
+
 static void an_inherited_socket_is_served(void **state)
 {
     (void)state;
     struct http_settings s = patient_settings();
-    const struct sockaddr_in a = {.sin_family = AF_INET,
-                                  .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    const struct sockaddr_in a = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
     s.listen_fd = socket(AF_INET, SOCK_STREAM, 0);
     s.address = NULL;
     assert_int_equal(bind(s.listen_fd, (const struct sockaddr *)&a, sizeof a), 0);
@@ -502,6 +559,7 @@ int main(void)
         cmocka_unit_test(connections_beyond_the_limit_are_refused),
         EACH(an_address_in_use_is_an_error_that_says_so),
         cmocka_unit_test(a_certificate_that_is_none_is_an_error),
+        cmocka_unit_test(tls_carries_requests),
         cmocka_unit_test(an_inherited_socket_is_served),
         EACH(ten_thousand_requests_leave_no_memory_behind),
     };

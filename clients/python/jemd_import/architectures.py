@@ -34,14 +34,19 @@ class State:
     def __contains__(self, name):
         return name in self.tensors
 
-    def shape(self, name):
-        return tuple(self.tensors[name].shape)
-
-    def take(self, name, shape=None):
+    def shape(self, name, dimensions):
         if name not in self.tensors:
             raise Unusable(f"the checkpoint has no tensor {name!r}, which this architecture needs")
-        if shape is not None and self.shape(name) != tuple(shape):
-            raise Unusable(f"{name} has shape {list(self.shape(name))} where this architecture has "
+        shape = tuple(self.tensors[name].shape)
+        if len(shape) != dimensions or 0 in shape:
+            raise Unusable(f"{name} has shape {list(shape)} where this architecture has "
+                           f"{dimensions} dimensions")
+        return shape
+
+    def take(self, name, shape):
+        found = self.shape(name, len(shape))
+        if found != tuple(shape):
+            raise Unusable(f"{name} has shape {list(found)} where this architecture has "
                            f"{list(shape)}")
         tensor = self.tensors.pop(name)
         value = self.array(tensor)
@@ -187,10 +192,10 @@ def _wide_resnet(state, uncond, norm_as_conv):
     if "f.layer1.0.conv1.weight" not in state or "class_output.weight" not in state:
         raise Unusable("f.conv1 is there, but not f.layer1.0.conv1 or class_output: no JEM "
                        "classifier")
-    stem = state.shape("f.conv1.weight")
-    wide = state.shape("f.layer1.0.conv1.weight")
+    stem = state.shape("f.conv1.weight", 4)
+    wide = state.shape("f.layer1.0.conv1.weight", 4)
     blocks = [_blocks_in_group(state, g) for g in (1, 2, 3)]
-    if len(stem) != 4 or stem[0] != 16 or len(wide) != 4 or wide[0] % 16 or len(set(blocks)) != 1:
+    if stem[0] != 16 or wide[0] % 16 or len(set(blocks)) != 1:
         raise Unusable(f"no wide ResNet d-w: {stem[0]} channels behind f.conv1 (16 wanted), blocks "
                        f"{blocks} in the three groups")
     width = wide[0] // 16
@@ -217,7 +222,7 @@ def _wide_resnet(state, uncond, norm_as_conv):
 
 
 def _heads(state, net, found, features, uncond):
-    classes = state.shape("class_output.weight")[0]
+    classes = state.shape("class_output.weight", 2)[0]
     found.outputs = classes
     if not uncond:
         found.layers.append(_linear("class_output", net.take("class_output", (classes, features))))
@@ -262,11 +267,11 @@ def _gibbs_convs(state):
     last = _numbered(state, "cnn")[-1]
     while True:
         name = f"cnn.{index}"
-        shape = state.shape(name + ".weight") if name + ".weight" in state else ()
-        if len(shape) != 4:
+        if name + ".weight" not in state:
             raise Unusable(f"{name} should be a convolution: the net is no sequence of convolution "
                            "(, batch normalisation), SiLU")
-        weight, bias = state.take(name + ".weight"), state.take(name + ".bias", shape[:1])
+        shape = state.shape(name + ".weight", 4)
+        weight, bias = state.take(name + ".weight", shape), state.take(name + ".bias", shape[:1])
         index += 1
         if f"cnn.{index}.running_mean" in state:
             weight, bias = fold_norm(weight, bias, _take_norm(state, f"cnn.{index}", shape[0]))
@@ -289,7 +294,8 @@ def _gibbs_net(state):
     if not numbers:
         raise Unusable("cnn.* without mlp.*: an unconditional Gibbs-JEM net has no attributes to "
                        "serve")
-    outputs, features = state.shape(f"mlp.{numbers[-1]}.weight")[0], state.shape("mlp.0.weight")[-1]
+    outputs = state.shape(f"mlp.{numbers[-1]}.weight", 2)[0]
+    features = state.shape("mlp.0.weight", 2)[1]
     layers, weights, folded = _gibbs_convs(state)
     if outputs == 1 or layers[-1]["kernel"] != 1:
         raise Unusable("a joint net with one energy f(x, y) for image and attributes together "
@@ -305,7 +311,8 @@ def _gibbs_net(state):
         name = f"mlp.{number}"
         if number != 2 * i:
             raise Unusable(f"{name}: the MLP is no sequence of linear layers with a SiLU between")
-        weight = state.take(name + ".weight", (state.shape(name + ".weight")[0], features))
+        outs = state.shape(name + ".weight", 2)[0]
+        weight = state.take(name + ".weight", (outs, features))
         weights[name + ".weight"] = weight
         weights[name + ".bias"] = state.take(name + ".bias", weight.shape[:1])
         layers += ([{"kind": "silu"}] if i else []) + [_linear(name, weight)]

@@ -53,9 +53,9 @@ GADGETS = set("IPython aiohttp cffi cloudpickle commands dill distutils fabric i
 # Names refused in whatever module they are looked for.
 NEVER = set("__builtins__ __call__ __class__ __dict__ __getattribute__ __import__ __reduce__ "
             "__reduce_ex__ __setstate__ __subclasses__ apply attrgetter call check_call "
-            "check_output compile delattr eval exec execfile execl execv execve file_input fork getattr "
-            "getoutput globals import_module itemgetter load load_module loads locals methodcaller "
-            "open popen run run_module run_path runstring setattr spawn startfile system "
+            "check_output compile delattr eval exec execfile execl execv execve file_input fork "
+            "getattr getoutput globals import_module itemgetter load load_module loads locals "
+            "methodcaller open popen run run_module run_path runstring setattr spawn startfile system "
             "_load_from_bytes".split())
 
 

@@ -1,0 +1,113 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* `jemd info MODEL`: what is inside a model file, and how this machine would compute it. */
+#include "ops/ops.h"
+#include "server/commands.h"
+#include "server/models.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static void print_layers(const struct description *d)
+{
+    printf("layers:\n");
+    for (int i = 0; i < d->n_layers; i++) {
+        const struct layer_spec *l = &d->layers[i];
+        printf("  %3d %-8s", i, layer_kind_names[l->kind]);
+        if (l->kind == LAYER_CONV)
+            printf(" %d -> %d, %dx%d stride %d pad %d, %s", l->in, l->out, l->kernel_h, l->kernel_w,
+                   l->stride, l->pad, l->weights);
+        else if (l->kind == LAYER_LINEAR)
+            printf(" %d -> %d, %s", l->in, l->out, l->weights);
+        else if (l->kind == LAYER_LRELU)
+            printf(" slope %g", (double)l->slope);
+        else if (l->kind == LAYER_AVGPOOL || l->kind == LAYER_SUMPOOL)
+            printf(" %dx%d", l->kernel_h, l->kernel_h);
+        if (l->id[0])
+            printf(" id=%s", l->id);
+        if (l->from[0])
+            printf(" from=%s", l->from);
+        if (l->with[0])
+            printf(" with=%s", l->with);
+        printf("\n");
+    }
+}
+
+static void print_attributes(const struct attributes *a)
+{
+    printf("attributes:\n");
+    for (int k = 0; k < a->n; k++) {
+        printf("  %-16s temperature %.4g:", a->list[k].name, (double)a->list[k].temperature);
+        for (int v = 0; v < a->list[k].n_values; v++)
+            printf("%s %s", v ? "," : "", a->list[k].values[v]);
+        printf("\n");
+    }
+    if (a->head >= 0)
+        printf("  energy: a head of its own (unconditional sampling only)\n");
+}
+
+static void print_sampler(const struct description *d)
+{
+    const struct sampler *s = &d->sampler;
+    printf("sampler: %s, %d steps (%d from the buffer), %s step %g (norm %g), noise %g, last %d "
+           "cooled, start %s",
+           sampler_kind_names[s->kind], s->steps, d->steps_buffer, sampler_rule_names[s->rule],
+           (double)s->step_size, (double)s->step_norm, (double)s->noise, s->cool_last,
+           start_kind_names[s->start]);
+    if (s->clamp)
+        printf(", clamp [%g, %g]", (double)s->clamp_lo, (double)s->clamp_hi);
+    printf("\n");
+}
+
+static void print_model(const struct model *m, bool whole)
+{
+    const struct description *d = &m->d;
+    const double mb = 1.0 / (1 << 20);
+    printf("model:       %s, version %s, family %s\n", d->name, d->version, d->family);
+    printf("file:        %s, %zu bytes, sha256 %s\n", m->path, m->file_bytes, m->digest);
+    printf("input:       %d x %d x %d (C,H,W), range [%g, %g]\n", d->input.c, d->input.h,
+           d->input.w, (double)d->range_lo, (double)d->range_hi);
+    printf("network:     %d layers, %lld parameters, %.3f MMAC a forward pass\n",
+           net_layers(m->net), net_parameters(m->net), (double)net_macs(m->net) * 1e-6);
+    printf("calibration: ");
+    if (m->energies)
+        printf("%zu energies, %.4g to %.4g\n", m->n_energies, (double)m->energies[0],
+               (double)m->energies[m->n_energies - 1]);
+    else
+        printf("none (no p-values)\n");
+    printf("buffer:      %zu entries%s\n", m->n_buffer, m->buffer_y ? ", labelled" : "");
+    printf("compute:     %s; workspace %.1f MB for one image, %.1f MB for 16\n", ops_fingerprint(),
+           (double)workspace_estimate(m->net, ops_default(), 1, true) * mb,
+           (double)workspace_estimate(m->net, ops_default(), 16, true) * mb);
+    print_sampler(d);
+    print_attributes(&d->attributes);
+    print_layers(d);
+    if (whole) {
+        char *text = json_text(d->root, NULL);
+        printf("description: %s\n", text ? text : "");
+        free(text);
+    }
+}
+
+int command_info(int argc, char **argv)
+{
+    const bool whole = argc == 3 && strcmp(argv[1], "--json") == 0;
+    struct model *m;
+    struct err e;
+    if (argc == 2 && strcmp(argv[1], "--help") == 0) {
+        printf("usage: jemd info [--json] MODEL.safetensors\n\nPrints what is inside a model file; "
+               "--json adds the whole description.\n");
+        return 0;
+    }
+    if (argc != 2 && !whole) {
+        fprintf(stderr, "usage: jemd info [--json] MODEL.safetensors\n");
+        return 2;
+    }
+    if (model_open(&m, argv[argc - 1], NULL, false, &e) != 0) {
+        fprintf(stderr, "jemd info: %s\n", e.text);
+        return 1;
+    }
+    print_model(m, whole);
+    model_put(m);
+    return 0;
+}

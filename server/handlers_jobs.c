@@ -1,0 +1,344 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Jobs over HTTP: submit, look, wait, cancel, delete, list. */
+#include "base/timing.h"
+#include "server/handlers.h"
+#include "server/job_json.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <strings.h>
+
+enum { LIST_MAX = 200, LIST_DEFAULT = 50, WAIT_MAX_S = 60, KEY_MAX = 128 };
+
+/* A call whose body is parsed on the task pool. */
+struct posted {
+    struct task task;
+    struct call *call;
+};
+
+static int parse_body(struct call *c, json_t **root, struct err *e)
+{
+    size_t size;
+    const void *body = request_body(c->request, &size);
+    const char *type = request_header(c->request, "Content-Type");
+    if (!type || strncasecmp(type, "application/json", 16) != 0)
+        return fail(e, FAIL_UNSUPPORTED_MEDIA_TYPE,
+                    "a job is JSON: send Content-Type: application/json");
+    if (size == 0)
+        return fail(e, FAIL_MALFORMED_JSON, "the body is empty; a job is a JSON object");
+    return json_parse(body, size, root, e);
+}
+
+static int idempotency_key(const struct call *c, const char **key, struct err *e)
+{
+    const char *text = request_header(c->request, "Idempotency-Key");
+    *key = text;
+    if (!text)
+        return 0;
+    const size_t n = strlen(text);
+    for (size_t i = 0; i < n; i++)
+        if (text[i] <= ' ' || text[i] > '~')
+            return fail(e, FAIL_BAD_REQUEST, "Idempotency-Key must be visible ASCII");
+    if (n == 0 || n > KEY_MAX) {
+        fail(e, FAIL_OUT_OF_RANGE, "Idempotency-Key must have 1..%d characters", KEY_MAX);
+        return fail_limit(e, KEY_MAX);
+    }
+    return 0;
+}
+
+/* Answers with the job, its revision as ETag. */
+static void respond_job(struct call *c, int status, struct job *job, bool location)
+{
+    size_t size;
+    char etag[32], where[64];
+    json_t *root = job_json(job, true);
+    char *text = root ? json_text(root, &size) : NULL;
+    struct http_reply reply = {.status = status, .content_type = "application/json"};
+    snprintf(etag, sizeof etag, "\"%" PRIu64 "\"", job->revision);
+    snprintf(where, sizeof where, "/v1/jobs/%s", job->id);
+    reply.headers[reply.n_headers++] = (struct http_header){"ETag", etag};
+    reply.headers[reply.n_headers++] = (struct http_header){"Cache-Control", "no-store"};
+    if (location)
+        reply.headers[reply.n_headers++] = (struct http_header){"Location", where};
+    const char *known = request_header(c->request, "If-None-Match");
+    if (!location && known && strcmp(known, etag) == 0)
+        reply.status = 304;
+    else
+        reply.body = text ? blob_copy(text, size) : NULL;
+    free(text);
+    json_decref(root);
+    job_fini(job);
+    respond(c, &reply);
+}
+
+static void submit(struct task *t)
+{
+    struct posted *p = (struct posted *)(void *)t;
+    struct call *c = p->call;
+    struct job job;
+    struct err e;
+    json_t *root = NULL;
+    const char *key;
+    free(p);
+    int rc = atomic_load(&c->app->draining)
+                 ? fail(&e, FAIL_SHUTTING_DOWN, "the daemon is shutting down")
+                 : parse_body(c, &root, &e);
+    if (rc == 0)
+        rc = idempotency_key(c, &key, &e);
+    if (rc == 0)
+        rc = jobs_submit(c->app->jobs, root, c->who.name, key, &job, &e);
+    json_decref(root);
+    if (rc < 0)
+        respond_error(c, &e);
+    else
+        respond_job(c, 202, &job, true);
+}
+
+static void validate(struct task *t)
+{
+    struct posted *p = (struct posted *)(void *)t;
+    struct call *c = p->call;
+    struct job_estimate est;
+    struct err e;
+    json_t *root = NULL;
+    free(p);
+    int rc = parse_body(c, &root, &e);
+    if (rc == 0)
+        rc = jobs_validate(c->app->jobs, root, &est, &e);
+    json_decref(root);
+    if (rc != 0) {
+        respond_error(c, &e);
+        return;
+    }
+    respond_json(c, 200,
+                 json_pack("{s:b, s:i, s:I, s:I, s:f, s:f}", "valid", 1, "chains", est.chains,
+                           "chain_steps", (json_int_t)est.chain_steps, "memory_bytes",
+                           (json_int_t)est.memory_bytes, "estimated_run_seconds", est.run_seconds,
+                           "estimated_queue_seconds", est.queue_seconds));
+}
+
+static void post(struct call *c, void (*f)(struct task *))
+{
+    struct err e;
+    struct posted *p = calloc(1, sizeof *p);
+    if (p) {
+        p->call = c;
+        p->task.f = f;
+        if (tasks_post(c->app->tasks, &p->task))
+            return;
+        free(p);
+    }
+    fail(&e, FAIL_OVERLOADED, "too many requests are waiting to be parsed");
+    respond_error(c, &e);
+}
+
+void handle_job_submit(struct call *c)
+{
+    post(c, submit);
+}
+
+void handle_job_validate(struct call *c)
+{
+    post(c, validate);
+}
+
+/* ---- looking ---- */
+
+/* The end of a long poll, from whatever thread publishes or ticks. */
+static void answer_waiting(void *ctx)
+{
+    struct call *c = ctx;
+    struct store *s = c->app->store;
+    struct job job;
+    struct err e;
+    if (s->ops->get(s, c->params[0], &job, &e) == 0)
+        respond_job(c, 200, &job, false);
+    else
+        respond_error(c, &e);
+}
+
+static int wait_seconds(const struct call *c, double *out, struct err *e)
+{
+    char *end;
+    const char *text = request_query(c->request, "wait");
+    *out = 0;
+    if (!text)
+        return 0;
+    *out = strtod(text, &end);
+    if (end == text || *end || !(*out >= 0 && *out <= WAIT_MAX_S)) {
+        fail(e, FAIL_OUT_OF_RANGE, "\"wait\" must be 0..%d seconds", WAIT_MAX_S);
+        return fail_limit(e, WAIT_MAX_S);
+    }
+    return 0;
+}
+
+/* Waits for the next change of a job that is not over. True if the call is taken care of: c may be
+ * gone then. */
+static bool wait_for_change(struct call *c, const struct job *seen, double seconds)
+{
+    struct app *a = c->app;
+    struct job now;
+    uint64_t watch;
+    const int64_t deadline = timing_ns() + (int64_t)(seconds * 1e9);
+    if (events_watch(a->events, seen->id, deadline, answer_waiting, c, &watch, NULL) != 0)
+        return false;
+    /* It may have changed between our look and the watch. */
+    bool moved = true;
+    if (a->store->ops->get(a->store, seen->id, &now, NULL) == 0) {
+        moved = now.state != seen->state;
+        job_fini(&now);
+    }
+    return !(moved && events_unwatch(a->events, watch));
+}
+
+void handle_job_get(struct call *c)
+{
+    struct store *s = c->app->store;
+    struct job job;
+    struct err e;
+    double seconds;
+    int rc = wait_seconds(c, &seconds, &e);
+    if (rc == 0)
+        rc = s->ops->get(s, c->params[0], &job, &e);
+    if (rc != 0) {
+        respond_error(c, &e);
+        return;
+    }
+    if (seconds > 0 && !job_state_is_terminal(job.state) && wait_for_change(c, &job, seconds)) {
+        job_fini(&job);
+        return;
+    }
+    respond_job(c, 200, &job, false);
+}
+
+void handle_job_cancel(struct call *c)
+{
+    struct job job;
+    struct err e;
+    if (jobs_cancel(c->app->jobs, c->params[0], &job, &e) == 0)
+        respond_job(c, 202, &job, true);
+    else
+        respond_error(c, &e);
+}
+
+void handle_job_delete(struct call *c)
+{
+    struct err e;
+    struct http_reply reply = {.status = 204};
+    if (jobs_remove(c->app->jobs, c->params[0], &e) == 0)
+        respond(c, &reply);
+    else
+        respond_error(c, &e);
+}
+
+static int word_index(const char *text, const char *const *words, int n, const char *what,
+                      struct err *e)
+{
+    for (int i = 0; i < n; i++)
+        if (strcmp(text, words[i]) == 0)
+            return i;
+    fail(e, FAIL_OUT_OF_RANGE, "there is no job %s \"%.32s\"", what, text);
+    fail_suggest(e, fail_nearest(text, words, n));
+    return -1;
+}
+
+struct listing {
+    struct job_filter filter;
+    char key[64];
+    char cursor[STORE_CURSOR_SIZE];
+    int limit;
+    struct err *e;
+};
+
+/* label=key or label=key:value */
+static int read_label(struct listing *l, const char *value)
+{
+    const size_t n = strcspn(value, ":=");
+    snprintf(l->key, sizeof l->key, "%.*s", (int)n, value);
+    l->filter.label_key = l->key;
+    l->filter.label_value = value[n] ? value + n + 1 : NULL;
+    return 0;
+}
+
+static int read_list_argument(void *ctx, const char *name, const char *value)
+{
+    static const char *const names[] = {"state", "type", "label", "limit", "cursor"};
+    struct listing *l = ctx;
+    if (strcmp(name, "state") == 0)
+        return (l->filter.state = word_index(value, job_state_names, JOB_STATES, name, l->e)) < 0;
+    if (strcmp(name, "type") == 0)
+        return (l->filter.type = word_index(value, job_type_names, JOB_TYPES, name, l->e)) < 0;
+    if (strcmp(name, "label") == 0)
+        return read_label(l, value);
+    if (strcmp(name, "cursor") == 0) {
+        snprintf(l->cursor, sizeof l->cursor, "%s", value);
+        return 0;
+    }
+    if (strcmp(name, "limit") == 0) {
+        char *end;
+        const long n = strtol(value, &end, 10);
+        l->limit = (int)n;
+        if (end != value && !*end && n >= 1 && n <= LIST_MAX)
+            return 0;
+        fail(l->e, FAIL_OUT_OF_RANGE, "\"limit\" must be 1..%d", LIST_MAX);
+        return fail_limit(l->e, LIST_MAX);
+    }
+    fail(l->e, FAIL_UNKNOWN_FIELD, "there is no query parameter \"%.64s\"", name);
+    return fail_suggest(l->e, fail_nearest(name, names, 5));
+}
+
+void handle_job_list(struct call *c)
+{
+    struct store *s = c->app->store;
+    struct err e;
+    struct listing l = {.filter = {.state = -1, .type = -1}, .limit = LIST_DEFAULT, .e = &e};
+    struct job *jobs = calloc(LIST_MAX, sizeof *jobs);
+    int n = 0;
+    int rc = jobs ? request_each_query(c->request, read_list_argument, &l)
+                  : fail(&e, FAIL_NO_MEMORY, "no memory for the list");
+    if (rc == 0)
+        rc = s->ops->list(s, &l.filter, l.cursor, jobs, l.limit, &n, &e);
+    json_t *array = json_array();
+    for (int i = 0; i < n; i++) {
+        json_array_append_new(array, job_json(&jobs[i], false));
+        job_fini(&jobs[i]);
+    }
+    free(jobs);
+    if (rc != 0) {
+        json_decref(array);
+        respond_error(c, &e);
+        return;
+    }
+    respond_json(c, 200,
+                 json_pack("{s:o, s:o}", "jobs", array, "next_cursor",
+                           l.cursor[0] ? json_string(l.cursor) : json_null()));
+}
+
+void handle_queue(struct call *c)
+{
+    struct store_stats stats;
+    struct chains_status engine;
+    c->app->store->ops->stats(c->app->store, &stats);
+    chains_get_status(c->app->chains, &engine);
+    json_t *states = json_object(), *priorities = json_object();
+    for (int i = 0; i < JOB_STATES; i++) {
+        int sum = 0;
+        for (int t = 0; t < JOB_TYPES; t++)
+            sum += stats.jobs[i][t];
+        json_object_set_new(states, job_state_names[i], json_integer(sum));
+    }
+    for (int i = 0; i < JOB_PRIORITIES; i++)
+        json_object_set_new(priorities, job_priority_names[i], json_integer(stats.queued[i]));
+    const double age =
+        stats.oldest_queued_ms ? (double)(timing_wall_ms() - stats.oldest_queued_ms) * 1e-3 : 0;
+    const double rate = engine.step_seconds > 0 ? engine.workers / engine.step_seconds : 0;
+    respond_json(c, 200,
+                 json_pack("{s:o, s:o, s:f, s:f, s:I, s:{s:i, s:i, s:i, s:i, s:f}}", "jobs", states,
+                           "queued_by_priority", priorities, "oldest_queued_age_seconds", age,
+                           "backlog_seconds", jobs_backlog_seconds(c->app->jobs), "store_bytes",
+                           (json_int_t)stats.bytes, "engine", "workers", engine.workers, "slots",
+                           engine.slots, "slots_busy", engine.slots_busy, "chains_waiting",
+                           engine.waiting, "chain_steps_per_second", rate));
+}

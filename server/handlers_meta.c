@@ -1,0 +1,158 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Health, metrics and documents. */
+#include "base/timing.h"
+#include "ebm/sampler.h"
+#include "ops/ops.h"
+#include "server/embedded.h"
+#include "server/handlers.h"
+#include "server/metrics.h"
+#include "server/problem.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+void handle_livez(struct call *c)
+{
+    respond_json(c, 200, json_pack("{s:s}", "status", "ok"));
+}
+
+static json_t *check_json(const char *name, bool ok, const char *detail)
+{
+    return json_pack("{s:s, s:b, s:s}", "name", name, "ok", ok, "detail", detail);
+}
+
+/* Ready = a model is loaded and the daemon is not being stopped. */
+void handle_readyz(struct call *c)
+{
+    struct app *a = c->app;
+    struct models_entry *list = calloc(MODELS_MAX, sizeof *list);
+    const int n = list ? models_list(a->models, list) : 0;
+    const bool draining = atomic_load(&a->draining), ready = n > 0 && !draining;
+    json_t *body = json_pack("{s:s}", "status", ready ? "ready" : "not ready");
+    if (request_query(c->request, "verbose")) {
+        json_t *checks = json_array();
+        json_array_append_new(checks, check_json("draining", !draining,
+                                                 draining ? "the daemon is being stopped" : "no"));
+        json_array_append_new(checks,
+                              check_json("models", n > 0, n > 0 ? "loaded" : "no model is loaded"));
+        for (int i = 0; i < n; i++)
+            json_array_append_new(checks,
+                                  check_json(list[i].model->d.name, list[i].error[0] == '\0',
+                                             list[i].error[0] ? list[i].error : "serving"));
+        json_object_set_new(body, "checks", checks);
+    }
+    for (int i = 0; i < n; i++)
+        model_put(list[i].model);
+    free(list);
+    respond_json(c, ready ? 200 : 503, body);
+}
+
+void handle_metrics(struct call *c)
+{
+    struct blob *page;
+    struct err e;
+    if (metrics_render(&page, &e) != 0) {
+        respond_error(c, &e);
+        return;
+    }
+    struct http_reply reply = {.status = 200, .content_type = METRICS_CONTENT_TYPE, .body = page};
+    respond(c, &reply);
+}
+
+void handle_version(struct call *c)
+{
+    char started[25];
+    timing_format(c->app->started_ms, started);
+    respond_json(c, 200,
+                 json_pack("{s:s, s:s, s:s, s:s}", "name", "jemd", "version", JEMD_VERSION,
+                           "compute", ops_fingerprint(), "started_at", started));
+}
+
+static void respond_embedded(struct call *c, const struct embedded *file)
+{
+    char etag[DIGEST_HEX + 2];
+    snprintf(etag, sizeof etag, "\"%.16s\"", file->sha256);
+    const char *known = request_header(c->request, "If-None-Match");
+    struct http_reply reply = {
+        .status = 200,
+        .headers = {{"ETag", etag}, {"Cache-Control", "no-cache"}, {NULL, NULL}},
+        .n_headers = 2};
+    if (file->policy)
+        reply.headers[reply.n_headers++] =
+            (struct http_header){"Content-Security-Policy", file->policy};
+    if (known && strcmp(known, etag) == 0) {
+        reply.status = 304;
+    } else {
+        reply.content_type = file->content_type;
+        reply.body = blob_copy(file->bytes, file->size);
+        reply.status = reply.body ? 200 : 503;
+    }
+    respond(c, &reply);
+}
+
+void handle_openapi(struct call *c)
+{
+    respond_embedded(c, &embedded_openapi);
+}
+
+void handle_page(struct call *c)
+{
+    respond_embedded(c, &embedded_page);
+}
+
+void handle_problem(struct call *c)
+{
+    struct err e;
+    char type[160];
+    const enum fail_code code = problem_find(c->params[0]);
+    if (code == FAIL_NONE) {
+        fail(&e, FAIL_NOT_FOUND, "there is no problem type \"%.64s\"", c->params[0]);
+        respond_error(c, &e);
+        return;
+    }
+    snprintf(type, sizeof type, "/problems/%s", c->params[0]);
+    respond_json(c, 200,
+                 json_pack("{s:s, s:s, s:s, s:i, s:s}", "type", type, "code", c->params[0], "title",
+                           problem_title(code), "status", problem_status(code), "help",
+                           problem_help(code)));
+}
+
+static json_t *words(const char *const *list, int n)
+{
+    json_t *array = json_array();
+    for (int i = 0; i < n; i++)
+        json_array_append_new(array, json_string(list[i]));
+    return array;
+}
+
+static json_t *limits_json(const struct settings *s)
+{
+    return json_pack("{s:I, s:I, s:i, s:I, s:i, s:i, s:i, s:i, s:i, s:i}", "body_bytes",
+                     (json_int_t)s->http.max_body_bytes, "header_bytes",
+                     (json_int_t)s->http.max_header_bytes, "images_per_request",
+                     s->predict.max_images, "image_pixels", (json_int_t)s->predict.max_pixels,
+                     "image_side", s->predict.max_side, "predict_timeout_ms", s->predict.timeout_ms,
+                     "job_images", s->sampler.max_images, "job_steps", s->sampler.max_steps,
+                     "jobs_waiting", s->jobs.max_queued, "jobs_waiting_per_client",
+                     s->jobs.max_queued_per_client);
+}
+
+void handle_capabilities(struct call *c)
+{
+    static const char *const types[] = {"sample"};
+    static const char *const inputs[] = {"image/png", "image/jpeg", "multipart/form-data",
+                                         "application/json", "application/octet-stream"};
+    static const char *const outputs[] = {"grid", "images", "tensor", "trace"};
+    static const char *const resizes[] = {"fit", "fill", "center_crop", "reject"};
+    static const char *const includes[] = {"probabilities", "logits", "approximate_mass"};
+    const struct settings *s = &c->app->settings;
+    respond_json(c, 200,
+                 json_pack("{s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o}", "job_types",
+                           words(types, 1), "predict_content_types", words(inputs, 5),
+                           "predict_include", words(includes, 3), "resize", words(resizes, 4),
+                           "samplers", words(sampler_kind_names, SAMPLER_KINDS), "step_rules",
+                           words(sampler_rule_names, SAMPLER_RULES), "starts",
+                           words(start_kind_names, START_KINDS), "outputs", words(outputs, 4),
+                           "limits", limits_json(s)));
+}

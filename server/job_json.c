@@ -1,0 +1,106 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "server/job_json.h"
+
+#include "base/timing.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+
+static json_t *time_json(int64_t ms)
+{
+    char text[25];
+    if (ms <= 0)
+        return json_null();
+    timing_format(ms, text);
+    return json_string(text);
+}
+
+static json_t *parsed(const struct blob *text)
+{
+    json_t *value = NULL;
+    if (!text || json_parse((const char *)text->bytes, text->size, &value, NULL) != 0)
+        return json_null();
+    return value;
+}
+
+static json_t *links_json(const struct job *j)
+{
+    char self[80], events[96], artifacts[96];
+    snprintf(self, sizeof self, "/v1/jobs/%s", j->id);
+    snprintf(events, sizeof events, "%s/events", self);
+    snprintf(artifacts, sizeof artifacts, "%s/artifacts/", self);
+    return json_pack("{s:s, s:s, s:s}", "self", self, "events", events, "artifacts", artifacts);
+}
+
+static void add_times(json_t *root, const struct job *j)
+{
+    json_object_set_new(root, "created_at", time_json(j->created_ms));
+    json_object_set_new(root, "scheduled_at", time_json(j->scheduled_ms));
+    json_object_set_new(root, "started_at", time_json(j->started_ms));
+    json_object_set_new(root, "ended_at", time_json(j->ended_ms));
+    json_object_set_new(root, "deadline", time_json(j->deadline_ms));
+    json_object_set_new(root, "expires_at", time_json(j->expires_ms));
+}
+
+static json_t *error_json(const struct job *j)
+{
+    char type[80];
+    if (j->error_code == FAIL_NONE)
+        return json_null();
+    snprintf(type, sizeof type, "/problems/%s", fail_name(j->error_code));
+    return json_pack("{s:s, s:s, s:s}", "type", type, "code", fail_name(j->error_code), "detail",
+                     j->error);
+}
+
+json_t *job_json(const struct job *j, bool with_result)
+{
+    const double fraction = j->state == JOB_SUCCEEDED ? 1.0
+                            : j->steps_total > 0 ? (double)j->steps_done / (double)j->steps_total
+                                                 : 0.0;
+    json_t *root = json_pack(
+        "{s:s, s:s, s:s, s:s, s:I, s:{s:s, s:s, s:s}, s:s, s:{s:I, s:I, s:f}, s:i, s:o, s:o, s:o, "
+        "s:o}",
+        "id", j->id, "type", job_type_names[j->type], "state", job_state_names[j->state],
+        "priority", job_priority_names[j->priority], "revision", (json_int_t)j->revision, "model",
+        "name", j->model, "version", j->version, "digest", j->digest, "client", j->client,
+        "progress", "chain_steps_done", (json_int_t)j->steps_done, "chain_steps_total",
+        (json_int_t)j->steps_total, "fraction", fraction, "attempts", j->attempts,
+        "resumed_from_step",
+        j->attempts > 0 && j->resumed_from_step >= 0 ? json_integer(j->resumed_from_step)
+                                                     : json_null(),
+        "labels", j->labels ? parsed(j->labels) : json_object(), "error", error_json(j), "links",
+        links_json(j));
+    if (!root)
+        return NULL;
+    add_times(root, j);
+    if (with_result) {
+        json_object_set_new(root, "request", parsed(j->request));
+        json_object_set_new(root, "result", parsed(j->result));
+    }
+    return root;
+}
+
+static struct blob *line(json_t *value)
+{
+    size_t size;
+    char *text = value ? json_text(value, &size) : NULL;
+    struct blob *b = text ? blob_copy(text, size) : NULL;
+    free(text);
+    json_decref(value);
+    return b;
+}
+
+struct blob *job_json_line(const struct job *j)
+{
+    return line(job_json(j, false));
+}
+
+struct blob *job_progress_line(const struct job *j, long long steps_done, int chains_finished,
+                               int chains_diverged, double eta_seconds)
+{
+    return line(json_pack(
+        "{s:s, s:I, s:I, s:f, s:i, s:i, s:f}", "id", j->id, "chain_steps_done",
+        (json_int_t)steps_done, "chain_steps_total", (json_int_t)j->steps_total, "fraction",
+        j->steps_total > 0 ? (double)steps_done / (double)j->steps_total : 0.0, "chains_finished",
+        chains_finished, "chains_diverged", chains_diverged, "eta_seconds", eta_seconds));
+}

@@ -1,0 +1,64 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#pragma once
+/*
+ * Jobs from acceptance to result: parses and stores requests, claims them from the store, runs
+ * their chains on the chain engine, keeps leases and progress, renders and commits artifacts. The
+ * only user of the store's worker half. One thread of its own; rendering runs on the task pool.
+ */
+#include "base/fail.h"
+#include "ebm/chains.h"
+#include "file/json.h"
+#include "proto/sample_request.h"
+#include "server/events.h"
+#include "server/models.h"
+#include "server/store.h"
+#include "server/tasks.h"
+
+struct jobs;
+
+struct jobs_settings {
+    struct sample_limits limits;
+    long long budget_bytes; /* of the chain groups running at once */
+    int lease_ms, checkpoint_ms;
+};
+
+/* The parts it works with; all outlive it. */
+struct jobs_parts {
+    struct models *models;
+    struct chains *chains;
+    struct store *store;
+    struct events *events;
+    struct tasks *tasks;
+};
+
+/* What a request would cost. */
+struct job_estimate {
+    int chains;
+    long long chain_steps;
+    size_t memory_bytes;
+    double run_seconds;   /* alone, at the engine's present speed; 0 = not known yet */
+    double queue_seconds; /* backlog before it */
+};
+
+/* Errors: NO_MEMORY, IO. */
+int jobs_open(struct jobs **out, const struct jobs_settings *s, const struct jobs_parts *p,
+              struct err *e);
+/* Checks a request as a whole without keeping it. */
+int jobs_validate(struct jobs *j, const json_t *root, struct job_estimate *out, struct err *e);
+/* Accepts a request: it is in the store when this returns. root gets the seed and the model's name
+ * filled in. idempotency_key may be NULL. Returns 0 with the new job, 1 with the job an earlier
+ * request with the same key made. job_fini(out) is the caller's. */
+int jobs_submit(struct jobs *j, json_t *root, const char *client, const char *idempotency_key,
+                struct job *out, struct err *e);
+/* Asks for the end of a job; the state afterwards in *out. */
+int jobs_cancel(struct jobs *j, const char *id, struct job *out, struct err *e);
+/* The newest preview grid of a running job, one reference. Errors: NOT_FOUND. */
+int jobs_preview(struct jobs *j, const char *id, struct blob **out, struct err *e);
+/* Seconds of sampling work accepted and not yet done. */
+double jobs_backlog_seconds(struct jobs *j);
+/* Deletes a finished job with its artifacts. Errors: CONFLICT, NOT_FOUND, EXPIRED. */
+int jobs_remove(struct jobs *j, const char *id, struct err *e);
+/* No new claims from here on (submitting still works). */
+void jobs_drain(struct jobs *j);
+/* After chains_stop and tasks_close: unfinished jobs go back to the queue with their checkpoint. */
+void jobs_close(struct jobs *j);

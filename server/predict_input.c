@@ -1,0 +1,276 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The body of a prediction request: files, forms, JSON or raw tensors, into model inputs. */
+#include "base/timing.h"
+#include "file/digest.h"
+#include "proto/base64.h"
+#include "proto/multipart.h"
+#include "server/metrics.h"
+#include "server/predict.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <strings.h>
+
+static int allocate(struct prediction *p, int n, struct err *e)
+{
+    const int most = p->call->app->settings.predict.max_images;
+    if (n < 1)
+        return fail(e, FAIL_MISSING_FIELD, "the request holds no image");
+    if (n > most) {
+        fail(e, FAIL_OUT_OF_RANGE, "%d images in one request, at most %d are allowed", n, most);
+        return fail_limit(e, most);
+    }
+    p->n = n;
+    p->images = calloc((size_t)n, sizeof *p->images);
+    p->x = malloc((size_t)n * model_elements(p->model) * sizeof *p->x);
+    return p->images && p->x ? 0 : fail(e, FAIL_NO_MEMORY, "no memory for %d images", n);
+}
+
+/* One image file into row i. */
+static int read_file(struct prediction *p, int i, const void *bytes, size_t size, struct err *e)
+{
+    const struct settings *s = &p->call->app->settings;
+    const struct net_shape in = p->model->d.input;
+    const struct image_limits limits = {.max_side = (uint32_t)s->predict.max_side,
+                                        .max_pixels = (uint64_t)s->predict.max_pixels,
+                                        .max_memory_bytes =
+                                            (size_t)s->predict.max_pixels * 8 + (1u << 20)};
+    struct predict_image *im = &p->images[i];
+    struct image raw = {0}, sized = {0};
+    enum image_format format;
+    if (size == 0)
+        return fail(e, FAIL_BAD_IMAGE, "the image is empty (0 bytes)");
+    if (image_sniff(bytes, size, &format) != 0)
+        return fail(e, FAIL_BAD_IMAGE, "the bytes are neither a PNG nor a JPEG");
+    const int64_t begin = timing_ns();
+    int rc = image_decode(&raw, bytes, size, in.c, &limits, e);
+    metrics_observe(METRIC_IMAGE_DECODE_SECONDS, (double)(timing_ns() - begin) * 1e-9,
+                    image_format_name(format));
+    if (rc != 0)
+        return rc;
+    im->format = image_format_name(format);
+    im->width = (int)raw.width;
+    im->height = (int)raw.height;
+    im->resized = im->width != in.w || im->height != in.h;
+    digest_bytes(bytes, size, im->sha256);
+    rc = image_resize(&sized, &raw, (uint32_t)in.w, (uint32_t)in.h, p->options.resize, e);
+    if (rc == 0)
+        model_from_pixels(p->model, sized.data, p->x + (size_t)i * model_elements(p->model));
+    image_fini(&sized);
+    image_fini(&raw);
+    return rc;
+}
+
+static int read_single(struct prediction *p, const void *body, size_t size, struct err *e)
+{
+    const int rc = allocate(p, 1, e);
+    return rc == 0 ? read_file(p, 0, body, size, e) : rc;
+}
+
+static int read_form(struct prediction *p, const void *body, size_t size, struct err *e)
+{
+    const int most = p->call->app->settings.predict.max_images;
+    const char *type = request_header(p->call->request, "Content-Type");
+    struct multipart_part *parts = calloc((size_t)most, sizeof *parts);
+    int n = 0;
+    if (!parts)
+        return fail(e, FAIL_NO_MEMORY, "no memory for %d form parts", most);
+    int rc = multipart_parse(type, body, size, parts, most, &n, e);
+    if (rc == 0)
+        rc = allocate(p, n, e);
+    for (int i = 0; rc == 0 && i < n; i++) {
+        char pointer[64];
+        const char *name = parts[i].filename[0] ? parts[i].filename : parts[i].name;
+        snprintf(p->images[i].id, sizeof p->images[i].id, "%.63s", name);
+        rc = read_file(p, i, parts[i].data, parts[i].size, e);
+        snprintf(pointer, sizeof pointer, "/parts/%d", i);
+        if (rc != 0)
+            fail_at(e, pointer);
+    }
+    free(parts);
+    return rc;
+}
+
+static int read_json_image(struct prediction *p, int i, const json_t *value, struct err *e)
+{
+    struct json_reader r;
+    const char *id = NULL, *text = NULL;
+    unsigned char *bytes = NULL;
+    size_t size = 0;
+    char pointer[48];
+    snprintf(pointer, sizeof pointer, "/images/%d", i);
+    int rc = json_reader_init(&r, value, pointer, e);
+    if (rc == 0)
+        rc = json_get_string(&r, "id", sizeof p->images[i].id - 1, &id, e);
+    if (rc >= 0)
+        rc = json_get_string(&r, "b64", SIZE_MAX, &text, e);
+    if (rc == 0)
+        return json_missing(&r, "b64", e);
+    if (rc > 0)
+        rc = json_reader_finish(&r, e);
+    if (rc != 0)
+        return rc;
+    snprintf(p->images[i].id, sizeof p->images[i].id, "%s", id ? id : "");
+    rc = base64_to_bytes(text, strlen(text), &bytes, &size, e);
+    if (rc == 0)
+        rc = read_file(p, i, bytes, size, e);
+    free(bytes);
+    snprintf(pointer, sizeof pointer, "/images/%d/b64", i);
+    if (rc != 0)
+        fail_at(e, pointer);
+    return rc;
+}
+
+static int read_json(struct prediction *p, const void *body, size_t size, struct err *e)
+{
+    struct json_reader r;
+    json_t *root;
+    const json_t *images;
+    int rc = json_parse(body, size, &root, e);
+    if (rc != 0)
+        return rc;
+    rc = json_reader_init(&r, root, "", e);
+    if (rc == 0)
+        rc = json_get_array(&r, "images", 1 << 20, &images, e);
+    if (rc == 0)
+        rc = json_missing(&r, "images", e);
+    if (rc > 0)
+        rc = json_reader_finish(&r, e);
+    if (rc == 0)
+        rc = allocate(p, (int)json_array_size(images), e);
+    for (int i = 0; rc == 0 && i < p->n; i++)
+        rc = read_json_image(p, i, json_array_get(images, (size_t)i), e);
+    json_decref(root);
+    return rc;
+}
+
+/* X-Image-Shape: N,H,W,C (C may be left out for grey). */
+static int read_shape(const struct prediction *p, long shape[4], struct err *e)
+{
+    const char *text = request_header(p->call->request, "X-Image-Shape");
+    char rest;
+    if (!text)
+        return fail(e, FAIL_MISSING_FIELD, "raw bytes need a header \"X-Image-Shape: N,H,W,C\"");
+    shape[3] = 1;
+    const int n =
+        sscanf(text, "%ld , %ld , %ld , %ld %c", &shape[0], &shape[1], &shape[2], &shape[3], &rest);
+    bool good = n == 3 || n == 4;
+    for (int i = 0; good && i < 4; i++)
+        good = shape[i] >= 1 && shape[i] <= 1 << 20;
+    return good ? 0
+                : fail(e, FAIL_OUT_OF_RANGE, "X-Image-Shape must be N,H,W,C with positive numbers");
+}
+
+/* Pixels [H][W][C] of row i: already of the model's channels. */
+static int read_pixels(struct prediction *p, int i, unsigned char *pixels, const long shape[4],
+                       struct err *e)
+{
+    const struct net_shape in = p->model->d.input;
+    float *x = p->x + (size_t)i * model_elements(p->model);
+    if (!p->images[i].resized) {
+        model_from_pixels(p->model, pixels, x);
+        return 0;
+    }
+    const struct image raw = {.width = (uint32_t)shape[2],
+                              .height = (uint32_t)shape[1],
+                              .channels = in.c,
+                              .data = pixels};
+    struct image sized;
+    const int rc = image_resize(&sized, &raw, (uint32_t)in.w, (uint32_t)in.h, p->options.resize, e);
+    if (rc != 0)
+        return rc;
+    model_from_pixels(p->model, sized.data, x);
+    image_fini(&sized);
+    return 0;
+}
+
+/* float32 [H][W][C] in the model's own range -> [C][H][W]. */
+static int read_floats(struct prediction *p, int i, const unsigned char *bytes, struct err *e)
+{
+    const struct net_shape in = p->model->d.input;
+    const size_t plane = (size_t)in.h * (size_t)in.w, c = (size_t)in.c;
+    float *x = p->x + (size_t)i * plane * c;
+    for (size_t at = 0; at < plane; at++) {
+        for (size_t k = 0; k < c; k++) {
+            float v;
+            memcpy(&v, bytes + (at * c + k) * sizeof v, sizeof v);
+            if (!isfinite(v))
+                return fail(e, FAIL_OUT_OF_RANGE, "image %d holds a number that is not finite", i);
+            x[k * plane + at] = v;
+        }
+    }
+    return 0;
+}
+
+static int check_raw(const struct prediction *p, const long shape[4], bool is_float, size_t size,
+                     struct err *e)
+{
+    const struct net_shape in = p->model->d.input;
+    const int width = is_float ? 4 : 1;
+    const __int128 need = (__int128)shape[0] * shape[1] * shape[2] * shape[3] * width; /* <= 2^83 */
+    if (need != (__int128)size)
+        return fail(e, FAIL_BAD_REQUEST,
+                    "the body has %zu bytes, X-Image-Shape asks for %ld x %ld x %ld x %ld x %d",
+                    size, shape[0], shape[1], shape[2], shape[3], width);
+    const bool same = shape[1] == in.h && shape[2] == in.w;
+    if (shape[3] != in.c || (is_float && !same))
+        return fail(e, FAIL_IMAGE_SIZE_MISMATCH,
+                    "raw images must have %d channels%s; the model's input is %d x %d x %d (H,W,C)",
+                    in.c, is_float ? " and, as float32, the model's size" : "", in.h, in.w, in.c);
+    return 0;
+}
+
+static int read_raw(struct prediction *p, const void *body, size_t size, struct err *e)
+{
+    static const char *const words[] = {"uint8", "float32"};
+    const char *type = request_header(p->call->request, "X-Image-Type");
+    const bool is_float = type && strcasecmp(type, "float32") == 0;
+    const struct net_shape in = p->model->d.input;
+    long shape[4];
+    int rc = read_shape(p, shape, e);
+    if (rc == 0 && type && !is_float && strcasecmp(type, "uint8") != 0)
+        rc = fail(e, FAIL_OUT_OF_RANGE, "X-Image-Type is uint8 (default) or float32");
+    if (rc == 0)
+        rc = check_raw(p, shape, is_float, size, e);
+    if (rc == 0)
+        rc = allocate(p, (int)shape[0], e);
+    const size_t each = rc == 0 ? size / (size_t)p->n : 0;
+    for (int i = 0; rc == 0 && i < p->n; i++) {
+        const unsigned char *bytes = (const unsigned char *)body + (size_t)i * each;
+        p->images[i] = (struct predict_image){.width = (int)shape[2],
+                                              .height = (int)shape[1],
+                                              .format = words[is_float],
+                                              .resized = shape[1] != in.h || shape[2] != in.w};
+        digest_bytes(bytes, each, p->images[i].sha256);
+        rc = is_float ? read_floats(p, i, bytes, e)
+                      : read_pixels(p, i, (unsigned char *)(uintptr_t)bytes, shape, e);
+    }
+    return rc;
+}
+
+struct reader {
+    const char *type;
+    int (*read)(struct prediction *, const void *, size_t, struct err *);
+};
+static const struct reader readers[] = {{"image/png", read_single},
+                                        {"image/jpeg", read_single},
+                                        {"application/octet-stream", read_raw},
+                                        {"multipart/form-data", read_form},
+                                        {"application/json", read_json}};
+
+int predict_read_body(struct prediction *p, struct err *e)
+{
+    size_t size;
+    const void *body = request_body(p->call->request, &size);
+    const char *type = request_header(p->call->request, "Content-Type");
+    const size_t n = type ? strcspn(type, "; \t") : 0;
+    for (size_t i = 0; type && i < sizeof readers / sizeof readers[0]; i++)
+        if (strlen(readers[i].type) == n && strncasecmp(type, readers[i].type, n) == 0)
+            return readers[i].read(p, body, size, e);
+    return fail(e, FAIL_UNSUPPORTED_MEDIA_TYPE,
+                "%s%.80s; send image/png, image/jpeg, multipart/form-data, application/json or "
+                "application/octet-stream",
+                type ? "this route does not read " : "Content-Type is missing", type ? type : "");
+}

@@ -1,0 +1,333 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "server/routes.h"
+
+#include "base/logger.h"
+#include "base/timing.h"
+#include "server/handlers.h"
+#include "server/metrics.h"
+#include "server/problem.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <strings.h>
+
+enum body { BODY_NONE, BODY_SMALL, BODY_FULL };
+enum { BODY_SMALL_BYTES = 64 * 1024, BODY_NONE_BYTES = 4096 };
+enum route_kind { ROUTE_JSON, ROUTE_OTHER };
+
+struct route {
+    const char *method, *pattern;
+    unsigned scope; /* 0 = open to everyone */
+    enum body body;
+    enum route_kind kind; /* JSON routes honour Accept */
+    void (*handle)(struct call *c);
+};
+
+/* GET routes answer HEAD too. First match wins. */
+static const struct route routes[] = {
+    {"GET", "/", 0, BODY_NONE, ROUTE_OTHER, handle_page},
+    {"GET", "/livez", 0, BODY_NONE, ROUTE_JSON, handle_livez},
+    {"GET", "/readyz", 0, BODY_NONE, ROUTE_JSON, handle_readyz},
+    {"GET", "/version", 0, BODY_NONE, ROUTE_JSON, handle_version},
+    {"GET", "/metrics", AUTH_METRICS, BODY_NONE, ROUTE_OTHER, handle_metrics},
+    {"GET", "/openapi.json", 0, BODY_NONE, ROUTE_JSON, handle_openapi},
+    {"GET", "/problems/{}", 0, BODY_NONE, ROUTE_JSON, handle_problem},
+    {"GET", "/v1/capabilities", AUTH_READ, BODY_NONE, ROUTE_JSON, handle_capabilities},
+    {"GET", "/v1/models", AUTH_READ, BODY_NONE, ROUTE_JSON, handle_models},
+    {"GET", "/v1/models/{}", AUTH_READ, BODY_NONE, ROUTE_JSON, handle_model},
+    {"GET", "/v1/models/{}/calibration", AUTH_READ, BODY_NONE, ROUTE_JSON, handle_calibration},
+    {"POST", "/v1/predict", AUTH_PREDICT, BODY_FULL, ROUTE_JSON, handle_predict},
+    {"POST", "/v1/score", AUTH_PREDICT, BODY_FULL, ROUTE_JSON, handle_score},
+    {"POST", "/v1/models/{}:predict", AUTH_PREDICT, BODY_FULL, ROUTE_JSON, handle_predict},
+    {"POST", "/v1/models/{}:score", AUTH_PREDICT, BODY_FULL, ROUTE_JSON, handle_score},
+    {"POST", "/v1/jobs", AUTH_SAMPLE, BODY_FULL, ROUTE_JSON, handle_job_submit},
+    {"POST", "/v1/jobs:validate", AUTH_SAMPLE, BODY_FULL, ROUTE_JSON, handle_job_validate},
+    {"GET", "/v1/jobs", AUTH_READ, BODY_NONE, ROUTE_JSON, handle_job_list},
+    {"GET", "/v1/jobs/{}", AUTH_READ, BODY_NONE, ROUTE_JSON, handle_job_get},
+    {"DELETE", "/v1/jobs/{}", AUTH_SAMPLE, BODY_NONE, ROUTE_JSON, handle_job_delete},
+    {"POST", "/v1/jobs/{}:cancel", AUTH_SAMPLE, BODY_SMALL, ROUTE_JSON, handle_job_cancel},
+    {"GET", "/v1/jobs/{}/events", AUTH_READ, BODY_NONE, ROUTE_OTHER, handle_job_events},
+    {"GET", "/v1/jobs/{}/artifacts/{*}", AUTH_READ, BODY_NONE, ROUTE_OTHER, handle_job_artifact},
+    {"GET", "/v1/queue", AUTH_READ, BODY_NONE, ROUTE_JSON, handle_queue},
+};
+enum { ROUTES = sizeof routes / sizeof routes[0] };
+
+static bool take_param(const char **path, bool rest, char out[CALL_PARAM_SIZE])
+{
+    const size_t n = rest ? strlen(*path) : strcspn(*path, "/:");
+    if (n == 0 || n >= CALL_PARAM_SIZE)
+        return false;
+    memcpy(out, *path, n);
+    out[n] = '\0';
+    *path += n;
+    return true;
+}
+
+bool route_match(const char *pattern, const char *path, char params[CALL_PARAMS][CALL_PARAM_SIZE])
+{
+    int n = 0;
+    for (int i = 0; i < CALL_PARAMS; i++)
+        params[i][0] = '\0';
+    while (*pattern) {
+        if (*pattern == '{') {
+            const bool rest = pattern[1] == '*';
+            if (n == CALL_PARAMS || !take_param(&path, rest, params[n++]))
+                return false;
+            pattern += rest ? 3 : 2;
+        } else if (*pattern++ != *path++) {
+            return false;
+        }
+    }
+    return *path == '\0';
+}
+
+static bool method_fits(const struct route *route, const char *method)
+{
+    return strcmp(route->method, method) == 0 ||
+           (strcmp(method, "HEAD") == 0 && strcmp(route->method, "GET") == 0);
+}
+
+/* A fixed set of words for labels: clients choose methods freely. */
+static const char *method_label(const char *method)
+{
+    static const char *const words[] = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"};
+    for (size_t i = 0; i < sizeof words / sizeof words[0]; i++)
+        if (strcmp(words[i], method) == 0)
+            return words[i];
+    return "other";
+}
+
+static bool wants_jobs(const struct call *c)
+{
+    return c->route && strncmp(c->route->pattern, "/v1/jobs", 8) == 0;
+}
+
+static int retry_after(const struct call *c)
+{
+    int images;
+    double seconds = 1;
+    if (wants_jobs(c))
+        seconds = jobs_backlog_seconds(c->app->jobs) / 2;
+    else
+        batcher_load(c->app->batcher, &images, &seconds);
+    return seconds < 1 ? 1 : seconds > 3600 ? 3600 : (int)ceil(seconds);
+}
+
+static void add_header(struct http_reply *reply, const char *name, const char *value)
+{
+    invariant(reply->n_headers < HTTP_HEADERS_MAX);
+    reply->headers[reply->n_headers++] = (struct http_header){name, value};
+}
+
+void respond(struct call *c, struct http_reply *reply)
+{
+    http_reply(c->request, reply);
+}
+
+void respond_json(struct call *c, int status, json_t *body)
+{
+    size_t size;
+    char *text = body ? json_text(body, &size) : NULL;
+    struct blob *blob = text ? blob_copy(text, size) : NULL;
+    json_decref(body);
+    free(text);
+    if (!blob) {
+        struct err e;
+        fail(&e, FAIL_NO_MEMORY, "no memory for the answer");
+        respond_error(c, &e);
+        return;
+    }
+    struct http_reply reply = {.status = status, .content_type = "application/json", .body = blob};
+    add_header(&reply, "Cache-Control", "no-store");
+    respond(c, &reply);
+}
+
+static void fill_problem(struct http_reply *reply, const struct request *r, const struct err *e)
+{
+    reply->status = problem_status(e->code);
+    reply->content_type = PROBLEM_CONTENT_TYPE;
+    reply->body = problem_body(e, request_path(r), request_id(r));
+    add_header(reply, "Cache-Control", "no-store");
+}
+
+void respond_error(struct call *c, const struct err *e)
+{
+    char seconds[16];
+    struct http_reply reply = {0};
+    fill_problem(&reply, c->request, e);
+    if (reply.status == 429 || reply.status == 503) {
+        snprintf(seconds, sizeof seconds, "%d", retry_after(c));
+        add_header(&reply, "Retry-After", seconds);
+    }
+    if (reply.status == 401)
+        add_header(&reply, "WWW-Authenticate", "Bearer realm=\"jemd\"");
+    respond(c, &reply);
+}
+
+/* The methods a path has, as an Allow header; 0 if the path is unknown. */
+static int allowed_methods(const char *path, char *out, size_t size)
+{
+    char params[CALL_PARAMS][CALL_PARAM_SIZE];
+    int n = 0;
+    out[0] = '\0';
+    for (int i = 0; i < ROUTES; i++) {
+        if (!route_match(routes[i].pattern, path, params))
+            continue;
+        const size_t used = strlen(out);
+        snprintf(out + used, size - used, "%s%s%s", n++ ? ", " : "", routes[i].method,
+                 strcmp(routes[i].method, "GET") == 0 ? ", HEAD" : "");
+    }
+    return n;
+}
+
+static int refuse_path(struct call *c)
+{
+    char allow[64];
+    struct err e;
+    const char *path = request_path(c->request), *method = request_method(c->request);
+    if (allowed_methods(path, allow, sizeof allow) == 0) {
+        fail(&e, FAIL_NOT_FOUND, "there is no %.200s here; /openapi.json lists the routes", path);
+        respond_error(c, &e);
+        return -1;
+    }
+    struct http_reply reply = {.status = 204};
+    if (strcmp(method, "OPTIONS") != 0) {
+        fail(&e, FAIL_METHOD_NOT_ALLOWED, "%.200s allows %s, not %.20s", path, allow, method);
+        fill_problem(&reply, c->request, &e);
+    }
+    add_header(&reply, "Allow", allow);
+    respond(c, &reply);
+    return -1;
+}
+
+/* Whoever asks without a key, where that is allowed. */
+static unsigned anonymous_scopes(const struct app *a)
+{
+    if (!a->auth)
+        return AUTH_ALL;
+    unsigned scopes = a->settings.auth.metrics_public ? AUTH_METRICS : 0;
+    if (a->settings.auth.allow_anonymous)
+        scopes |= AUTH_PREDICT | AUTH_SAMPLE | AUTH_READ;
+    return scopes;
+}
+
+static int authorise(struct call *c, struct err *e)
+{
+    const char *bearer = request_header(c->request, "Authorization");
+    const char *key = request_header(c->request, "X-API-Key");
+    const unsigned needed = c->route->scope;
+    snprintf(c->who.name, sizeof c->who.name, "%s", request_peer(c->request));
+    c->who.scopes = anonymous_scopes(c->app);
+    if (c->app->auth && (bearer || key)) {
+        const int rc = auth_check(c->app->auth, bearer ? bearer : key, &c->who, e);
+        if (rc != 0 && needed)
+            return rc;
+    } else if (c->app->auth && (c->who.scopes & needed) != needed) {
+        return fail(e, FAIL_UNAUTHORIZED, "this route needs a key with the scope it names");
+    }
+    if ((c->who.scopes & needed) == needed)
+        return 0;
+    char scopes[AUTH_SCOPES];
+    auth_format_scopes(needed, scopes);
+    return fail(e, FAIL_FORBIDDEN, "the key \"%s\" lacks the scope \"%s\"", c->who.name, scopes);
+}
+
+/* A coarse reading of Accept: JSON is refused only if nothing in it could mean JSON. */
+static bool accepts_json(const struct request *r)
+{
+    const char *accept = request_header(r, "Accept");
+    return !accept || accept[0] == '\0' || strstr(accept, "*/*") ||
+           strstr(accept, "application/*") || strcasestr(accept, "json");
+}
+
+static size_t body_limit(const struct call *c)
+{
+    switch (c->route->body) {
+    case BODY_FULL:
+        return (size_t)c->app->settings.http.max_body_bytes;
+    case BODY_SMALL:
+        return BODY_SMALL_BYTES;
+    case BODY_NONE:
+        break;
+    }
+    return BODY_NONE_BYTES;
+}
+
+static int admit(void *ctx, struct request *r, size_t *max_body_bytes)
+{
+    struct err e;
+    struct call *c = calloc(1, sizeof *c);
+    if (!c) {
+        struct http_reply reply = {.status = 503, .close = true};
+        http_reply(r, &reply);
+        return -1;
+    }
+    c->app = ctx;
+    c->request = r;
+    request_set_user(r, c, free);
+    for (int i = 0; i < ROUTES && !c->route; i++)
+        if (method_fits(&routes[i], request_method(r)) &&
+            route_match(routes[i].pattern, request_path(r), c->params))
+            c->route = &routes[i];
+    if (!c->route)
+        return refuse_path(c);
+    int rc = authorise(c, &e);
+    if (rc == 0 && c->route->kind == ROUTE_JSON && !accepts_json(r))
+        rc = fail(&e, FAIL_NOT_ACCEPTABLE, "this route answers application/json");
+    if (rc != 0) {
+        respond_error(c, &e);
+        return -1;
+    }
+    *max_body_bytes = body_limit(c);
+    return 0;
+}
+
+static void handle(void *ctx, struct request *r)
+{
+    struct call *c = request_user(r);
+    (void)ctx;
+    c->route->handle(c);
+}
+
+static void refuse(void *ctx, struct request *r, const struct err *e, struct http_reply *reply)
+{
+    (void)ctx;
+    fill_problem(reply, r, e);
+}
+
+static void done(void *ctx, const struct request *r, int status, size_t sent_bytes,
+                 int64_t duration_ns, bool client_gone)
+{
+    const struct app *a = ctx;
+    const struct call *c = request_user(r);
+    const char *route = c && c->route ? c->route->pattern : "unmatched";
+    char code[8], path[300];
+    snprintf(code, sizeof code, "%d", status);
+    metrics_add(METRIC_HTTP_REQUESTS, 1, route, method_label(request_method(r)), code);
+    metrics_observe(METRIC_HTTP_REQUEST_DURATION, (double)duration_ns * 1e-9, route);
+    if (!a->settings.log.access)
+        return;
+    logger(LOGGER_INFO, "http_request",
+           "request_id=%s peer=%s who=%s method=%s path=%s status=%d bytes=%zu ms=%.2f%s",
+           request_id(r), request_peer(r), c && c->who.name[0] ? c->who.name : "-",
+           method_label(request_method(r)), logger_quote(request_path(r), path, sizeof path),
+           status, sent_bytes, (double)duration_ns * 1e-6, client_gone ? " client_gone=true" : "");
+}
+
+static void rejected(void *ctx, const char *reason)
+{
+    (void)ctx;
+    metrics_add(METRIC_HTTP_REJECTED, 1, reason);
+}
+
+struct http_handlers routes_handlers(struct app *a)
+{
+    return (struct http_handlers){.ctx = a,
+                                  .admit = admit,
+                                  .handle = handle,
+                                  .refuse = refuse,
+                                  .done = done,
+                                  .rejected = rejected};
+}

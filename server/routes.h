@@ -1,0 +1,35 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#pragma once
+/*
+ * From a request to its handler: the table of routes with method, scope and body limit, access
+ * control, and the access log. Handlers get a `struct call` and answer it exactly once through the
+ * respond_ functions, now or later.
+ */
+#include "base/fail.h"
+#include "file/json.h"
+#include "server/app.h"
+
+enum { CALL_PARAMS = 2, CALL_PARAM_SIZE = 128 };
+
+struct route;
+
+/* One request on its way; freed with it. */
+struct call {
+    struct app *app;
+    struct request *request;
+    const struct route *route;
+    char params[CALL_PARAMS][CALL_PARAM_SIZE]; /* what the {} of the path stand for */
+    struct auth_identity who;                  /* key name, or the peer's address */
+};
+
+/* A path pattern: segments are literal, "{}" matches one or more characters except '/' and ':',
+ * "{*}" the rest of the path. Returns true and fills params[CALL_PARAMS]. */
+bool route_match(const char *pattern, const char *path, char params[CALL_PARAMS][CALL_PARAM_SIZE]);
+/* The callbacks to give to http_open; ctx is the app. */
+struct http_handlers routes_handlers(struct app *a);
+
+/* The answers. Each ends the call (c and its request are invalid afterwards). */
+void respond_json(struct call *c, int status, json_t *body); /* takes the reference; NULL = 500 */
+void respond_error(struct call *c, const struct err *e);
+/* Any reply of one's own. */
+void respond(struct call *c, struct http_reply *reply);

@@ -1,0 +1,107 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#pragma once
+/*
+ * The memory store's data: records of jobs, found by id, by idempotency key, in order of insertion,
+ * and by whatever comes due next. No locks and no policy; store_memory.c is the only user.
+ *
+ * A record's job is changed between index_lift and index_lay, which keep heaps and counts right.
+ * All memory is taken when a record is made or added, so that no later change can fail.
+ */
+#include "server/store.h"
+#include "server/table.h"
+
+enum index_heap {
+    HEAP_READY,                                /* queued jobs by turn, one heap a priority */
+    HEAP_QUEUED = HEAP_READY + JOB_PRIORITIES, /* the same by queued_ms */
+    HEAP_DUE,                                  /* scheduled jobs by scheduled_ms */
+    HEAP_DEADLINE,                             /* scheduled, queued, running by deadline_ms */
+    HEAP_LEASE,                                /* running and canceling by lease_until_ms */
+    HEAP_EXPIRES,                              /* terminal by expires_ms */
+    HEAPS
+};
+
+struct client {
+    struct table_link link;
+    char name[JOB_CLIENT_SIZE];
+    int jobs, active; /* active: not terminal */
+};
+
+struct record {
+    struct job job;
+    uint64_t seq;  /* order of insertion, from 1 */
+    uint64_t turn; /* order of becoming queued the first time, 0 = not yet */
+    struct client *client;
+    struct job_labels labels;
+    char *key, *digest; /* of an idempotent insert, or NULL */
+    struct blob *checkpoint;
+    long long checkpoint_steps;
+    struct job_artifact *artifacts;
+    int n_artifacts;
+    size_t bytes;        /* charged */
+    struct record *next; /* for lists of the user */
+    struct table_link by_id, by_key;
+    int at[HEAPS]; /* place in each heap, -1 = not in it */
+};
+
+struct heap {
+    struct {
+        int64_t key;
+        struct record *r;
+    } * items;
+    int n;
+};
+
+struct removed {
+    struct table_link link;
+    struct job_removed job;
+};
+
+struct store_index {
+    struct table ids, keys, clients, removed_ids;
+    struct heap heaps[HEAPS];
+    int room; /* of each heap */
+    struct {
+        uint64_t seq;
+        struct record *r; /* NULL = gone */
+    } * order;            /* by seq */
+    size_t n_order, order_room;
+    struct removed *removed; /* ring of STORE_REMOVED */
+    size_t n_removed;        /* ever */
+    uint64_t last_seq, last_turn;
+    int active;               /* jobs that are not terminal */
+    struct store_stats stats; /* without oldest_queued_ms */
+};
+
+/* A record that is in no index. Errors: those of job_labels_init, NO_MEMORY. */
+int record_new(struct record **out, const struct job *j, const char *key, const char *digest,
+               struct err *e);
+void record_free(struct record *r);
+
+int index_init(struct store_index *ix, struct err *e);
+/* Frees the records too. */
+void index_fini(struct store_index *ix);
+
+/* Each NULL when there is none. */
+struct record *index_find(const struct store_index *ix, const char *id);
+struct record *index_find_key(const struct store_index *ix, const char *client, const char *key);
+const struct job_removed *index_find_removed(const struct store_index *ix, const char *id);
+/* Jobs of this client that are not terminal. */
+int index_active(const struct store_index *ix, const char *client);
+
+/* Takes r over, which is laid. Errors: NO_MEMORY. */
+int index_add(struct store_index *ix, struct record *r, struct err *e);
+/* Takes r, which is laid, out of everything; the caller frees it. */
+void index_remove(struct store_index *ix, struct record *r);
+/* Remembers that retention has removed r. */
+void index_remember(struct store_index *ix, const struct record *r);
+
+void index_lift(struct store_index *ix, struct record *r);
+void index_lay(struct store_index *ix, struct record *r);
+
+/* The record with the least key, or NULL. */
+struct record *index_top(const struct store_index *ix, int heap);
+/* The same if its key is a time that has come. */
+struct record *index_due(const struct store_index *ix, int heap, int64_t now_ms);
+
+/* The place in `order` of the newest record older than `seq`; < 0 = none. */
+long long index_before(const struct store_index *ix, uint64_t seq);
