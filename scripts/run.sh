@@ -41,19 +41,24 @@ is_taken()
 
 print_greeting()
 {
-    echo
-    echo "jemd is up: $1    (Ctrl-C ends it)"
+    page=
     if curl -fs -o /dev/null --noproxy '*' --max-time 5 "$1/"; then
-        echo "  open      $1/"
+        page="  open      $1/"
     fi
     for sample in tests/samples/*.png; do
-        [ -f "$sample" ] || continue
-        echo "  predict   curl --data-binary @$sample -H 'Content-Type: image/png' $1/v1/predict"
         break
     done
-    echo "  sample    curl -H 'Content-Type: application/json' -d '$JOB' $1/v1/jobs"
-    echo "  result    curl $1/v1/jobs    (its artifacts: $1/v1/jobs/ID/artifacts/grid.png)"
-    echo
+    # One write, so that no log line comes between.
+    greeting=$(cat <<END
+
+jemd is up: $1    (Ctrl-C ends it)
+$page
+  predict   curl --data-binary @$sample -H 'Content-Type: image/png' $1/v1/predict
+  sample    curl -H 'Content-Type: application/json' -d '$JOB' $1/v1/jobs
+  result    curl $1/v1/jobs    and then  curl -O $1/v1/jobs/ID/artifacts/grid.png
+END
+)
+    printf '%s\n\n' "$greeting"
 }
 
 # Greets once the daemon answers; ends at once when the daemon does.

@@ -131,7 +131,14 @@ void events_set_snapshot(struct topic *t, struct blob *snapshot, bool published)
 {
     blob_put(t->snapshot);
     t->snapshot = snapshot;
+    t->snapshot_id = t->newest;
     t->snapshot_published = published;
+}
+
+static void append_progress(struct topic *t, struct blob *data)
+{
+    append(t, "progress", data);
+    t->progress_id = t->newest;
 }
 
 static void end_topic(struct events *ev, struct topic *t)
@@ -148,7 +155,7 @@ static void publish_progress(struct events *ev, struct topic *t, struct blob *da
     if (last == never ||
         (last != at_next_tick && ev->now_ns - last >= EVENTS_PROGRESS_MS * INT64_C(1000000))) {
         set_pending(t, false, NULL);
-        append(t, "progress", data);
+        append_progress(t, data);
         t->progress_ns = at_next_tick;
     } else {
         set_pending(t, true, data);
@@ -177,9 +184,9 @@ void events_publish(struct events *ev, const char *job_id, const char *kind, str
     pthread_mutex_lock(&ev->mu);
     struct topic *t = events_topic(ev, job_id);
     if (t && !t->ended) {
+        events_publish_to(ev, t, kind, data);
         if (snapshot)
             events_set_snapshot(t, snapshot, true);
-        events_publish_to(ev, t, kind, data);
     } else {
         blob_put(data);
         blob_put(snapshot);
@@ -240,7 +247,7 @@ static void tick_topic(struct events *ev, struct topic *t)
     if (t->ended && t->ended_ns == at_next_tick)
         t->ended_ns = now_ns;
     if (t->has_pending && now_ns - t->progress_ns >= EVENTS_PROGRESS_MS * INT64_C(1000000)) {
-        append(t, "progress", t->pending);
+        append_progress(t, t->pending);
         t->pending = NULL;
         t->has_pending = false;
         t->progress_ns = now_ns;
@@ -290,7 +297,7 @@ void events_close(struct events *ev)
 /* Watches */
 
 int events_watch(struct events *ev, const char *job_id, int64_t deadline_ns, void (*f)(void *ctx),
-                 void *ctx, uint64_t *out, struct err *e)
+                 void *ctx, struct event_watch **out, struct err *e)
 {
     struct watch *w = malloc(sizeof *w);
     if (!w)
@@ -306,7 +313,7 @@ int events_watch(struct events *ev, const char *job_id, int64_t deadline_ns, voi
                             .ctx = ctx};
         t->watches = w;
         table_add(&ev->watches, &w->link, w->number);
-        *out = w->number;
+        *out = (struct event_watch *)(uintptr_t)w->number;
     }
     pthread_mutex_unlock(&ev->mu);
     if (t)
@@ -315,11 +322,11 @@ int events_watch(struct events *ev, const char *job_id, int64_t deadline_ns, voi
     return fail(e, FAIL_NO_MEMORY, "no memory to watch job %s", job_id);
 }
 
-bool events_unwatch(struct events *ev, uint64_t watch)
+bool events_unwatch(struct events *ev, const struct event_watch *watch)
 {
     struct watch *w = NULL;
     pthread_mutex_lock(&ev->mu);
-    struct table_link *l = table_first(&ev->watches, watch);
+    struct table_link *l = table_first(&ev->watches, (uintptr_t)watch);
     if (l) {
         w = table_of(l, struct watch, link);
         struct watch **p = &w->topic->watches;

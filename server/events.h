@@ -34,7 +34,7 @@ void events_close(struct events *ev);
 
 /* `kind` is a static word (state, progress, preview, end); `data` one line of JSON (NULL = {}).
  * `snapshot` (may be NULL) replaces the job's snapshot line, which new subscribers get first; give
- * one with every event that it would show. `end` ends the streams after delivery, and whatever is
+ * one with every state. `end` ends the streams after delivery, and whatever is
  * published after it is ignored; give it the snapshot as its data. Progress events are merged to at
  * most one each EVENTS_PROGRESS_MS a job: the newest pending one is delivered later by events_tick,
  * unless a state or the end comes first. Without memory the event is lost. */
@@ -49,8 +49,9 @@ void events_forget(struct events *ev, const char *job_id);
 
 /* A reader of one job's events as text/event-stream bytes. The first thing sent is a snapshot (of
  * the ring if events_publish has given one, else `snapshot`, which may be NULL; its id is that of
- * the newest event), unless the ring can continue after last_event_id (>= 0). `ended`: the job is
- * terminal, which the hub then knows: the stream is over after snapshot and `end`.
+ * the newest event), and again the newest progress if that is not in the snapshot; unless the ring
+ * can continue after last_event_id (>= 0). `ended`: the job is terminal, which the hub then knows:
+ * the stream is over after snapshot and `end`.
  * Errors: OVERLOADED (max_subscribers, limit), NO_MEMORY. */
 int subscription_open(struct subscription **out, struct events *ev, const char *job_id,
                       long long last_event_id, struct blob *snapshot, bool ended, struct err *e);
@@ -68,10 +69,12 @@ void subscription_close(struct subscription *s);
 /* One-shot watch for long polls: f(ctx) once when the job's state changes or it ends (or is
  * forgotten), or at the first events_tick at or after deadline_ns. Watch first, then look at the
  * job: so nothing falls between. If the hub knows already that the job has ended, the next
- * events_tick calls f. *out, set before f can be called, is never 0 and never used again: it may be
- * given to events_unwatch at any time, also after f was called. Errors: NO_MEMORY. */
+ * events_tick calls f. *out, set before f can be called, is a handle that points to nothing and is
+ * never given out again, so that events_unwatch takes it at any time, also after f was called.
+ * Errors: NO_MEMORY. */
+struct event_watch;
 int events_watch(struct events *ev, const char *job_id, int64_t deadline_ns, void (*f)(void *ctx),
-                 void *ctx, uint64_t *out, struct err *e);
+                 void *ctx, struct event_watch **out, struct err *e);
 /* True if this call has stopped the watch: f was not called and will not be. False if f has been
  * called, is being called or is about to be. */
-bool events_unwatch(struct events *ev, uint64_t watch);
+bool events_unwatch(struct events *ev, const struct event_watch *watch);

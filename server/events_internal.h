@@ -21,7 +21,8 @@ struct topic {
     struct table_link link;         /* in events.topics, unless forgotten */
     struct event ring[EVENTS_RING]; /* event `id` at (id - 1) % EVENTS_RING */
     uint64_t newest;                /* id of the newest event, 0 = none */
-    uint64_t end_id;                /* the same of the `end` event */
+    uint64_t end_id, progress_id;   /* the same of `end` and of progress */
+    uint64_t snapshot_id;           /* the newest event that the snapshot knows of */
     struct blob *snapshot;
     bool snapshot_published; /* not from a subscriber */
     bool has_pending;        /* progress, to be sent later */
@@ -34,6 +35,7 @@ struct topic {
     char job_id[];
 };
 
+/* Its handle is its number in the clothes of a pointer. */
 struct watch {
     struct table_link link; /* by number, until it is called */
     uint64_t number;
@@ -50,7 +52,9 @@ struct part {
     struct blob *data;
     const char *text; /* data's bytes, or what stands for them */
     const char *tail; /* NULL = there is no part */
-    size_t text_size, at;
+    size_t text_size;
+    int piece; /* under way: head, text, tail */
+    size_t at; /* in it */
 };
 
 struct subscription {

@@ -180,7 +180,7 @@ static bool wait_for_change(struct call *c, const struct job *seen, double secon
 {
     struct app *a = c->app;
     struct job now;
-    uint64_t watch;
+    struct event_watch *watch;
     const int64_t deadline = timing_ns() + (int64_t)(seconds * 1e9);
     if (events_watch(a->events, seen->id, deadline, answer_waiting, c, &watch, NULL) != 0)
         return false;

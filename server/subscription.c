@@ -60,14 +60,18 @@ static uint64_t oldest_id(const struct topic *t)
     return t->newest > EVENTS_RING ? t->newest - EVENTS_RING + 1 : 1;
 }
 
-/* Starts anew: the snapshot, then what comes after it. */
+/* Starts anew: the snapshot, then what it does not show. */
 static void start_over(struct subscription *s)
 {
     const struct topic *t = s->topic;
     s->snapshot_due = true;
     s->snapshot = t->snapshot ? blob_get(t->snapshot) : NULL;
     s->snapshot_id = t->newest;
-    s->next_id = t->end_id ? t->end_id : t->newest + 1;
+    s->next_id = t->newest + 1;
+    if (t->end_id)
+        s->next_id = t->end_id;
+    else if (t->progress_id > t->snapshot_id && t->progress_id >= oldest_id(t))
+        s->next_id = t->progress_id;
 }
 
 static bool can_continue(const struct topic *t, long long last_event_id)
@@ -203,19 +207,22 @@ static size_t copy_part(struct part *p, char *out, size_t size)
         const char *bytes;
         size_t size;
     } pieces[3] = {{p->head, strlen(p->head)}, {p->text, p->text_size}, {p->tail, strlen(p->tail)}};
-    size_t n = 0, start = 0;
-    for (int i = 0; i < 3 && p->at >= start; i++) {
-        const size_t left = start + pieces[i].size - p->at;
+    size_t n = 0;
+    while (p->piece < 3 && n < size) {
+        const size_t left = pieces[p->piece].size - p->at;
         const size_t k = left < size - n ? left : size - n;
-        memcpy(out + n, pieces[i].bytes + (p->at - start), k);
-        for (size_t c = n; i == 1 && c < n + k; c++)
-            if (out[c] == '\n' || out[c] == '\r')
-                out[c] = ' ';
+        memcpy(out + n, pieces[p->piece].bytes + p->at, k);
+        for (size_t i = n; p->piece == 1 && i < n + k; i++)
+            if (out[i] == '\n' || out[i] == '\r')
+                out[i] = ' ';
         n += k;
         p->at += k;
-        start += pieces[i].size;
+        if (k == left) {
+            p->piece++;
+            p->at = 0;
+        }
     }
-    if (p->at == start)
+    if (p->piece == 3)
         end_part(p);
     return n;
 }

@@ -2,6 +2,7 @@
 /* The storage of the chain engine: what a group keeps, and its checkpoint. */
 #include "ebm/chains_internal.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -85,24 +86,37 @@ int group_pop_ready(struct chain_group *g)
 /* What a checkpoint begins with. Native byte order: it is resumed where it was made. */
 struct checkpoint_head {
     char magic[8];
+    char content[DIGEST_HEX]; /* of all bytes behind the head */
+    char model[DIGEST_HEX];
+    char sampler[302];
     uint64_t seed;
     uint64_t elements;
-    int32_t n_chains, attributes, logits, steps, trace_points, trace_every;
+    int32_t n_chains, attributes, logits, trace_points;
 };
+
+/* Every setting of a sampler, exactly. */
+static void write_sampler(const struct sampler *s, char *out, size_t size)
+{
+    snprintf(out, size, "%d %d %d %d %d %a %a %a %a %d %a %a %a %d %d %a", (int)s->kind,
+             (int)s->rule, s->steps, s->langevin_steps, s->cool_last, (double)s->step_size,
+             (double)s->step_norm, (double)s->noise, (double)s->temperature, s->clamp,
+             (double)s->clamp_lo, (double)s->clamp_hi, (double)s->pixel_clamp, (int)s->start,
+             s->start_grid, (double)s->start_noise);
+}
 
 static struct checkpoint_head head_of(const struct chain_group *g)
 {
     struct checkpoint_head h;
     memset(&h, 0, sizeof h);
-    memcpy(h.magic, "jemdchk1", sizeof h.magic);
+    memcpy(h.magic, "jemdchk2", sizeof h.magic);
+    memcpy(h.model, g->task.model->digest, sizeof h.model);
+    write_sampler(g->task.sampler, h.sampler, sizeof h.sampler);
     h.seed = g->task.seed;
     h.elements = g->elements;
     h.n_chains = g->task.n_chains;
     h.attributes = g->attributes;
     h.logits = g->logits;
-    h.steps = g->task.sampler->steps;
     h.trace_points = g->trace_points;
-    h.trace_every = g->trace_every;
     return h;
 }
 
@@ -147,6 +161,14 @@ void group_write_checkpoint(const struct chain_group *g, unsigned char *out)
     }
 }
 
+void group_seal_checkpoint(struct blob *checkpoint)
+{
+    struct checkpoint_head h;
+    memcpy(&h, checkpoint->bytes, sizeof h);
+    digest_bytes(checkpoint->bytes + sizeof h, checkpoint->size - sizeof h, h.content);
+    memcpy(checkpoint->bytes, &h, sizeof h);
+}
+
 static bool state_is_possible(const struct chain_group *g, int chain)
 {
     const struct chain_state *s = &g->state[chain];
@@ -164,14 +186,31 @@ static bool state_is_possible(const struct chain_group *g, int chain)
     return true;
 }
 
+/* That the bytes are a checkpoint of this task, and all there. */
+static int check_checkpoint(const struct chain_group *g, const struct blob *checkpoint,
+                            struct err *e)
+{
+    struct checkpoint_head h = head_of(g), found;
+    char content[DIGEST_HEX];
+    if (checkpoint->size != group_checkpoint_bytes(g))
+        return fail(e, FAIL_BAD_FILE, "the checkpoint belongs to another task or is cut short");
+    memcpy(&found, checkpoint->bytes, sizeof found);
+    memcpy(h.content, found.content, sizeof h.content);
+    if (memcmp(&found, &h, sizeof h) != 0)
+        return fail(e, FAIL_BAD_FILE, "the checkpoint belongs to another task");
+    digest_bytes(checkpoint->bytes + sizeof h, checkpoint->size - sizeof h, content);
+    if (memcmp(content, h.content, sizeof content) != 0)
+        return fail(e, FAIL_BAD_FILE, "the checkpoint is damaged");
+    return 0;
+}
+
 int group_restore(struct chain_group *g, const struct blob *checkpoint, struct err *e)
 {
-    const struct checkpoint_head h = head_of(g);
     struct part parts[PARTS];
-    if (checkpoint->size != group_checkpoint_bytes(g) ||
-        memcmp(checkpoint->bytes, &h, sizeof h) != 0)
-        return fail(e, FAIL_BAD_FILE, "the checkpoint belongs to another task");
-    const unsigned char *in = checkpoint->bytes + sizeof h;
+    const int rc = check_checkpoint(g, checkpoint, e);
+    if (rc != 0)
+        return rc;
+    const unsigned char *in = checkpoint->bytes + sizeof(struct checkpoint_head);
     parts_of(g, parts);
     for (int i = 0; i < PARTS; i++) {
         memcpy(parts[i].data, in, parts[i].size);

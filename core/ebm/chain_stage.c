@@ -63,10 +63,8 @@ void stage_enter(struct stage *s, struct chain_group *g, int chain, int64_t now_
                                   .state = g->state[chain],
                                   .entered_ns = now_ns,
                                   .trace_first = g->state[chain].n_trace};
-    if (g->state[chain].started) {
-        memcpy(s->x + row * g->elements, g->x + from * g->elements, g->elements * sizeof *s->x);
-        memcpy(s->y + row * k, g->y + from * k, k * sizeof *s->y);
-    }
+    memcpy(s->x + row * g->elements, g->x + from * g->elements, g->elements * sizeof *s->x);
+    memcpy(s->y + row * k, g->y + from * k, k * sizeof *s->y);
     s->n++;
 }
 

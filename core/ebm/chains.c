@@ -6,6 +6,7 @@
 #include "base/timing.h"
 #include "ebm/chains_internal.h"
 
+#include <math.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdlib.h>
@@ -31,7 +32,6 @@ struct chains {
     pthread_cond_t work;
     bool stop;                  /* guarded by mu, as is all below */
     struct chain_group *groups; /* active, oldest first */
-    double now;                 /* stride scheduling: pass of the last group served */
     uint64_t tick;
     unsigned long forgets;
     int in_slots, ready; /* chains, in all */
@@ -249,18 +249,15 @@ static void choose_model(struct worker *w, struct chain_group **ended)
 static void fill(struct worker *w, struct chain_group **ended)
 {
     struct chains *c = w->engine;
-    if (c->stop)
-        return;
-    if (!w->stage || w->stage->n == 0)
+    if (!c->stop && (!w->stage || w->stage->n == 0))
         choose_model(w, ended);
-    if (!w->stage || w->leaving)
+    if (!w->stage || w->leaving || c->stop) /* choose_model may have let go of mu */
         return;
     const int64_t now = timing_ns();
     while (w->stage->n < fair_share(c)) {
         struct chain_group *g = next_in_line(c, w->stage->model);
         if (!g)
             break;
-        c->now = g->pass > c->now ? g->pass : c->now;
         stage_enter(w->stage, g, group_pop_ready(g), now);
         c->ready--;
         g->in_slots++;
@@ -274,9 +271,10 @@ static void account(struct worker *w, int64_t ns)
     struct chains *c = w->engine;
     const double macs = (double)net_macs(w->stage->model->net);
     for (int i = 0; i < w->stage->n; i++) {
+        const struct chain_state *s = &w->stage->slots[i].state;
         struct chain_group *g = w->stage->slots[i].group;
         g->pass += macs / g->task.weight;
-        atomic_fetch_add_explicit(&g->steps_done, !w->stage->slots[i].state.finished,
+        atomic_fetch_add_explicit(&g->steps_done, !s->finished && !s->diverged,
                                   memory_order_relaxed);
     }
     c->steps_total += w->stage->n;
@@ -402,6 +400,18 @@ void chains_forget(struct chains *c)
     pthread_mutex_unlock(&c->mu);
 }
 
+/* A newcomer begins level with the group that is furthest behind: it neither catches up on the time
+ * before it came nor waits for it. */
+static double first_pass(const struct chains *c)
+{
+    double least = INFINITY;
+    for (const struct chain_group *g = c->groups; g; g = g->next) {
+        if (!g->canceled && g->pass < least)
+            least = g->pass;
+    }
+    return isfinite(least) ? least : 0;
+}
+
 int chains_submit(struct chains *c, const struct chain_task *t, const struct blob *checkpoint,
                   struct chain_group **out, struct err *e)
 {
@@ -419,7 +429,7 @@ int chains_submit(struct chains *c, const struct chain_task *t, const struct blo
     }
     *out = g;
     pthread_mutex_lock(&c->mu);
-    g->pass = c->now;
+    g->pass = first_pass(c);
     struct chain_group **at = &c->groups;
     while (*at)
         at = &(*at)->next;
@@ -468,6 +478,7 @@ int chain_group_checkpoint(struct chain_group *g, struct blob **out, struct err 
     pthread_mutex_lock(&c->mu);
     group_write_checkpoint(g, b->bytes);
     pthread_mutex_unlock(&c->mu);
+    group_seal_checkpoint(b);
     *out = b;
     return 0;
 }

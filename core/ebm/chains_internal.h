@@ -12,6 +12,7 @@ struct chain_state {
     uint32_t step;
     uint16_t alternative; /* of the last y-draw */
     uint8_t started, finished, diverged;
+    uint8_t zero[3]; /* no padding: a checkpoint's bytes are all defined */
     int32_t n_trace;
     float score;
 };
@@ -84,7 +85,10 @@ int group_new(struct chain_group **out, const struct chain_task *t, struct err *
 int group_restore(struct chain_group *g, const struct blob *checkpoint, struct err *e);
 void group_push_ready(struct chain_group *g, int chain);
 int group_pop_ready(struct chain_group *g);
-/* The checkpoint's bytes into out (group_checkpoint_bytes long). Caller holds mu. */
+/* The checkpoint's bytes into out (group_checkpoint_bytes long), without its digest. Caller holds
+ * mu. */
 size_t group_checkpoint_bytes(const struct chain_group *g);
 void group_write_checkpoint(const struct chain_group *g, unsigned char *out);
+/* Puts in the digest that group_restore checks. */
+void group_seal_checkpoint(struct blob *checkpoint);
 void group_free(struct chain_group *g);

@@ -58,10 +58,11 @@ float score_log_px(const struct attributes *a, const float *logits, float *dlogi
 
 float score_log_pxy(const struct attributes *a, const float *logits, const int *given)
 {
-    float sum = 0;
+    float sum = score_log_px(a, logits, NULL);
     for (int k = 0; k < a->n; k++) {
         const float *f = logits + a->list[k].first;
-        sum += given[k] >= 0 ? f[given[k]] : logsumexp(f, a->list[k].n_values);
+        if (given[k] >= 0)
+            sum += f[given[k]] - logsumexp(f, a->list[k].n_values);
     }
     return sum;
 }

@@ -9,8 +9,8 @@
 /* log p(x) + log Z = sum_k logsumexp_v f_k(x)[v] (the head's logit where there is one); the
  * gradient to dlogits[L] unless NULL. The energy is its negative. */
 float score_log_px(const struct attributes *a, const float *logits, float *dlogits);
-/* log p(x, y_given) + log Z: attributes with given[k] >= 0 contribute f_k[given[k]], the others
- * are marginalised. */
+/* log p(x, y_given) + log Z = log p(x) + log Z + sum over the given of log p(y_k = given[k]|x);
+ * attributes with given[k] < 0 are marginalised. */
 float score_log_pxy(const struct attributes *a, const float *logits, const int *given);
 /* p[n_logits] = softmax_v f_k / temperature_k, each attribute apart; `calibrated` false: T = 1. */
 void score_probabilities(const struct attributes *a, const float *logits, int calibrated, float *p);

@@ -60,7 +60,11 @@ static struct model *make_faces(void)
     for (int i = 0; i < BUFFER * 60; i++)
         x[i] = (uint8_t)(i * 37 + i / 60 * 11);
     const struct tensor extra[] = {
-        {.name = "buffer.x", .dtype = TENSOR_U8, .n_dims = 4, .shape = {BUFFER, 3, 4, 5}, .data = x},
+        {.name = "buffer.x",
+         .dtype = TENSOR_U8,
+         .n_dims = 4,
+         .shape = {BUFFER, 3, 4, 5},
+         .data = x},
         {.name = "buffer.y", .dtype = TENSOR_U8, .n_dims = 2, .shape = {BUFFER, 3}, .data = y}};
     return test_model(faces_json, &w, extra, 2);
 }
@@ -69,7 +73,8 @@ static void free_conditions(int job, struct model *m, int alternatives)
 {
     struct err e;
     for (int i = 0; i < CHAINS_MOST; i++) {
-        assert_int_equal(condition_init(&conditions[job][i], &m->d.attributes, alternatives, &e), 0);
+        assert_int_equal(condition_init(&conditions[job][i], &m->d.attributes, alternatives, &e),
+                         0);
         condition_list[job][i] = &conditions[job][i];
     }
 }
@@ -91,20 +96,45 @@ static void define(int job, struct model *m, int n_chains, struct sampler s)
 
 static void define_jobs(void)
 {
-    define(0, faces, 5, (struct sampler){.steps = 23, .step_size = 0.5f, .noise = 0.05f,
-                                         .clamp = true, .clamp_lo = -1, .clamp_hi = 1});
-    define(1, faces, 4, (struct sampler){.kind = SAMPLER_GIBBS, .steps = 17, .langevin_steps = 3,
-                                         .step_size = 1, .noise = 0.1f, .start_grid = 2,
-                                         .start_noise = 0.1f});
+    define(0, faces, 5,
+           (struct sampler){.steps = 23,
+                            .step_size = 0.5f,
+                            .noise = 0.05f,
+                            .clamp = true,
+                            .clamp_lo = -1,
+                            .clamp_hi = 1});
+    define(1, faces, 4,
+           (struct sampler){.kind = SAMPLER_GIBBS,
+                            .steps = 17,
+                            .langevin_steps = 3,
+                            .step_size = 1,
+                            .noise = 0.1f,
+                            .start_grid = 2,
+                            .start_noise = 0.1f});
     define(2, digits, 3, (struct sampler){.kind = SAMPLER_ULA, .steps = 31, .step_size = 0.01f});
-    define(3, faces, 6, (struct sampler){.rule = SAMPLER_NORMALISED, .steps = 12, .cool_last = 5,
-                                         .step_size = 10, .step_norm = 0.02f, .noise = 0.02f,
-                                         .temperature = 2, .start = START_BUFFER});
-    define(4, faces, 2, (struct sampler){.steps = 9, .step_size = 1, .noise = 0.01f,
-                                         .pixel_clamp = 0.003f, .start = START_IMAGE});
+    define(3, faces, 6,
+           (struct sampler){.rule = SAMPLER_NORMALISED,
+                            .steps = 12,
+                            .cool_last = 5,
+                            .step_size = 10,
+                            .step_norm = 0.02f,
+                            .noise = 0.02f,
+                            .temperature = 2,
+                            .start = START_BUFFER});
+    define(4, faces, 2,
+           (struct sampler){.steps = 9,
+                            .step_size = 1,
+                            .noise = 0.01f,
+                            .pixel_clamp = 0.003f,
+                            .start = START_IMAGE});
     define(5, digits, 2, (struct sampler){.steps = 0, .step_size = 1});
-    define(6, digits, 5, (struct sampler){.kind = SAMPLER_GIBBS, .steps = 1100, .step_size = 0.1f,
-                                          .noise = 0.05f, .clamp = true, .clamp_hi = 1});
+    define(6, digits, 5,
+           (struct sampler){.kind = SAMPLER_GIBBS,
+                            .steps = 1100,
+                            .step_size = 0.1f,
+                            .noise = 0.05f,
+                            .clamp = true,
+                            .clamp_hi = 1});
     for (int job = 0; job < JOBS; job++)
         free_conditions(job, tasks[job].model, job == 3 ? 2 : 1);
     condition_fix(&conditions[0][1], 0, 1, 1);
@@ -120,19 +150,21 @@ static void define_jobs(void)
 /* A group in an engine, and the end it reports. */
 struct job {
     struct chain_group *group;
-    pthread_mutex_t mu;
-    pthread_cond_t cond;
-    int done; /* guarded by mu: how often */
+    _Atomic int done; /* how often */
 };
+
+/* Of all jobs, so that a job's memory may go as soon as it is done. */
+static pthread_mutex_t done_mu = PTHREAD_MUTEX_INITIALIZER;
+static pthread_cond_t done_cond = PTHREAD_COND_INITIALIZER;
 
 static void on_done(void *ctx, struct chain_group *g)
 {
     struct job *j = ctx;
     (void)g;
-    pthread_mutex_lock(&j->mu);
+    pthread_mutex_lock(&done_mu);
     j->done++;
-    pthread_cond_broadcast(&j->cond);
-    pthread_mutex_unlock(&j->mu);
+    pthread_cond_broadcast(&done_cond);
+    pthread_mutex_unlock(&done_mu);
 }
 
 static struct chains *engine(int workers, int slots, int quantum)
@@ -150,7 +182,7 @@ static void submit(struct chains *c, struct job *j, const struct chain_task *t,
 {
     struct err e;
     struct chain_task task = *t;
-    *j = (struct job){.mu = PTHREAD_MUTEX_INITIALIZER, .cond = PTHREAD_COND_INITIALIZER};
+    j->done = 0;
     task.done = on_done;
     task.ctx = j;
     if (chains_submit(c, &task, checkpoint, &j->group, &e) != 0)
@@ -164,11 +196,11 @@ static void wait_done(struct job *j)
     int rc = 0;
     clock_gettime(CLOCK_REALTIME, &until);
     until.tv_sec += 60;
-    pthread_mutex_lock(&j->mu);
+    pthread_mutex_lock(&done_mu);
     while (j->done == 0 && rc == 0)
-        rc = pthread_cond_timedwait(&j->cond, &j->mu, &until);
+        rc = pthread_cond_timedwait(&done_cond, &done_mu, &until);
     const int done = j->done;
-    pthread_mutex_unlock(&j->mu);
+    pthread_mutex_unlock(&done_mu);
     assert_int_equal(done, 1);
 }
 
@@ -294,10 +326,8 @@ static void a_chain_is_what_its_parts_make(void **state)
     assert_int_equal(workspace_open(&w, faces->net, ops_default(), 1, true, &e), 0);
     start_chain(faces, t->sampler, &conditions[0][1], NULL, t->seed, 1, x, noise);
     for (int step = 0; step < t->sampler->steps; step++) {
-        const struct rng_stream s = {.seed = t->seed,
-                                     .step = (uint32_t)step,
-                                     .chain = 1,
-                                     .purpose = RNG_LANGEVIN};
+        const struct rng_stream s = {
+            .seed = t->seed, .step = (uint32_t)step, .chain = 1, .purpose = RNG_LANGEVIN};
         condition_score(&conditions[0][1], net_forward(w, 1, x), dlogits);
         net_backward_input(w, 1, dlogits, grad);
         rng_normal(&s, noise, n);
@@ -379,8 +409,8 @@ static bool run_stage_of_crowd(struct blob **kept, int *resumed, uint64_t *rando
 {
     struct job jobs[JOBS];
     bool open = false;
-    struct chains *c = engine(test_pick(random, 1, 3), test_pick(random, 1, 5),
-                              test_pick(random, 1, 9));
+    struct chains *c =
+        engine(test_pick(random, 1, 3), test_pick(random, 1, 5), test_pick(random, 1, 9));
     for (int i = 0; i < JOBS; i++) {
         submit(c, &jobs[i], &tasks[i], kept[i]);
         blob_put(kept[i]);
@@ -670,7 +700,8 @@ static void cancel_takes_effect_within_one_step(void **state)
         submit(c, &j, &t, NULL);
         wait_steps(j.group, 8);
         chain_group_cancel(j.group);
-        const long long after = steps_of(j.group); /* the flag is set: one iteration may be under way */
+        const long long after =
+            steps_of(j.group); /* the flag is set: one iteration may be under way */
         wait_done(&j);
         assert_true(steps_of(j.group) - after <= 4);
         struct chains_status status;
@@ -883,8 +914,8 @@ static void a_diverging_chain_stops_and_disturbs_nobody(void **state)
     test_model_draw_weights(digits_json, &w);
     test_weights_get(&w, "l.weight")->data[17] = NAN;
     struct model *broken = test_model(digits_json, &w, NULL, 0);
-    struct sampler wild = {.steps = 50, .langevin_steps = 1, .step_size = 1e6f, .noise = 1e3f,
-                           .temperature = 1e-6f};
+    struct sampler wild = {
+        .steps = 50, .langevin_steps = 1, .step_size = 1e6f, .noise = 1e3f, .temperature = 1e-6f};
     struct chain_task t[2] = {tasks[2], tasks[1]};
     t[0].model = broken;
     t[1].sampler = &wild;
