@@ -8,10 +8,11 @@ set -eu
 # first is the one installed.
 RUN="gcc:gcc libc6-dev cmake:cmake ninja:ninja-build pkg-config:pkg-config curl:curl
     libmicrohttpd-dev libjansson-dev libopenblas-pthread-dev|libopenblas-openmp-dev|libopenblas-serial-dev
-    libpng-dev libjpeg62-turbo-dev libinih-dev zlib1g-dev nettle-dev libgnutls28-dev"
+    libpng-dev libjpeg62-turbo-dev libinih-dev zlib1g-dev nettle-dev
+    python3 python3-yaml"
 # Python packages are for Debian's own /usr/bin/python3.
-TEST="libcmocka-dev python3 python3-numpy python3-yaml python3-jsonschema python3-pil
-    clang-format:clang-format curl:curl git:git"
+TEST="libcmocka-dev python3-numpy python3-jsonschema python3-pil
+    clang-format:clang-format openssl:openssl git:git"
 
 usage()
 {

@@ -222,8 +222,7 @@ static void tick_subscription(struct events *ev, struct subscription *s)
     if (s->spoke) {
         s->spoke = false;
         s->quiet_ns = ev->now_ns;
-    } else if (s->idle && !s->ping &&
-               ev->now_ns - s->quiet_ns >= EVENTS_PING_MS * INT64_C(1000000)) {
+    } else if (!s->ping && ev->now_ns - s->quiet_ns >= EVENTS_PING_MS * INT64_C(1000000)) {
         s->ping = true;
         subscription_queue_wake(s);
     }

@@ -29,7 +29,7 @@ enum {
 /* Errors: NO_MEMORY. */
 int events_open(struct events **out, int max_subscribers, struct err *e);
 /* Every subscription must have been closed and nobody may be in another function of the hub.
- * Watches that are left are called now. NULL is allowed. */
+ * Watches that are left are called now, and must not watch again. NULL is allowed. */
 void events_close(struct events *ev);
 
 /* `kind` is a static word (state, progress, preview, end); `data` one line of JSON (NULL = {}).

@@ -162,6 +162,10 @@ void handle_job_events(struct call *c)
                                job_json_line(&job), job_state_is_terminal(job.state), &e);
         job_fini(&job);
     }
+    if (rc == 0 && (rc = store->ops->get(store, c->params[0], &job, &e)) == 0)
+        job_fini(&job);
+    else if (s) /* deleted meanwhile: nothing would ever end the stream */
+        subscription_close(s->subscription);
     if (rc != 0) {
         free(s);
         respond_error(c, &e);

@@ -253,7 +253,6 @@ int jobs_submit(struct jobs *j, json_t *root, const char *client, const char *id
     if (rc == 0) {
         logger(LOGGER_INFO, "job_accepted", "job=%s client=%s model=%s chains=%d steps=%d", job.id,
                client, job.model, q->n_chains, q->sampler.steps);
-        jobs_announce(j, out);
         jobs_poke(j);
     }
     sample_request_free(q);

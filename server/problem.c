@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "server/problem.h"
 
+#include "file/clip.h"
 #include "file/json.h"
 
 #include <stdio.h>
@@ -141,8 +142,33 @@ enum fail_code problem_find(const char *name)
     return FAIL_NONE;
 }
 
-struct blob *problem_body(const struct err *e, const char *instance, const char *request_id)
+/* Bytes of the character that text begins with, 0 if it is not UTF-8. */
+static size_t character(const char *text)
 {
+    char one[5] = {0};
+    for (size_t n = 1; n <= 4 && text[n - 1]; n++) {
+        one[n - 1] = text[n - 1];
+        if (clip_is_utf8(one))
+            return n;
+    }
+    return 0;
+}
+
+/* JSON takes UTF-8 only, and a sentence may quote what is not, or cut a character in two. */
+static void mend(char *text)
+{
+    for (size_t n; *text; text += n ? n : 1) {
+        n = character(text);
+        if (n == 0)
+            *text = '?';
+    }
+}
+
+struct blob *problem_body(const struct err *why, const char *instance, const char *request_id)
+{
+    struct err mended = *why;
+    const struct err *const e = &mended;
+    mend(mended.text);
     char type[80];
     size_t size;
     snprintf(type, sizeof type, "/problems/%s", fail_name(e->code));

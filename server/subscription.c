@@ -246,12 +246,15 @@ long subscription_read(struct subscription *s, char *out, size_t size)
 /* Takes s out of everything and waits until no other thread is in its wake. */
 static void leave(struct events *ev, struct subscription *s)
 {
-    struct subscription **p = &s->topic->subscriptions;
+    struct topic *t = s->topic;
+    struct subscription **p = &t->subscriptions;
     int own = 0;
     while (*p != s)
         p = &(*p)->next;
     *p = s->next;
     ev->n_subscribers--;
+    if (t->forgotten && !t->subscriptions)
+        events_free_topic(t);
     if (s->to_wake)
         unqueue_wake(ev, s);
     for (struct frame *f = frames; f; f = f->up) {
@@ -263,8 +266,6 @@ static void leave(struct events *ev, struct subscription *s)
     s->closing = true;
     while (s->waking > own)
         pthread_cond_wait(&ev->calm, &ev->mu);
-    if (s->topic->forgotten && !s->topic->subscriptions)
-        events_free_topic(s->topic);
 }
 
 void subscription_close(struct subscription *s)

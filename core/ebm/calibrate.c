@@ -12,19 +12,17 @@ static double at_log(const struct evaluate_set *s, double log_t)
     return evaluate_nll(s, exp(log_t));
 }
 
-static bool has_error(const struct evaluate_set *s)
+static bool has_label(const struct evaluate_set *s)
 {
-    for (size_t i = 0; i < s->n; i++) {
-        const int y = s->labels[i * s->label_stride];
-        if (y != EVALUATE_MISSING && evaluate_top(s->logits + i * s->stride, s->n_values) != y)
+    for (size_t i = 0; i < s->n; i++)
+        if (s->labels[i * s->label_stride] != EVALUATE_MISSING)
             return true;
-    }
     return false;
 }
 
 float calibrate_temperature(const struct evaluate_set *s)
 {
-    if (!has_error(s))
+    if (!has_label(s))
         return 1.0f;
     const double ratio = (sqrt(5.0) - 1.0) / 2.0;
     double lo = log(CALIBRATE_MIN), hi = log(CALIBRATE_MAX);
@@ -45,7 +43,7 @@ float calibrate_temperature(const struct evaluate_set *s)
             fb = at_log(s, b);
         }
     }
-    const double tried[] = {exp((lo + hi) / 2), CALIBRATE_MIN, CALIBRATE_MAX};
+    const double tried[] = {CALIBRATE_MIN, exp((lo + hi) / 2), CALIBRATE_MAX};
     double best = tried[0];
     for (size_t i = 1; i < sizeof tried / sizeof tried[0]; i++)
         best = evaluate_nll(s, tried[i]) < evaluate_nll(s, best) ? tried[i] : best;

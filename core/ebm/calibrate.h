@@ -14,8 +14,8 @@
 #define CALIBRATE_ENERGIES "calibration.energies"
 
 /* The float T in [CALIBRATE_MIN, CALIBRATE_MAX] of least evaluate_nll, by golden section on log T
- * (the NLL is convex in 1/T). 1 where the images do not determine it: none labelled, or none
- * misclassified, when the NLL falls with T without end and sharpening would rest on nothing. */
+ * (the NLL is convex in 1/T). Where it makes no difference, CALIBRATE_MIN; images none of which is
+ * misclassified lead there too. 1 when none is labelled. */
 float calibrate_temperature(const struct evaluate_set *s);
 
 /* Sorts ascending. Errors: OUT_OF_RANGE when one is not finite, or n = 0. */

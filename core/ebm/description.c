@@ -400,7 +400,6 @@ static int read_root(struct description *d, struct err *e)
 int description_parse(struct description *d, const char *text, const char *path, struct err *e)
 {
     struct description made = {.attributes.head = -1,
-                               .steps_buffer = 20,
                                .sampler = {.kind = SAMPLER_SGLD,
                                            .steps = 100,
                                            .langevin_steps = 1,
@@ -408,6 +407,7 @@ int description_parse(struct description *d, const char *text, const char *path,
                                            .step_norm = 0.015f,
                                            .noise = 0.01f,
                                            .temperature = 1.0f}};
+    made.steps_buffer = made.sampler.steps;
     int rc = json_parse(text, strlen(text), &made.root, e);
     if (rc == 0)
         rc = read_root(&made, e);

@@ -109,7 +109,8 @@ int sampler_check(const struct sampler *s, struct err *e)
         rc = count(e, "start.grid", s->start_grid, 0, 4096);
     if (rc == 0)
         rc = number(e, "start.noise", s->start_noise, 0, 1e3f);
-    if (rc == 0 && s->clamp && !(s->clamp_lo < s->clamp_hi)) {
+    if (rc == 0 && s->clamp &&
+        !(s->clamp_lo < s->clamp_hi && isfinite(s->clamp_lo) && isfinite(s->clamp_hi))) {
         fail(e, FAIL_OUT_OF_RANGE, "sampler clamp must be [low, high] with low < high");
         rc = fail_at(e, "clamp");
     }

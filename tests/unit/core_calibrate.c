@@ -2,19 +2,17 @@
 #include "ebm/calibrate.h"
 #include "unit/tiny_model.h"
 
-/* clang-format off */
+#include <math.h>
+#include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
-#include <setjmp.h>
-#include <cmocka.h>
-/* clang-format on */
-
-#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
+
+#include <cmocka.h>
 
 static char folder[] = "/tmp/jemd-calibrate-XXXXXX";
 static char plain[64], fitted[64];

@@ -2,17 +2,15 @@
 #include "ebm/calibrate.h"
 #include "ebm/evaluate.h"
 
-/* clang-format off */
+#include <math.h>
+#include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
-#include <setjmp.h>
-#include <cmocka.h>
-/* clang-format on */
-
-#include <math.h>
 #include <stdlib.h>
 #include <string.h>
+
+#include <cmocka.h>
 
 /* A fixed sequence in (0, 1): splitmix64. The tests that draw are therefore decided once; the
  * tolerances stand at five standard errors or more. */
@@ -257,15 +255,24 @@ static void a_temperature_stays_within_its_bounds(void **state)
     assert_true(calibrate_temperature(&s) == (float)CALIBRATE_MIN);
 }
 
-static void images_that_do_not_determine_it_leave_the_temperature_at_one(void **state)
+static void images_without_an_error_lead_to_the_lower_bound(void **state)
 {
     (void)state;
     const float logits[] = {3, 0, 0, 5, 1, 0};
+    const float sure[] = {300, 0, 0, 300, 0, 300}; /* an NLL of exactly 0 at every temperature */
     const uint8_t right[] = {0, 1, EVALUATE_MISSING};
-    const uint8_t unknown[] = {EVALUATE_MISSING, EVALUATE_MISSING, EVALUATE_MISSING};
     struct evaluate_set s = {logits, 2, 2, right, 1, 3};
-    assert_true(calibrate_temperature(&s) == 1.0f);
-    s.labels = unknown;
+    assert_true(calibrate_temperature(&s) == (float)CALIBRATE_MIN);
+    s.logits = sure;
+    assert_true(calibrate_temperature(&s) == (float)CALIBRATE_MIN);
+}
+
+static void without_labels_the_temperature_stays_at_one(void **state)
+{
+    (void)state;
+    const float logits[] = {3, 0, 0, 5};
+    const uint8_t unknown[] = {EVALUATE_MISSING, EVALUATE_MISSING};
+    const struct evaluate_set s = {logits, 2, 2, unknown, 1, 2};
     assert_true(calibrate_temperature(&s) == 1.0f);
 }
 
@@ -381,7 +388,8 @@ int main(void)
         cmocka_unit_test(a_temperature_divides_the_logits),
         cmocka_unit_test(a_known_temperature_is_recovered),
         cmocka_unit_test(a_temperature_stays_within_its_bounds),
-        cmocka_unit_test(images_that_do_not_determine_it_leave_the_temperature_at_one),
+        cmocka_unit_test(images_without_an_error_lead_to_the_lower_bound),
+        cmocka_unit_test(without_labels_the_temperature_stays_at_one),
         cmocka_unit_test(equal_scores_count_half),
         cmocka_unit_test(a_constant_score_is_chance),
         cmocka_unit_test(separated_scores_are_perfect_one_way_and_worst_the_other),

@@ -585,6 +585,37 @@ static void a_pass_allocates_nothing(void **state)
     drop(&m);
 }
 
+static void without_memory_nothing_is_opened(void **state)
+{
+    (void)state;
+    struct made m;
+    struct err e;
+    struct net *net = NULL;
+    struct workspace *w = NULL;
+    const struct layer_spec list[] = {CONV("a", 3, 8, 3, 1, 1), {.kind = LAYER_SILU}};
+    const struct net_shape input = {3, 8, 8};
+    if (!ALLOCATIONS_COUNTED) {
+        print_message("skipped: a sanitizer has the allocator\n");
+        return;
+    }
+    make(&m, list, 2, input);
+    const struct net_weights source = test_weights_source(&m.weights);
+    const size_t limits[] = {0, 16, 64, 256};
+    for (int i = 0; i < 4; i++) {
+        allocations_largest = limits[i];
+        const int rc[2] = {net_open(&net, list, 2, input, &source, &e),
+                           workspace_open(&w, m.net, &ops_ref, 64, true, &e)};
+        allocations_largest = SIZE_MAX;
+        assert_true(rc[0] == -FAIL_NO_MEMORY || i == 3);
+        assert_int_equal(rc[1], -FAIL_NO_MEMORY);
+        assert_int_equal(e.code, FAIL_NO_MEMORY);
+        assert_null(w);
+        net_close(net);
+        net = NULL;
+    }
+    drop(&m);
+}
+
 static void planned_buffers_that_live_together_do_not_overlap(void **state)
 {
     (void)state;
@@ -639,6 +670,7 @@ int main(void)
         cmocka_unit_test(a_missing_weight_is_the_finders_own_error),
         cmocka_unit_test(too_many_layers_are_refused),
         cmocka_unit_test(a_pass_allocates_nothing),
+        cmocka_unit_test(without_memory_nothing_is_opened),
         cmocka_unit_test(planned_buffers_that_live_together_do_not_overlap),
         cmocka_unit_test(buffers_that_never_live_together_share_memory),
     };

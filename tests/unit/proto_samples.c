@@ -5,18 +5,16 @@
 #include "learn/dataset.h"
 #include "proto/image.h"
 
-/* clang-format off */
+#include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
-#include <setjmp.h>
-#include <cmocka.h>
-/* clang-format on */
-
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
+
+#include <cmocka.h>
 
 #define SAMPLES TEST_SOURCE_DIR "/tests/samples/"
 

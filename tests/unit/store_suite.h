@@ -153,6 +153,7 @@ static int store_suite_run(const char *name, store_opener *open)
         SUITE_TEST(a_scheduled_job_waits_until_it_is_due),
         SUITE_TEST(a_due_job_is_claimed_without_a_tick_after_those_that_wait),
         SUITE_TEST(a_missed_deadline_expires_what_has_not_ended),
+        SUITE_TEST(deadlines_are_kept_whatever_goes_in_between),
         SUITE_TEST(a_late_job_does_not_hold_up_those_behind_it),
         SUITE_TEST(a_clock_that_jumps_forward_only_costs_leases),
         SUITE_TEST(a_clock_that_jumps_backwards_loses_nothing),

@@ -411,6 +411,7 @@ static void a_full_store_refuses_what_does_not_fit(void **state)
     assert_int_equal(state_of(1), JOB_FAILED);
     assert_int_equal(claim_at(NOW, &epoch), 2);
     assert_int_equal(save(2, epoch, "1234567890", 1), 0);
+    assert_int_equal(save(2, epoch, "abcdefghij", 1), 0); /* in place of the other */
     assert_int_equal(save(2, epoch, "12345678901", 2), -FAIL_STORE_FULL);
     assert_int_equal(e.limit, l.max_bytes);
     struct blob *b = NULL;

@@ -390,6 +390,33 @@ static void a_missed_deadline_expires_what_has_not_ended(void **state)
     }
 }
 
+static void deadlines_are_kept_whatever_goes_in_between(void **state)
+{
+    (void)state;
+    enum { JOBS = 150, SPAN = 97 };
+    int deadline[JOBS + 1];
+    uint32_t random = 1;
+    for (int n = 1; n <= JOBS; n++) {
+        struct job j = new_job(n);
+        random = random * 1664525 + 1013904223;
+        deadline[n] = 1 + (int)(random >> 16) % SPAN;
+        j.deadline_ms = NOW + deadline[n];
+        assert_int_equal(put(j), 0);
+    }
+    for (int t = 1; t <= SPAN; t++) {
+        const int gone = 1 + (t * 61) % JOBS; /* one more leaves the middle */
+        const bool canceled = deadline[gone] >= t && cancel(gone) == JOB_CANCELED;
+        if (canceled)
+            deadline[gone] = INT32_MAX;
+        int due = 0;
+        for (int n = 1; n <= JOBS; n++)
+            due += deadline[n] == t;
+        assert_int_equal(tick(NOW + t), due);
+        for (int i = 0; i < ticked.n; i++)
+            assert_int_equal(deadline[ticked.numbers[i]], t);
+    }
+}
+
 static void a_late_job_does_not_hold_up_those_behind_it(void **state)
 {
     (void)state;
