@@ -197,6 +197,19 @@ static int read_sampler_numbers(struct sampler *s, struct json_reader *r, struct
     return rc;
 }
 
+/* The model has a default for fresh chains and one for chains from its buffer. */
+static int default_steps(const struct sample_request *q)
+{
+    return q->sampler.start == START_BUFFER ? q->model->d.steps_buffer
+                                            : q->model->d.sampler.steps;
+}
+
+static void limit_cooling(struct sampler *s)
+{
+    if (s->cool_last > s->steps)
+        s->cool_last = s->steps;
+}
+
 static int read_sampler(struct sample_request *q, struct json_reader *root,
                         const struct sample_limits *limits, struct err *e)
 {
@@ -216,12 +229,10 @@ static int read_sampler(struct sample_request *q, struct json_reader *root,
     s->rule = (enum sampler_rule)rule;
     if (rc >= 0)
         rc = read_start(s, &r, e);
-    if (rc >= 0 && s->start == START_BUFFER)
-        s->steps = q->model->d.steps_buffer;
+    s->steps = default_steps(q);
     if (rc >= 0)
         rc = get_count(&r, "steps", 0, limits->max_steps, &s->steps, e);
-    if (s->cool_last > s->steps)
-        s->cool_last = s->steps;
+    limit_cooling(s);
     if (rc >= 0)
         rc = get_count(&r, "cool_last", 0, s->steps, &s->cool_last, e);
     if (rc >= 0)
@@ -416,6 +427,8 @@ int sample_request_parse(struct sample_request **out, const json_t *root, struct
         return fail(e, FAIL_NO_MEMORY, "cannot allocate a request");
     q->model = model_get(model);
     q->sampler = model->d.sampler;
+    q->sampler.steps = default_steps(q);
+    limit_cooling(&q->sampler);
     q->priority = 1;
     int rc = json_reader_init(&r, root, "", e);
     if (rc == 0) {

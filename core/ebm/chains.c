@@ -404,12 +404,12 @@ void chains_forget(struct chains *c)
  * before it came nor waits for it. */
 static double first_pass(const struct chains *c)
 {
-    double least = INFINITY;
+    double least = HUGE_VAL;
     for (const struct chain_group *g = c->groups; g; g = g->next) {
         if (!g->canceled && g->pass < least)
             least = g->pass;
     }
-    return isfinite(least) ? least : 0;
+    return least < HUGE_VAL ? least : 0;
 }
 
 int chains_submit(struct chains *c, const struct chain_task *t, const struct blob *checkpoint,

@@ -44,10 +44,12 @@ static int get_pair(struct json_reader *r, const char *name, float *lo, float *h
     if (rc <= 0)
         return rc;
     const json_t *a = json_array_get(array, 0), *b = json_array_get(array, 1);
-    if (!json_is_number(a) || !json_is_number(b) || json_number_value(a) >= json_number_value(b))
+    const float low = (float)json_number_value(a), high = (float)json_number_value(b);
+    if (!json_is_number(a) || !json_is_number(b) ||
+        !(low < high && fabsf(low) <= 1e9f && fabsf(high) <= 1e9f))
         return fail(e, FAIL_BAD_MODEL, "\"%s\" must be [low, high] with low < high", name);
-    *lo = (float)json_number_value(a);
-    *hi = (float)json_number_value(b);
+    *lo = low;
+    *hi = high;
     return 0;
 }
 
@@ -76,6 +78,8 @@ static int read_input(struct description *d, const json_t *value, struct err *e)
         rc = json_reader_finish(&r, e);
     if (rc == 0 && d->input.c != 1 && d->input.c != 3)
         rc = fail(e, FAIL_BAD_MODEL, "input channels must be 1 or 3");
+    if (rc == 0 && (d->input.h < 1 || d->input.w < 1))
+        rc = fail(e, FAIL_BAD_MODEL, "input height and width must be at least 1");
     if (rc == 0 && !(d->pixel_scale > 0))
         rc = fail(e, FAIL_BAD_MODEL, "pixel_scale must be positive");
     return rc;
@@ -91,7 +95,7 @@ static int read_kernel(struct json_reader *r, struct layer_spec *s, struct err *
     const json_t *w = json_is_array(k) ? json_array_get(k, 1) : k;
     if (!json_is_integer(h) || !json_is_integer(w) || json_integer_value(h) < 1 ||
         json_integer_value(w) < 1 || json_integer_value(h) > NET_SIDE_MAX ||
-        json_integer_value(w) > NET_SIDE_MAX)
+        json_integer_value(w) > NET_SIDE_MAX || (json_is_array(k) && json_array_size(k) != 2))
         return fail(e, FAIL_BAD_MODEL, "\"kernel\" must be an integer or [height, width]");
     s->kernel_h = (int)json_integer_value(h);
     s->kernel_w = (int)json_integer_value(w);
@@ -253,6 +257,24 @@ static int read_start(struct sampler *s, struct json_reader *parent, struct err 
     return rc == 0 ? json_reader_finish(&r, e) : rc;
 }
 
+/* What sampler_check cannot know. */
+static int check_defaults(const struct description *d, struct err *e)
+{
+    struct sampler from_buffer = d->sampler;
+    from_buffer.steps = d->steps_buffer;
+    if (sampler_check(&from_buffer, NULL) != 0)
+        return fail(e, FAIL_BAD_MODEL,
+                    "steps_buffer must be in the range of steps, and at least "
+                    "cool_last");
+    if (d->sampler.start_grid > d->input.h || d->sampler.start_grid > d->input.w)
+        return fail(e, FAIL_BAD_MODEL, "the start grid is finer than the image");
+    if (d->sampler.kind == SAMPLER_GIBBS && d->attributes.head >= 0)
+        return fail(e, FAIL_BAD_MODEL,
+                    "a model with an energy head has no y to draw: its sampler "
+                    "cannot be gibbs");
+    return 0;
+}
+
 static int read_sampler(struct description *d, const json_t *value, struct err *e)
 {
     struct sampler *s = &d->sampler;
@@ -290,7 +312,9 @@ static int read_sampler(struct description *d, const json_t *value, struct err *
         rc = read_start(s, &r, e);
     if (rc == 0)
         rc = json_reader_finish(&r, e);
-    return rc == 0 ? sampler_check(s, e) : rc;
+    if (rc == 0)
+        rc = sampler_check(s, e);
+    return rc == 0 ? check_defaults(d, e) : rc;
 }
 
 static int read_buffer(struct description *d, const json_t *value, struct err *e)

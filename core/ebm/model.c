@@ -40,15 +40,14 @@ static const float *find_weight(void *ctx, const char *name, const int *shape, i
     struct model *m = ctx;
     const struct tensor *t = safetensors_find(m->file, name);
     if (!t) {
-        fail(e, FAIL_BAD_MODEL, "%s: tensor \"%s\" is missing", m->path, name);
+        fail(e, FAIL_BAD_MODEL, "tensor \"%s\" is missing", name);
         return NULL;
     }
     bool same = t->n_dims == n_dims;
     for (int i = 0; same && i < n_dims; i++)
         same = t->shape[i] == (uint64_t)shape[i];
     if (!same || t->dtype != TENSOR_F32) {
-        fail(e, FAIL_BAD_MODEL, "%s: tensor \"%s\" is not F32 of the shape its layer needs",
-             m->path, name);
+        fail(e, FAIL_BAD_MODEL, "tensor \"%s\" is not F32 of the shape its layer needs", name);
         return NULL;
     }
     return floats(m, t, e);
@@ -56,11 +55,12 @@ static const float *find_weight(void *ctx, const char *name, const int *shape, i
 
 static int open_net(struct model *m, struct err *e)
 {
+    struct err why = {0};
     const struct net_weights weights = {.ctx = m, .find = find_weight};
     const struct attributes *a = &m->d.attributes;
-    int rc = net_open(&m->net, m->d.layers, m->d.n_layers, m->d.input, &weights, e);
+    const int rc = net_open(&m->net, m->d.layers, m->d.n_layers, m->d.input, &weights, &why);
     if (rc != 0)
-        return rc;
+        return fail(e, why.code, "%.160s: %.320s", m->path, why.text);
     const int expected = a->n_logits + (a->head >= 0);
     if (net_logits(m->net) != expected)
         return fail(e, FAIL_BAD_MODEL, "%s: the network has %d outputs, its attributes need %d",

@@ -82,7 +82,7 @@ class Contract:
         item = self.document["paths"][name]
         operation = item.get("get" if method == "HEAD" else method.lower())
         if operation is None:
-            return common["MethodNotAllowed"], None
+            return common["MethodNotAllowed" if status == 405 else "Problem"], None
         responses = operation["responses"]
         if str(status) not in responses and status < 400:
             raise Broken(f"{method} {name} is not said to answer {status}")

@@ -315,11 +315,12 @@ class EveryRoute(jemd_test.Case):
 
     def test_an_error_is_json_whatever_it_quotes(self):
         """Sentences that quote the request are cut to a length; a character must not be cut in two."""
-        for path in ("/" + "a" * n + "%C3%A9" * 200 for n in range(2)):
+        for n in range(2):
+            path = "/" + "a" * n + "%C3%A9" * 200
             self.problem(self.get(path), 404, "not_found")
-            self.problem(self.daemon.request("PUT", "/v1/jobs/" + path[1:120]), 405, "method_not_allowed")
-            self.problem(self.get("/v1/models/" + path[1:360]), 404, "not_found")
-            self.problem(self.get("/problems/" + path[1:360]), 404, "not_found")
+            self.problem(self.daemon.request("PUT", "/v1/jobs/" + path[1:n + 1 + 120]), 405, "method_not_allowed")
+            self.problem(self.get("/v1/models/" + path[1:n + 1 + 360]), 404, "not_found")
+            self.problem(self.get("/problems/" + path[1:n + 1 + 360]), 404, "not_found")
             self.problem(self.get("/v1/jobs?" + path[1:] + "=1"), 400, "unknown_field")
             self.problem(self.get("/v1/jobs?state=" + path[1:]), 422, "out_of_range")
             self.problem(self.post("/v1/predict?include=" + path[1:], sample(), "image/png"), 422, "out_of_range")

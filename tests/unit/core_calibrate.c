@@ -96,6 +96,8 @@ static void a_calibrated_file_opens_and_carries_everything(void **state)
     const json_t *provenance = json_object_get(after->d.root, "provenance");
     assert_string_equal(json_string_value(json_object_get(provenance, "source")), "a test");
     assert_string_equal(safetensors_metadata(after->file, "format"), "jemd");
+    const json_t *coding = json_object_get(before->d.root, "replay_buffer"); /* a scale of 1/255 */
+    assert_true(json_equal(json_object_get(after->d.root, "replay_buffer"), coding));
     for (size_t i = 0; i < safetensors_count(before->file); i++) {
         const struct tensor *a = safetensors_at(before->file, i);
         const struct tensor *b = safetensors_find(after->file, a->name);

@@ -123,7 +123,7 @@ static void max_prob_and_max_logit_are_of_the_best_y(void **state)
     (void)state;
     for (uint64_t seed = 0; seed < 20; seed++) {
         float f[L + 1];
-        double best = -INFINITY;
+        double best = -HUGE_VAL;
         logits_of(seed, f);
         for (int y = 0; y < 6; y++)
             best = fmax(best, (double)f[y % 3] + (double)f[3 + y / 3]);
