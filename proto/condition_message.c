@@ -190,8 +190,10 @@ int condition_message_read(struct condition *out, struct json_reader *r, const s
     if (rc < 0)
         return rc;
     if (rc > 0 && json_array_size(any_of) == 0) {
+        char pointer[160];
+        json_reader_pointer(r, "any_of", pointer, sizeof pointer);
         fail(e, FAIL_EMPTY_VALUE_SET, "\"any_of\" needs at least one alternative");
-        return fail_at(e, r->pointer);
+        return fail_at(e, pointer);
     }
     rc = condition_init(&c, a, rc > 0 ? (int)json_array_size(any_of) : 1, e);
     if (rc != 0)

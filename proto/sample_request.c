@@ -32,29 +32,64 @@ int sample_request_head(const json_t *root, const char **model, struct err *e)
     return rc < 0 ? rc : 0;
 }
 
+/* n digits as a number, or -1. */
+static int number(const char *p, int n)
+{
+    int v = 0;
+    for (int i = 0; i < n; i++) {
+        if (p[i] < '0' || p[i] > '9')
+            return -1;
+        v = v * 10 + (p[i] - '0');
+    }
+    return v;
+}
+
+/* "2026-01-02T03:04:05" as seconds since 1970, or -1. */
+static int64_t read_seconds(const char *p)
+{
+    if (strnlen(p, 19) < 19 || p[4] != '-' || p[7] != '-' || p[10] != 'T' || p[13] != ':' ||
+        p[16] != ':')
+        return -1;
+    const int year = number(p, 4), month = number(p + 5, 2), day = number(p + 8, 2);
+    const int hour = number(p + 11, 2), minute = number(p + 14, 2), second = number(p + 17, 2);
+    struct tm tm = {.tm_year = year - 1900, .tm_mon = month - 1, .tm_mday = day};
+    const int64_t midnight = timegm(&tm);
+    if (year < 1970 || month < 1 || month > 12 || tm.tm_mday != day || hour < 0 || hour > 23 ||
+        minute < 0 || minute > 59 || second < 0 || second > 60)
+        return -1;
+    return midnight + hour * 3600 + minute * 60 + second;
+}
+
+/* "Z", "+01:00" or "-01:00" in seconds; 0, or -1. */
+static int read_offset(const char *p, int *seconds)
+{
+    *seconds = 0;
+    if (strcmp(p, "Z") == 0)
+        return 0;
+    if ((*p != '+' && *p != '-') || strlen(p) != 6 || p[3] != ':')
+        return -1;
+    const int hours = number(p + 1, 2), minutes = number(p + 4, 2);
+    *seconds = (hours * 3600 + minutes * 60) * (*p == '+' ? 1 : -1);
+    return hours < 0 || hours > 23 || minutes < 0 || minutes > 59 ? -1 : 0;
+}
+
 int sample_request_time(const char *text, int64_t *wall_ms)
 {
-    struct tm tm = {0};
-    int offset_h = 0, offset_m = 0, sign = 0, ms = 0;
-    const char *p = strptime(text, "%Y-%m-%dT%H:%M:%S", &tm);
-    if (!p)
+    const int64_t seconds = read_seconds(text);
+    int offset_s, ms = 0;
+    if (seconds < 0)
         return -1;
+    const char *p = text + 19;
     if (*p == '.') {
         int scale = 100;
-        for (p++; *p >= '0' && *p <= '9'; p++, scale /= 10)
+        if (number(++p, 1) < 0)
+            return -1;
+        for (; *p >= '0' && *p <= '9'; p++, scale /= 10)
             ms += (*p - '0') * scale;
     }
-    if (*p == '+' || *p == '-') {
-        sign = *p == '+' ? 1 : -1;
-        if (sscanf(p + 1, "%2d:%2d", &offset_h, &offset_m) != 2 || strlen(p) != 6)
-            return -1;
-    } else if (strcmp(p, "Z") != 0) {
+    if (read_offset(p, &offset_s) != 0 || seconds - offset_s <= 0)
         return -1;
-    }
-    const int64_t seconds = (int64_t)timegm(&tm) - sign * (offset_h * 3600 + offset_m * 60);
-    if (seconds <= 0)
-        return -1;
-    *wall_ms = seconds * 1000 + ms;
+    *wall_ms = (seconds - offset_s) * 1000 + ms;
     return 0;
 }
 
@@ -157,12 +192,13 @@ static int read_start(struct sampler *s, struct json_reader *parent, struct err 
 static int read_clamp(struct sampler *s, struct json_reader *r, struct err *e)
 {
     const json_t *value;
-    if (!json_get(r, "clamp", &value))
+    if (!json_get(r, "clamp", &value)) {
+        if (json_is_null(json_object_get(r->object, "clamp")))
+            s->clamp = false;
         return 0;
-    s->clamp = !json_is_null(value);
+    }
+    s->clamp = true;
     const json_t *lo = json_array_get(value, 0), *hi = json_array_get(value, 1);
-    if (!s->clamp)
-        return 0;
     if (json_array_size(value) != 2 || !json_is_number(lo) || !json_is_number(hi)) {
         fail(e, FAIL_WRONG_TYPE, "\"clamp\" must be [low, high] or null");
         return fail_at(e, "/sampler/clamp");
@@ -200,8 +236,7 @@ static int read_sampler_numbers(struct sampler *s, struct json_reader *r, struct
 /* The model has a default for fresh chains and one for chains from its buffer. */
 static int default_steps(const struct sample_request *q)
 {
-    return q->sampler.start == START_BUFFER ? q->model->d.steps_buffer
-                                            : q->model->d.sampler.steps;
+    return q->sampler.start == START_BUFFER ? q->model->d.steps_buffer : q->model->d.sampler.steps;
 }
 
 static void limit_cooling(struct sampler *s)

@@ -22,13 +22,14 @@ static int parse_body(struct call *c, json_t **root, struct err *e)
 {
     size_t size;
     const void *body = request_body(c->request, &size);
+    const struct json_limits limits = {.depth = JSON_DEPTH_MAX, .values = JSON_BODY_VALUES};
     const char *type = request_header(c->request, "Content-Type");
-    if (!type || strncasecmp(type, "application/json", 16) != 0)
+    if (!type || strcspn(type, "; \t") != 16 || strncasecmp(type, "application/json", 16) != 0)
         return fail(e, FAIL_UNSUPPORTED_MEDIA_TYPE,
                     "a job is JSON: send Content-Type: application/json");
     if (size == 0)
         return fail(e, FAIL_MALFORMED_JSON, "the body is empty; a job is a JSON object");
-    return json_parse(body, size, root, e);
+    return json_parse_limited(body, size, &limits, root, e);
 }
 
 static int idempotency_key(const struct call *c, const char **key, struct err *e)

@@ -72,6 +72,7 @@ static void respond_bytes(struct call *c, struct blob *body, const char *type, c
         if (use < 0) {
             struct err e;
             fail(&e, FAIL_RANGE_NOT_SATISFIABLE, "the artifact has %zu bytes", body->size);
+            fail_limit(&e, (long long)body->size);
             blob_put(body);
             respond_error(c, &e);
             return;

@@ -99,10 +99,11 @@ static int parse(struct jobs *j, const json_t *root, struct sample_request **out
     const char *name;
     struct model *m;
     int rc = sample_request_head(root, &name, e);
-    if (rc == 0)
-        rc = models_find(j->p.models, name, &m, e);
     if (rc != 0)
         return rc;
+    rc = models_find(j->p.models, name, &m, e);
+    if (rc != 0)
+        return fail_at(e, "/model");
     rc = sample_request_parse(out, root, m, &j->settings.limits, e);
     model_put(m);
     return rc;

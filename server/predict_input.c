@@ -128,7 +128,8 @@ static int read_json(struct prediction *p, const void *body, size_t size, struct
     struct json_reader r;
     json_t *root;
     const json_t *images;
-    int rc = json_parse(body, size, &root, e);
+    const struct json_limits limits = {.depth = JSON_DEPTH_MAX, .values = JSON_BODY_VALUES};
+    int rc = json_parse_limited(body, size, &limits, &root, e);
     if (rc != 0)
         return rc;
     rc = json_reader_init(&r, root, "", e);
@@ -150,13 +151,13 @@ static int read_json(struct prediction *p, const void *body, size_t size, struct
 static int read_shape(const struct prediction *p, long shape[4], struct err *e)
 {
     const char *text = request_header(p->call->request, "X-Image-Shape");
-    char rest;
+    int end = 0;
     if (!text)
         return fail(e, FAIL_MISSING_FIELD, "raw bytes need a header \"X-Image-Shape: N,H,W,C\"");
     shape[3] = 1;
-    const int n =
-        sscanf(text, "%ld , %ld , %ld , %ld %c", &shape[0], &shape[1], &shape[2], &shape[3], &rest);
-    bool good = n == 3 || n == 4;
+    const int n = sscanf(text, "%ld , %ld , %ld%n , %ld%n", &shape[0], &shape[1], &shape[2], &end,
+                         &shape[3], &end);
+    bool good = (n == 3 || n == 4) && text[end] == '\0';
     for (int i = 0; good && i < 4; i++)
         good = shape[i] >= 1 && shape[i] <= 1 << 20;
     return good ? 0

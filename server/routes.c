@@ -154,12 +154,16 @@ static void fill_problem(struct http_reply *reply, const struct request *r, cons
 
 void respond_error(struct call *c, const struct err *e)
 {
-    char seconds[16];
+    char seconds[16], range[40];
     struct http_reply reply = {0};
     fill_problem(&reply, c->request, e);
     if (reply.status == 429 || reply.status == 503) {
         snprintf(seconds, sizeof seconds, "%d", retry_after(c));
         add_header(&reply, "Retry-After", seconds);
+    }
+    if (reply.status == 416) {
+        snprintf(range, sizeof range, "bytes */%lld", e->limit);
+        add_header(&reply, "Content-Range", range);
     }
     if (reply.status == 401)
         add_header(&reply, "WWW-Authenticate", "Bearer realm=\"jemd\"");

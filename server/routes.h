@@ -9,7 +9,8 @@
 #include "file/json.h"
 #include "server/app.h"
 
-enum { CALL_PARAMS = 2, CALL_PARAM_SIZE = 128 };
+/* JSON_BODY_VALUES: what a JSON body may hold. Parsed, a value can take eighty times its text. */
+enum { CALL_PARAMS = 2, CALL_PARAM_SIZE = 128, JSON_BODY_VALUES = 100000 };
 
 struct route;
 

@@ -104,15 +104,6 @@ bool condition_is_marginal(const struct condition *c)
     return c->n_alternatives == 1;
 }
 
-bool condition_allows(const struct condition *c, int k, int v)
-{
-    for (int j = 0; j < c->n_alternatives; j++) {
-        if (set_of(c, j, k)[v])
-            return true;
-    }
-    return false;
-}
-
 bool condition_satisfied(const struct condition *c, const uint16_t *y)
 {
     for (int j = 0; j < c->n_alternatives; j++) {

@@ -35,8 +35,6 @@ void condition_weigh(struct condition *c, int alternative, int k, float weight);
 bool condition_is_free(const struct condition *c, int k);
 /* True if every attribute is free: the score is log p(x). */
 bool condition_is_marginal(const struct condition *c);
-/* True if value v of attribute k is allowed in some alternative. */
-bool condition_allows(const struct condition *c, int k, int v);
 /* True if y[n] lies in some alternative. */
 bool condition_satisfied(const struct condition *c, const uint16_t *y);
 /* The fewest attributes in which labels y[n] (255 = not labelled) lie outside an alternative. */

@@ -22,6 +22,14 @@ JOB = {"type": "sample", "conditions": [{"count": 1, "attributes": {"sex": "male
 RSS_MARGIN_KB = 24 << 10
 
 
+def peak_kb(daemon, request):
+    """(answer, growth of the daemon's high-water mark) of a request."""
+    before = daemon.rss_kb()
+    with open(f"/proc/{daemon.pid}/clear_refs", "w", encoding="ascii") as f:
+        f.write("5")
+    return request(), daemon.status_kb("VmHWM") - before
+
+
 class Bad(jemd_test.Case):
     @classmethod
     def setUpClass(cls):
@@ -31,7 +39,9 @@ class Bad(jemd_test.Case):
         big = save(Image.new("RGB", (4000, 4000)), "PNG", compress_level=1)
         for _ in range(2):
             cls.daemon.post("/v1/predict", big, "image/png")
-        cls.rss = cls.daemon.rss_kb()
+
+    def setUp(self):
+        self.rss = self.daemon.rss_kb()
 
     def tearDown(self):
         self.assertEqual(self.predicted(sample()), self.want, "it does not answer as before")
@@ -110,19 +120,12 @@ class Images(Bad):
         jpeg[at + 5:at + 9] = b"\xff\xff\xff\xff"
         self.bad_image(bytes(jpeg), "65", code="image_too_large", kind="image/jpeg")
 
-    def peak_kb(self, body):
-        """(status, growth of the high-water mark) of one prediction."""
-        before = self.daemon.rss_kb()
-        with open(f"/proc/{self.daemon.pid}/clear_refs", "w", encoding="ascii") as f:
-            f.write("5")
-        return self.predict(body), self.daemon.status_kb("VmHWM") - before
-
     def test_a_bomb_of_pixels_costs_what_the_limit_says(self):
         rows = zlib.compress(b"\0" * (4096 * 3 + 1) * 4096, 9)
         self.assertLess(len(rows), 100_000)
         bomb = (SIGNATURE + chunk(b"IHDR", struct.pack(">IIBBBBB", 4096, 4096, 8, 2, 0, 0, 0))
                 + chunk(b"IDAT", rows) + chunk(b"IEND", b""))
-        answer, peak = self.peak_kb(bomb)
+        answer, peak = peak_kb(self.daemon, lambda: self.predict(bomb))
         self.assertEqual(self.good(answer)["results"][0]["ood"]["decision"], "out")
         if not SLOW:
             self.assertLess(peak, 200 << 10)
@@ -131,7 +134,7 @@ class Images(Bad):
         rows = zlib.compress(b"\0" * (200 << 20), 9)
         bomb = (SIGNATURE + chunk(b"IHDR", struct.pack(">IIBBBBB", 32, 32, 8, 2, 0, 0, 0))
                 + chunk(b"IDAT", rows) + chunk(b"IEND", b""))
-        answer, peak = self.peak_kb(bomb)
+        answer, peak = peak_kb(self.daemon, lambda: self.predict(bomb))
         self.assertIn(answer.status, (200, 422), answer)
         if not SLOW:
             self.assertLess(peak, 32 << 10)
@@ -141,7 +144,7 @@ class Images(Bad):
         rows = b"\0" * 97 * 32
         for extra in (chunk(b"zTXt", b"Comment\0\0" + packed), chunk(b"iCCP", b"profile\0\0" + packed),
                       chunk(b"iTXt", b"Comment\0\1\0\0\0" + packed)):
-            answer, peak = self.peak_kb(png(32, 32, rows, extra=extra))
+            answer, peak = peak_kb(self.daemon, lambda: self.predict(png(32, 32, rows, extra=extra)))
             self.assertIn(answer.status, (200, 422), answer)
             if not SLOW:
                 self.assertLess(peak, 32 << 10)
@@ -341,7 +344,7 @@ class Json(Bad):
     def test_a_member_that_comes_twice(self):
         self.bad_json(b'{"type": "sample", "type": "sample"}', "duplicate_key", '"type"')
         self.bad_json(b'{"images": [{"b64": "", "b64": ""}]}', "duplicate_key", '"b64"')
-        self.bad_json(b'{"a": 1, "\\u0061": 1}', "duplicate_key", '"a"')
+        self.bad_json(b'{"a": 1, "\\u0061": 1}', "duplicate_key", "key")
 
     def test_ten_thousand_levels(self):
         for opening, closing in ((b"[", b"]"), (b'{"a":', b"}")):
@@ -349,12 +352,16 @@ class Json(Bad):
             self.bad_json(opening * 10000, "too_deep", "32")
             self.bad_json(opening * 33 + b"1" + closing * 33, "too_deep", "32")
 
-    def test_a_million_values(self):
-        self.refused(self.post("/v1/jobs:validate", b"[" + b"1," * 1000000 + b"1]"), 400, "wrong_type", "an object")
-        answer = self.post("/v1/jobs:validate", {**JOB, "conditions": [{}] * 200000})
-        self.check_error(self.refused(answer, 422, "out_of_range"), limit=64)
-        answer = self.predict({"images": [{}] * 200000}, "application/json")
-        self.check_error(self.refused(answer, 422, "out_of_range"), limit=64)
+    def test_millions_of_values(self):
+        """Parsed, they would take eighty times the memory of their text."""
+        for body in (b"[" + b"1," * 10000000 + b"1]", b"[" + b"{}," * 10000000 + b"1]", b'{"a":[' + b"[[]]," * 6000000 + b"1]}"):
+            for path in ("/v1/jobs", "/v1/jobs:validate", "/v1/predict"):
+                answer, peak = peak_kb(self.daemon, lambda: self.post(path, body))
+                self.check_error(self.refused(answer, 422, "out_of_range", "values"), limit=100000)
+                if not SLOW:
+                    self.assertLess(peak, 100 << 10)
+        found = self.refused(self.post("/v1/jobs:validate", {**JOB, "conditions": [{}] * 40000}), 422, "out_of_range")
+        self.check_error(found, pointer="/conditions", limit=64)
 
     def test_another_type_at_the_top(self):
         for body in (b"[]", b"1", b'"x"', b"null", b"true"):
@@ -368,11 +375,12 @@ class Json(Bad):
                     self.refused(answer, 415, "unsupported_media_type", "application/json")
 
     def test_base64_that_is_none(self):
-        for text in ("!", "YWJj=", "YWJ", "YW J", "YWJj\n", "YWI_", "Y===", "====", "YWJjé"):
-            answer = self.predict({"images": [{"b64": text}]}, "application/json")
-            self.check_error(self.refused(answer, 400, "bad_base64"), pointer="/images/0/b64")
-            job = {**JOB, "sampler": {"start": "image"}, "image": {"b64": text}}
-            self.bad_job(job, 400, "bad_base64", pointer="/image/b64")
+        for text in ("!", "YWJj=", "YWJ", "YW J", "YWI_", "Y===", "====", "YWJjé"):
+            with self.subTest(text=text):
+                answer = self.predict({"images": [{"b64": text}]}, "application/json")
+                self.check_error(self.refused(answer, 400, "bad_base64"), pointer="/images/0/b64")
+                job = {**JOB, "sampler": {"start": "image"}, "image": {"b64": text}}
+                self.bad_job(job, 400, "bad_base64", pointer="/image/b64")
 
     def test_images_of_a_prediction(self):
         for body, status, code, pointer in (
@@ -513,11 +521,9 @@ class Ranges(Bad):
 
     def test_ranges_outside(self):
         for text in (f"bytes={self.size}-", "bytes=-0", "bytes=9999999999-"):
-            self.refused(self.get(self.path, {"Range": text}), 416, "range_not_satisfiable", f"{self.size} bytes")
-
-    def test_a_range_outside_is_told_the_size(self):
-        answer = self.get(self.path, {"Range": f"bytes={self.size}-"})
-        self.assertEqual(answer.headers.get("content-range"), f"bytes */{self.size}")
+            answer = self.get(self.path, {"Range": text})
+            self.refused(answer, 416, "range_not_satisfiable", f"{self.size} bytes")
+            self.assertEqual(answer.headers["content-range"], f"bytes */{self.size}")
 
     def test_artifacts_that_are_not_there(self):
         base = self.path[:-len("grid.png")]

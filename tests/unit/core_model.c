@@ -342,7 +342,7 @@ static void a_wrong_tensor_is_refused(void **state)
 static void a_plain_checkpoint_is_refused_with_advice(void **state)
 {
     (void)state;
-    char path[] = "/tmp/jemd-test-XXXXXX";
+    char path[] = "/tmp/jemd-unit-XXXXXX";
     const float zero = 0;
     const struct tensor t = {
         .name = "x", .dtype = TENSOR_F32, .n_dims = 1, .shape = {1}, .data = &zero};
@@ -383,7 +383,7 @@ static void misaligned_weights_are_copied_and_work_alike(void **state)
     memmove(bytes + 9 + header, bytes + 8 + header, (size_t)st.st_size - 8 - header);
     bytes[8 + header++] = ' '; /* one more byte of padding */
     memcpy(bytes, &header, 8);
-    strcpy(other, "/tmp/jemd-test-XXXXXX");
+    strcpy(other, "/tmp/jemd-unit-XXXXXX");
     const int out = mkstemp(other);
     assert_int_equal(write(out, bytes, (size_t)st.st_size + 1), st.st_size + 1);
     close(out);

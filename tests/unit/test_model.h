@@ -27,7 +27,7 @@ static inline int test_model_write(char path[64], const char *json, const struct
     }
     for (size_t i = 0; i < n_extra; i++)
         tensors[n++] = extra[i];
-    strcpy(path, "/tmp/jemd-test-XXXXXX");
+    strcpy(path, "/tmp/jemd-unit-XXXXXX");
     close(mkstemp(path));
     return safetensors_write(path, tensors, n, meta, 2, e);
 }
