@@ -10,6 +10,7 @@
 #include "server/routes.h"
 
 #include <inttypes.h>
+#include <malloc.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
@@ -304,6 +305,14 @@ static void say_hello(const struct app *a)
            a->settings.http.address, http_port(a->http), name, ops_fingerprint(), (long)getpid());
 }
 
+/* Left alone, the C library keeps tens of megabytes a thread once large bodies have come and gone. */
+static void give_memory_back(void)
+{
+    enum { LARGE = 1 << 20 };
+    mallopt(M_MMAP_THRESHOLD, LARGE);
+    mallopt(M_TRIM_THRESHOLD, LARGE);
+}
+
 int daemon_serve(const char *config, const char *const *overrides)
 {
     static struct app app;
@@ -320,6 +329,7 @@ int daemon_serve(const char *config, const char *const *overrides)
     }
     if (logger_parse_level(app.settings.log.level, &level) == 0)
         logger_set_level(level);
+    give_memory_back();
     signal(SIGPIPE, SIG_IGN);
     sigemptyset(&set);
     sigaddset(&set, SIGTERM);

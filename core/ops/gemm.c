@@ -1,13 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Convolution as im2col + sgemm: one fixed-shape product an image, so that the batch is never a
- * dimension of an OpenBLAS call and results do not depend on it. Linear layers and elementwise
- * functions are our own loops in a fixed accumulation order. The only home of <cblas.h>.
+ * dimension of an OpenBLAS call and results do not depend on it. Small products, linear layers and
+ * elementwise functions are our own loops in a fixed accumulation order. The only home of <cblas.h>.
  */
 #include "ops/gemm.h"
 
 #include "base/fmath.h"
 #include "ops/im2col.h"
+#include "ops/isa/small.h"
 #include "ops/ops.h"
 
 #include <cblas.h>
@@ -15,6 +16,10 @@
 #include <string.h>
 
 enum { LANES = 16 }; /* partial sums of a dot product */
+
+/* Products up to this size are our own: OpenBLAS has a kernel for them that allocates. */
+enum { SMALL_MACS = 1000000 };
+static void (*small_product)(const struct small_product *p);
 
 static size_t image_in(const struct conv *c)
 {
@@ -47,29 +52,65 @@ static void fill_bias(const struct conv *c, float *y)
             y[i] = c->bias[o];
 }
 
-static void conv_forward(const struct conv *c, int n, const float *x, float *y, float *scratch)
+static int is_small(const struct conv *c)
+{
+    return (double)c->cout * (c->hout * c->wout) * (c->cin * c->kh * c->kw) <= SMALL_MACS;
+}
+
+/* y = weight x col + bias */
+static void product_forward(const struct conv *c, const float *col, float *y)
 {
     const int depth = c->cin * c->kh * c->kw, points = c->hout * c->wout;
+    if (is_small(c)) {
+        small_product(&(struct small_product){.m = c->cout,
+                                              .n = points,
+                                              .k = depth,
+                                              .a = c->weight,
+                                              .a_row = depth,
+                                              .a_column = 1,
+                                              .b = col,
+                                              .init = c->bias,
+                                              .c = y});
+        return;
+    }
+    fill_bias(c, y);
+    cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, c->cout, points, depth, 1.0f, c->weight,
+                depth, col, points, 1.0f, y, points);
+}
+
+/* col = weight^T x dy */
+static void product_backward(const struct conv *c, const float *dy, float *col)
+{
+    const int depth = c->cin * c->kh * c->kw, points = c->hout * c->wout;
+    if (is_small(c)) {
+        small_product(&(struct small_product){.m = depth,
+                                              .n = points,
+                                              .k = c->cout,
+                                              .a = c->weight,
+                                              .a_row = 1,
+                                              .a_column = depth,
+                                              .b = dy,
+                                              .c = col});
+        return;
+    }
+    cblas_sgemm(CblasRowMajor, CblasTrans, CblasNoTrans, depth, points, c->cout, 1.0f, c->weight,
+                depth, dy, points, 0.0f, col, points);
+}
+
+static void conv_forward(const struct conv *c, int n, const float *x, float *y, float *scratch)
+{
     for (int b = 0; b < n; b++, x += image_in(c), y += image_out(c)) {
-        const float *col = x;
-        if (!is_pointwise(c)) {
+        if (!is_pointwise(c))
             im2col(c, x, scratch);
-            col = scratch;
-        }
-        fill_bias(c, y);
-        cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, c->cout, points, depth, 1.0f,
-                    c->weight, depth, col, points, 1.0f, y, points);
+        product_forward(c, is_pointwise(c) ? x : scratch, y);
     }
 }
 
 static void conv_backward_input(const struct conv *c, int n, const float *dy, float *dx,
                                 float *scratch)
 {
-    const int depth = c->cin * c->kh * c->kw, points = c->hout * c->wout;
     for (int b = 0; b < n; b++, dy += image_out(c), dx += image_in(c)) {
-        float *col = is_pointwise(c) ? dx : scratch;
-        cblas_sgemm(CblasRowMajor, CblasTrans, CblasNoTrans, depth, points, c->cout, 1.0f,
-                    c->weight, depth, dy, points, 0.0f, col, points);
+        product_backward(c, dy, is_pointwise(c) ? dx : scratch);
         if (!is_pointwise(c))
             col2im(c, scratch, dx);
     }
@@ -127,6 +168,7 @@ static void silu_backward(size_t count, const float *x, const float *dy, float *
 void gemm_override(struct ops *o)
 {
     openblas_set_num_threads(1);
+    small_product = small_product_choose();
     o->name = "openblas";
     o->conv_scratch = conv_scratch;
     o->conv_forward = conv_forward;

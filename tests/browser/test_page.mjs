@@ -20,8 +20,8 @@ after(async () => {
 });
 
 /* Runs body with a fresh page; afterwards nothing may have been complained about, the network errors a test provokes
- * (`noisy`) apart. */
-async function visit(body, { url = daemon.url, path = "/", noisy = false, ...options } = {}) {
+ * (`noisy`) apart. `slow` delays every answer, so that what comes late is seen to come late. */
+async function visit(body, { url = daemon.url, path = "/", noisy = false, slow = false, ...options } = {}) {
   const context = await browser.newContext({ viewport: { width: 1200, height: 900 }, ...options });
   context.setDefaultTimeout(30000);
   const page = await context.newPage(), complaints = [], hosts = new Set();
@@ -39,6 +39,7 @@ async function visit(body, { url = daemon.url, path = "/", noisy = false, ...opt
       for (const e of list.getEntries()) if (!e.hadRecentInput) window.shifts.push(e.value);
     }).observe({ type: "layout-shift", buffered: true });
   });
+  if (slow) await page.route("**/v1/**", async route => { await new Promise(done => setTimeout(done, 300)); await route.continue(); });
   try {
     await page.goto(url + path);
     await body(page, context);
@@ -311,4 +312,4 @@ for (const width of [400, 1400])
     await drawOrcs(page);
     assert.ok(await page.evaluate(() => document.documentElement.scrollWidth <= innerWidth));
     assert.deepEqual((await page.evaluate(() => window.shifts)).filter(shift => shift > 0.005), []);
-  }, { viewport: { width, height: 900 } }));
+  }, { viewport: { width, height: 900 }, slow: true }));
