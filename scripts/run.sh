@@ -3,7 +3,7 @@
 # Builds the daemon and serves the demo model.
 set -eu
 
-JOB='{"type":"sample","model":"sprites","conditions":[{"count":16,"attributes":{"hair_colour":"blue"}}],"outputs":["grid"]}'
+JOB='{"type":"sample","model":"sprites","conditions":[{"count":16,"attributes":{"skin":"orc","hair_colour":"blue","beard":false}}],"outputs":["grid"]}'
 
 usage()
 {
@@ -45,15 +45,12 @@ print_greeting()
     if curl -fs -o /dev/null --noproxy '*' --max-time 5 "$1/"; then
         page="  open      $1/"
     fi
-    for sample in tests/samples/*.png; do
-        break
-    done
     # One write, so that no log line comes between.
     greeting=$(cat <<END
 
 jemd is up: $1    (Ctrl-C ends it)
 $page
-  predict   curl --data-binary @$sample -H 'Content-Type: image/png' $1/v1/predict
+  predict   curl --data-binary @tests/samples/orc-blue-hair.png -H 'Content-Type: image/png' $1/v1/predict
   sample    curl -H 'Content-Type: application/json' -d '$JOB' $1/v1/jobs
   result    curl $1/v1/jobs    and then  curl -O $1/v1/jobs/ID/artifacts/grid.png
 END

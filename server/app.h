@@ -28,4 +28,5 @@ struct app {
     struct http *http;
     int64_t started_ms; /* wall clock */
     atomic_bool draining;
+    _Atomic size_t body_bytes; /* set aside for bodies of requests that are not over */
 };

@@ -77,7 +77,7 @@ static int add_images(struct artifacts *a, const struct sample_request *q,
                       const struct chain_group *g, struct err *e)
 {
     const struct net_shape in = q->model->d.input;
-    struct image im;
+    struct image im = {0};
     int rc = image_init(&im, (uint32_t)in.w, (uint32_t)in.h, in.c, e);
     for (int i = 0; rc == 0 && i < q->n_chains; i++) {
         char name[JOB_ARTIFACT_NAME_SIZE];
@@ -90,8 +90,7 @@ static int add_images(struct artifacts *a, const struct sample_request *q,
         if (rc == 0)
             rc = add(a, name, "image/png", body, e);
     }
-    if (im.data)
-        image_fini(&im);
+    image_fini(&im);
     return rc;
 }
 

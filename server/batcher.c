@@ -34,6 +34,7 @@ struct batcher {
     size_t bytes;                 /* guarded by mu */
     struct bench benches[BENCHES];
     uint64_t tick;
+    bool joined; /* of who stops and closes */
 };
 
 static void close_bench(struct bench *b, int threads)
@@ -356,15 +357,23 @@ void batcher_forget(struct batcher *b)
     pthread_mutex_unlock(&b->mu);
 }
 
-void batcher_close(struct batcher *b)
+void batcher_stop(struct batcher *b)
 {
-    if (!b)
+    if (!b || b->joined)
         return;
     pthread_mutex_lock(&b->mu);
     b->stop = true;
     pthread_cond_signal(&b->work);
     pthread_mutex_unlock(&b->mu);
     pthread_join(b->thread, NULL);
+    b->joined = true;
+}
+
+void batcher_close(struct batcher *b)
+{
+    if (!b)
+        return;
+    batcher_stop(b);
     forget(b);
     pool_close(b->pool);
     pthread_cond_destroy(&b->work);

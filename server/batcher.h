@@ -49,5 +49,7 @@ void batcher_load(struct batcher *b, int *images, double *seconds);
 size_t batcher_bytes(struct batcher *b); /* of workspaces */
 /* Lets go of workspaces (and references) of models not in use; they are opened again when needed. */
 void batcher_forget(struct batcher *b);
-/* Computes what waits, refuses what comes, joins. */
+/* Computes what waits, refuses what comes from here on, joins. Idempotent; NULL is allowed. */
+void batcher_stop(struct batcher *b);
+/* Stops and frees: nobody else may be in a function of it. NULL is allowed. */
 void batcher_close(struct batcher *b);

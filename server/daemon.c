@@ -225,13 +225,15 @@ static void stop(struct app *a)
         events_tick(a->events, INT64_MAX); /* answers long polls */
         let_finish(a);
     }
+    jobs_stop(a->jobs); /* who stays may post tasks, so the tasks end after it and the batcher */
     if (a->chains)
         chains_stop(a->chains);
     if (a->http)
         http_close(a->http);
-    batcher_close(a->batcher);
+    batcher_stop(a->batcher);
     tasks_close(a->tasks);
     jobs_close(a->jobs);
+    batcher_close(a->batcher);
     metrics_fini();
     if (a->events)
         events_close(a->events);

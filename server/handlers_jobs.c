@@ -49,7 +49,7 @@ static int idempotency_key(const struct call *c, const char **key, struct err *e
     return 0;
 }
 
-/* Answers with the job, its revision as ETag. */
+/* Answers with the job, its revision as ETag. Drops the job's references. */
 static void respond_job(struct call *c, int status, struct job *job, bool location)
 {
     size_t size;
@@ -71,7 +71,13 @@ static void respond_job(struct call *c, int status, struct job *job, bool locati
     free(text);
     json_decref(root);
     job_fini(job);
-    respond(c, &reply);
+    if (reply.status == 304 || reply.body) {
+        respond(c, &reply);
+        return;
+    }
+    struct err e;
+    fail(&e, FAIL_NO_MEMORY, "no memory for the answer");
+    respond_error(c, &e);
 }
 
 static void submit(struct task *t)
@@ -175,15 +181,31 @@ static int wait_seconds(const struct call *c, double *out, struct err *e)
     return 0;
 }
 
-/* Waits for the next change of a job that is not over. True if the call is taken care of: c may be
- * gone then. */
+/* A long poll is answered by the second to come here: who set it up, and what ends it (a change, the
+ * deadline or the client's leaving). So the call is there until both have let it go. */
+static void end_wait(void *ctx)
+{
+    struct call *c = ctx;
+    if (atomic_fetch_add(&c->let_go, 1) == 1)
+        answer_waiting(c);
+}
+
+/* The client has left: no use in keeping its request until the deadline. */
+static void stop_waiting(void *ctx)
+{
+    struct call *c = ctx;
+    if (events_unwatch(c->app->events, c->watch))
+        end_wait(c);
+}
+
+/* Answers at the next change of a job that is not over, or after some seconds: c is let go of. False
+ * (c is still the caller's) without memory. */
 static bool wait_for_change(struct call *c, const struct job *seen, double seconds)
 {
     struct app *a = c->app;
     struct job now;
-    struct event_watch *watch;
     const int64_t deadline = timing_ns() + (int64_t)(seconds * 1e9);
-    if (events_watch(a->events, seen->id, deadline, answer_waiting, c, &watch, NULL) != 0)
+    if (events_watch(a->events, seen->id, deadline, end_wait, c, &c->watch, NULL) != 0)
         return false;
     /* It may have changed between our look and the watch. */
     bool moved = true;
@@ -191,7 +213,12 @@ static bool wait_for_change(struct call *c, const struct job *seen, double secon
         moved = now.state != seen->state;
         job_fini(&now);
     }
-    return !(moved && events_unwatch(a->events, watch));
+    if (moved)
+        stop_waiting(c);
+    else
+        request_on_gone(c->request, stop_waiting, c);
+    end_wait(c);
+    return true;
 }
 
 void handle_job_get(struct call *c)
@@ -207,7 +234,8 @@ void handle_job_get(struct call *c)
         respond_error(c, &e);
         return;
     }
-    if (seconds > 0 && !job_state_is_terminal(job.state) && wait_for_change(c, &job, seconds)) {
+    if (seconds > 0 && !job_state_is_terminal(job.state) && !atomic_load(&c->app->draining) &&
+        wait_for_change(c, &job, seconds)) {
         job_fini(&job);
         return;
     }

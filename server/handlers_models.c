@@ -52,9 +52,12 @@ static void respond_model(struct call *c, json_t *(*f)(const struct models_entry
     struct model *m = NULL;
     struct err e;
     const int rc = models_find(c->app->models, c->params[0], &m, &e);
-    for (int i = 0; rc == 0 && i < n && !body; i++)
+    struct models_entry entry = {.model = m};
+    for (int i = 0; rc == 0 && i < n; i++) /* it may have been replaced between the two looks */
         if (list[i].model == m)
-            body = f(&list[i]);
+            entry = list[i];
+    if (rc == 0)
+        body = f(&entry);
     for (int i = 0; i < n; i++)
         model_put(list[i].model);
     free(list);

@@ -69,12 +69,11 @@ int jobs_pinned_model(struct jobs *j, const struct job *job, struct model **out,
 void jobs_announce(struct jobs *j, const struct job *job)
 {
     const bool over = job_state_is_terminal(job->state);
-    struct blob *line = job_json_line(job);
-    if (!line)
-        return;
-    events_publish(j->p.events, job->id, "state", blob_get(line), blob_get(line));
+    struct blob *line = job_json_line(job); /* NULL (no memory): events without data */
+    events_publish(j->p.events, job->id, "state", line ? blob_get(line) : NULL,
+                   line ? blob_get(line) : NULL);
     if (over)
-        events_publish(j->p.events, job->id, "end", blob_get(line), NULL);
+        events_publish(j->p.events, job->id, "end", line ? blob_get(line) : NULL, NULL);
     blob_put(line);
     if (over)
         unpin_model(j, job->id);
@@ -338,15 +337,23 @@ void jobs_drain(struct jobs *j)
     pthread_mutex_unlock(&j->mu);
 }
 
-void jobs_close(struct jobs *j)
+void jobs_stop(struct jobs *j)
 {
-    if (!j)
+    if (!j || j->joined)
         return;
     pthread_mutex_lock(&j->mu);
     j->stop = true;
     pthread_cond_signal(&j->wake);
     pthread_mutex_unlock(&j->mu);
     pthread_join(j->thread, NULL);
+    j->joined = true;
+}
+
+void jobs_close(struct jobs *j)
+{
+    if (!j)
+        return;
+    jobs_stop(j);
     jobs_release_runs(j);
     while (j->pins)
         unpin_model(j, j->pins->id);

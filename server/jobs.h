@@ -60,5 +60,9 @@ double jobs_backlog_seconds(struct jobs *j);
 int jobs_remove(struct jobs *j, const char *id, struct err *e);
 /* No new claims from here on (submitting still works). */
 void jobs_drain(struct jobs *j);
-/* After chains_stop and tasks_close: unfinished jobs go back to the queue with their checkpoint. */
+/* Ends the jobs thread: no claims, heartbeats, previews or deadlines any more; everything else goes
+ * on. Idempotent; NULL is allowed. */
+void jobs_stop(struct jobs *j);
+/* After chains_stop and tasks_close (so jobs_stop comes before them): unfinished jobs go back to the
+ * queue with their checkpoint. NULL is allowed. */
 void jobs_close(struct jobs *j);

@@ -45,6 +45,7 @@ struct jobs {
     int n_runs;                /* guarded by mu */
     size_t bytes;              /* of running groups; guarded by mu */
     struct pin *pins;          /* guarded by mu */
+    bool joined;               /* of who stops and closes */
 };
 
 /* Wakes the jobs thread. */

@@ -2,6 +2,7 @@
 /* The jobs thread: claims jobs, tends them while they run, commits their end. */
 #include "base/logger.h"
 #include "base/timing.h"
+#include "file/clip.h"
 #include "server/artifacts.h"
 #include "server/job_json.h"
 #include "server/jobs_internal.h"
@@ -33,6 +34,15 @@ static void on_changed(void *ctx, const struct job *job)
 
 /* ---- the end of a run ---- */
 
+/* The error of an ended job, cut to what fits at a character's end (it becomes JSON); NULL = none. */
+static void put_error(struct job *end, const struct err *why)
+{
+    end->error_code = why ? why->code : FAIL_NONE;
+    snprintf(end->error, sizeof end->error, "%.255s", why ? why->text : "");
+    for (size_t n = strlen(end->error); !clip_is_utf8(end->error);)
+        end->error[--n] = '\0';
+}
+
 /* Commits the end of a job; artifacts a may be empty. */
 static int commit(struct run *run, enum job_state state, struct artifacts *a, const struct err *why,
                   struct err *e)
@@ -45,8 +55,7 @@ static int commit(struct run *run, enum job_state state, struct artifacts *a, co
     end.ended_ms = timing_wall_ms();
     end.steps_done = progress.steps_done;
     end.result = a->result;
-    end.error_code = why ? why->code : FAIL_NONE;
-    snprintf(end.error, sizeof end.error, "%.255s", why ? why->text : "");
+    put_error(&end, why);
     const int64_t begin = timing_ns();
     const int rc = j->p.store->ops->finish(j->p.store, &end, a->list, a->n, e);
     metrics_observe(METRIC_STORE_OP_SECONDS, (double)(timing_ns() - begin) * 1e-9, "finish");
@@ -132,8 +141,7 @@ static void fail_claimed(struct jobs *j, const struct job *job, const struct err
     struct job end = *job; /* shallow */
     end.state = JOB_FAILED;
     end.ended_ms = timing_wall_ms();
-    end.error_code = why->code;
-    snprintf(end.error, sizeof end.error, "%.255s", why->text);
+    put_error(&end, why);
     logger(LOGGER_WARN, "job_failed", "job=%s code=%s", job->id, fail_name(why->code));
     j->p.store->ops->finish(j->p.store, &end, NULL, 0, NULL);
     announce_stored(j, job->id);
@@ -163,16 +171,21 @@ static void list_run(struct jobs *j, struct run *run)
     pthread_mutex_unlock(&j->mu);
 }
 
-static void unlist_run(struct jobs *j, struct run *run)
+/* Takes a run off the list, where jobs_cancel finds it, unless somebody holds it. */
+static bool unlist_run(struct jobs *j, struct run *run)
 {
     pthread_mutex_lock(&j->mu);
+    const bool free_to_go = run->pins == 0;
     struct run **at = &j->runs;
     while (*at != run)
         at = &(*at)->next;
-    *at = run->next;
-    j->n_runs--;
-    j->bytes -= run->bytes;
+    if (free_to_go) {
+        *at = run->next;
+        j->n_runs--;
+        j->bytes -= run->bytes;
+    }
     pthread_mutex_unlock(&j->mu);
+    return free_to_go;
 }
 
 /* Puts a claimed job's chains into the engine, from its checkpoint if there is one. */
@@ -307,9 +320,10 @@ static void tend(struct jobs *j, struct run *run, int64_t now_ms)
         run->renewed_ms = now_ms;
         publish_progress(j, run, &p);
         observe_speed(j);
-        j->p.store->ops->renew(j->p.store, run->job.id, run->job.epoch,
-                               now_ms + j->settings.lease_ms, p.steps_done, &cancel, NULL);
-        if (cancel)
+        const int rc = j->p.store->ops->renew(j->p.store, run->job.id, run->job.epoch,
+                                              now_ms + j->settings.lease_ms, p.steps_done, &cancel,
+                                              NULL);
+        if (cancel || rc == -FAIL_CONFLICT) /* asked for, or somebody else has the job by now */
             stop_run(run);
     }
     if (now_ms - run->checkpoint_ms >= j->settings.checkpoint_ms || now_ms < run->checkpoint_ms) {
@@ -327,15 +341,10 @@ static void tend_all(struct jobs *j)
     pthread_mutex_unlock(&j->mu);
     while (run) {
         struct run *next = run->next;
-        pthread_mutex_lock(&j->mu);
-        const bool over = atomic_load(&run->committed) && run->pins == 0;
-        pthread_mutex_unlock(&j->mu);
-        if (over) {
-            unlist_run(j, run);
-            free_run(run);
-        } else if (!atomic_load(&run->committed)) {
+        if (!atomic_load(&run->committed))
             tend(j, run, now_ms);
-        }
+        else if (unlist_run(j, run))
+            free_run(run);
         run = next;
     }
 }
@@ -366,9 +375,9 @@ void *jobs_main(void *arg)
 {
     struct jobs *j = arg;
     while (!stopping(j)) {
+        tend_all(j); /* first: after a standstill our leases are renewed before they are judged */
         j->p.store->ops->tick(j->p.store, timing_wall_ms(), on_changed, j);
         events_tick(j->p.events, timing_ns());
-        tend_all(j);
         while (claim_one(j))
             continue;
         wait_a_tick(j);
@@ -392,7 +401,7 @@ void jobs_release_runs(struct jobs *j)
         struct run *run = j->runs;
         if (!atomic_load(&run->committed))
             give_back(j, run);
-        unlist_run(j, run);
+        invariant(unlist_run(j, run));
         free_run(run);
     }
 }

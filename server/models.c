@@ -7,12 +7,14 @@
 #include "ops/ops.h"
 
 #include <dirent.h>
+#include <errno.h>
 #include <math.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 enum { REFERENCE_MACS_MAX = 50000000 }; /* models up to this are compared with ops_ref */
 
@@ -21,7 +23,7 @@ struct entry {
     struct stat seen; /* of the version that serves or was refused last */
     struct model *model;
     char error[512];
-    bool present; /* found in the present scan */
+    bool present; /* its file was there when the present scan began, or is by now */
 };
 
 struct models {
@@ -112,12 +114,12 @@ static struct entry *find_path(struct models *m, const char *path)
     return NULL;
 }
 
-/* Everything loaded but the model at `except` (about to be replaced). */
+/* Everything loaded but the model at `except` (about to be replaced) and those about to leave. */
 static size_t used_bytes(const struct models *m, const struct entry *except)
 {
     size_t sum = 0;
     for (int i = 0; i < m->n; i++)
-        if (m->entries[i] != except && m->entries[i]->model)
+        if (m->entries[i] != except && m->entries[i]->present && m->entries[i]->model)
             sum += models_need_bytes(m->entries[i]->model, m->images);
     return sum;
 }
@@ -127,7 +129,7 @@ static int check_name(const struct models *m, const struct model *made, const st
 {
     for (int i = 0; i < m->n; i++) {
         const struct entry *o = m->entries[i];
-        if (o != own && o->model && strcmp(o->model->d.name, made->d.name) == 0)
+        if (o != own && o->present && o->model && strcmp(o->model->d.name, made->d.name) == 0)
             return fail(e, FAIL_CONFLICT, "%s: the name \"%s\" is taken by %s", made->path,
                         made->d.name, o->path);
     }
@@ -180,6 +182,7 @@ static int settle(struct models *m, struct entry *at, const char *path, const st
     if (fresh) {
         at = m->n < MODELS_MAX ? calloc(1, sizeof *at) : NULL;
         if (!at) {
+            logger(LOGGER_ERROR, "models_too_many", "limit=%d", MODELS_MAX);
             model_put(made);
             return 0;
         }
@@ -219,7 +222,7 @@ static int look(struct models *m, const char *path, struct err *e)
     }
     if (at) {
         at->present = true;
-        if (same_file(&at->seen, &st))
+        if (same_file(&at->seen, &st) && !at->error[0]) /* else what was in its way may be gone */
             return 0;
     }
     const int rc = load(m, path, at, &made, e);
@@ -238,6 +241,8 @@ static int look_through_directory(struct models *m)
     struct dirent **names;
     int changed = 0;
     const int n = m->directory[0] ? scandir(m->directory, &names, is_model_file, alphasort) : 0;
+    if (n < 0 && errno != ENOENT)
+        logger(LOGGER_ERROR, "models_directory_unreadable", "errno=%d", errno);
     for (int i = 0; i < n; i++) {
         char path[4096];
         struct err e;
@@ -276,7 +281,7 @@ static int scan(struct models *m, struct err *e)
     int changed = 0, first = 0;
     pthread_mutex_lock(&m->scanning);
     for (int i = 0; i < m->n; i++)
-        m->entries[i]->present = false;
+        m->entries[i]->present = access(m->entries[i]->path, F_OK) == 0;
     if (m->file[0])
         first = look(m, m->file, e);
     changed = (first > 0) + look_through_directory(m) + drop_absent(m);

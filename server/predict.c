@@ -37,6 +37,11 @@ static struct prediction *of_ticket(struct ticket *t)
     return (struct prediction *)(void *)((char *)t - offsetof(struct prediction, ticket));
 }
 
+static int too_late(const struct prediction *p, struct err *e)
+{
+    return fail(e, FAIL_DEADLINE, "no answer within timeout_ms = %d", p->options.timeout_ms);
+}
+
 /* Third stage, on the task pool: the answer. */
 static void answer(struct task *t)
 {
@@ -48,7 +53,7 @@ static void answer(struct task *t)
         return;
     }
     if (p->result == -FAIL_DEADLINE)
-        fail(&e, FAIL_DEADLINE, "no answer within timeout_ms = %d", p->options.timeout_ms);
+        too_late(p, &e);
     else
         fail(&e, (enum fail_code) - p->result, "the prediction could not be computed");
     refuse(p, &e);
@@ -87,6 +92,9 @@ static void decode(struct task *t)
     struct err e;
     const int64_t begin = timing_ns();
     int rc = predict_read_options(p, &e);
+    p->ticket.deadline_ns = p->begin_ns + (int64_t)p->options.timeout_ms * 1000000;
+    if (rc == 0 && (atomic_load(&p->ticket.gone) || begin >= p->ticket.deadline_ns))
+        rc = too_late(p, &e);
     if (rc == 0)
         rc = predict_read_body(p, &e);
     if (rc == 0)
@@ -102,7 +110,6 @@ static void decode(struct task *t)
     p->ticket.gradient = p->options.include & PREDICT_APPROXIMATE_MASS;
     p->ticket.logits = p->logits;
     p->ticket.approximate_mass = p->approximate_mass;
-    p->ticket.deadline_ns = p->begin_ns + (int64_t)p->options.timeout_ms * 1000000;
     p->ticket.done = computed;
     rc = batcher_submit(a->batcher, &p->ticket, &e);
     if (rc != 0)

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The body of a prediction request: files, forms, JSON or raw tensors, into model inputs. */
 #include "base/timing.h"
+#include "file/clip.h"
 #include "file/digest.h"
 #include "proto/base64.h"
 #include "proto/multipart.h"
@@ -69,6 +70,14 @@ static int read_single(struct prediction *p, const void *body, size_t size, stru
     return rc == 0 ? read_file(p, 0, body, size, e) : rc;
 }
 
+/* A name of the client's, of whatever bytes, as an id: UTF-8, cut at a character's end. */
+static void put_id(struct predict_image *im, const char *name)
+{
+    snprintf(im->id, sizeof im->id, "%.63s", clip_text(name).text);
+    for (size_t n = strlen(im->id); !clip_is_utf8(im->id);)
+        im->id[--n] = '\0';
+}
+
 static int read_form(struct prediction *p, const void *body, size_t size, struct err *e)
 {
     const int most = p->call->app->settings.predict.max_images;
@@ -83,7 +92,7 @@ static int read_form(struct prediction *p, const void *body, size_t size, struct
     for (int i = 0; rc == 0 && i < n; i++) {
         char pointer[64];
         const char *name = parts[i].filename[0] ? parts[i].filename : parts[i].name;
-        snprintf(p->images[i].id, sizeof p->images[i].id, "%.63s", name);
+        put_id(&p->images[i], name);
         rc = read_file(p, i, parts[i].data, parts[i].size, e);
         snprintf(pointer, sizeof pointer, "/parts/%d", i);
         if (rc != 0)
@@ -208,6 +217,7 @@ static int read_floats(struct prediction *p, int i, const unsigned char *bytes, 
 static int check_raw(const struct prediction *p, const long shape[4], bool is_float, size_t size,
                      struct err *e)
 {
+    const struct settings *s = &p->call->app->settings;
     const struct net_shape in = p->model->d.input;
     const int width = is_float ? 4 : 1;
     const __int128 need = (__int128)shape[0] * shape[1] * shape[2] * shape[3] * width; /* <= 2^83 */
@@ -215,6 +225,11 @@ static int check_raw(const struct prediction *p, const long shape[4], bool is_fl
         return fail(e, FAIL_BAD_REQUEST,
                     "the body has %zu bytes, X-Image-Shape asks for %ld x %ld x %ld x %ld x %d",
                     size, shape[0], shape[1], shape[2], shape[3], width);
+    if (shape[1] > s->predict.max_side || shape[2] > s->predict.max_side ||
+        shape[1] * shape[2] > s->predict.max_pixels)
+        return fail(e, FAIL_IMAGE_TOO_LARGE,
+                    "raw images of %ld x %ld pixels are beyond %d a side or %lld in all", shape[2],
+                    shape[1], s->predict.max_side, (long long)s->predict.max_pixels);
     const bool same = shape[1] == in.h && shape[2] == in.w;
     if (shape[3] != in.c || (is_float && !same))
         return fail(e, FAIL_IMAGE_SIZE_MISMATCH,

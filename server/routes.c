@@ -259,6 +259,30 @@ static size_t body_limit(const struct call *c)
     return BODY_NONE_BYTES;
 }
 
+/* Sets memory aside for the body: the length it says it has, or what it may have. All together take
+ * a quarter of memory.budget (one body always fits). */
+static int set_aside(struct call *c, size_t limit, struct err *e)
+{
+    const char *length = request_header(c->request, "Content-Length");
+    const unsigned long long said = length ? strtoull(length, NULL, 10) : limit;
+    const size_t bytes = said < limit ? (size_t)said : limit;
+    const size_t most = (size_t)c->app->settings.memory.budget_bytes / 4;
+    const size_t held = atomic_fetch_add(&c->app->body_bytes, bytes);
+    if (held == 0 || held + bytes <= most) {
+        c->body_bytes = bytes;
+        return 0;
+    }
+    atomic_fetch_sub(&c->app->body_bytes, bytes);
+    return fail(e, FAIL_OVERLOADED, "the bodies of other requests take %zu MB already", held >> 20);
+}
+
+static void free_call(void *user)
+{
+    struct call *c = user;
+    atomic_fetch_sub(&c->app->body_bytes, c->body_bytes);
+    free(c);
+}
+
 static int admit(void *ctx, struct request *r, size_t *max_body_bytes)
 {
     struct err e;
@@ -270,7 +294,7 @@ static int admit(void *ctx, struct request *r, size_t *max_body_bytes)
     }
     c->app = ctx;
     c->request = r;
-    request_set_user(r, c, free);
+    request_set_user(r, c, free_call);
     for (int i = 0; i < ROUTES && !c->route; i++)
         if (method_fits(&routes[i], request_method(r)) &&
             route_match(routes[i].pattern, request_path(r), c->params))
@@ -280,11 +304,14 @@ static int admit(void *ctx, struct request *r, size_t *max_body_bytes)
     int rc = authorise(c, &e);
     if (rc == 0 && c->route->kind == ROUTE_JSON && !accepts_json(r))
         rc = fail(&e, FAIL_NOT_ACCEPTABLE, "this route answers application/json");
+    const size_t limit = body_limit(c);
+    if (rc == 0 && c->route->body == BODY_FULL)
+        rc = set_aside(c, limit, &e);
     if (rc != 0) {
         respond_error(c, &e);
         return -1;
     }
-    *max_body_bytes = body_limit(c);
+    *max_body_bytes = limit;
     return 0;
 }
 

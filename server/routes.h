@@ -21,6 +21,9 @@ struct call {
     const struct route *route;
     char params[CALL_PARAMS][CALL_PARAM_SIZE]; /* what the {} of the path stand for */
     struct auth_identity who;                  /* key name, or the peer's address */
+    size_t body_bytes;                         /* set aside for the body */
+    struct event_watch *watch;                 /* of a long poll */
+    atomic_int let_go;                         /* of a long poll: see handlers_jobs.c */
 };
 
 /* A path pattern: segments are literal, "{}" matches one or more characters except '/' and ':',
@@ -30,7 +33,7 @@ bool route_match(const char *pattern, const char *path, char params[CALL_PARAMS]
 struct http_handlers routes_handlers(struct app *a);
 
 /* The answers. Each ends the call (c and its request are invalid afterwards). */
-void respond_json(struct call *c, int status, json_t *body); /* takes the reference; NULL = 500 */
+void respond_json(struct call *c, int status, json_t *body); /* takes the reference; NULL = 503 */
 void respond_error(struct call *c, const struct err *e);
 /* Any reply of one's own. */
 void respond(struct call *c, struct http_reply *reply);

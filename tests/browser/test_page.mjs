@@ -148,7 +148,7 @@ test("eight orcs with blue hair are drawn, marked and linked", () => visit(async
   const captions = await page.locator(".tile .caption").allTextContents();
   assert.equal(captions.length, 8);
   for (const text of captions) assert.match(text, /^E −?\d+\.\d\d[✓✗]$/);
-  const [, good] = (await page.locator("#job-eta").textContent()).match(/^(\d) of 8 have what was asked for/);
+  const [, good] = (await page.locator("#job-eta").textContent()).match(/^(\d) of 8 as asked/);
   assert.equal(captions.filter(text => text.endsWith("✓")).length, Number(good));
   assert.deepEqual(await page.locator("#files a").allTextContents(), ["grid.png", "samples.safetensors", "trace.json", "provenance.json"]);
   const grid = await page.request.get(daemon.url + await page.locator("#files a").first().getAttribute("href"));
@@ -181,7 +181,7 @@ test("several values, not, seed and steps reach the daemon as asked", () => visi
   assert.equal(request.seed, "18446744073709551615");
   await page.getByRole("button", { name: "Clear" }).click();
   assert.equal(await chip(page, "skin", "orc").isChecked(), false);
-  await page.getByRole("button", { name: "Use these settings" }).click();
+  await page.getByRole("button", { name: "Use again" }).click();
   assert.ok(await chip(page, "skin", "orc").isChecked());
 }));
 
