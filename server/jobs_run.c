@@ -320,9 +320,9 @@ static void tend(struct jobs *j, struct run *run, int64_t now_ms)
         run->renewed_ms = now_ms;
         publish_progress(j, run, &p);
         observe_speed(j);
-        const int rc = j->p.store->ops->renew(j->p.store, run->job.id, run->job.epoch,
-                                              now_ms + j->settings.lease_ms, p.steps_done, &cancel,
-                                              NULL);
+        const int rc =
+            j->p.store->ops->renew(j->p.store, run->job.id, run->job.epoch,
+                                   now_ms + j->settings.lease_ms, p.steps_done, &cancel, NULL);
         if (cancel || rc == -FAIL_CONFLICT) /* asked for, or somebody else has the job by now */
             stop_run(run);
     }

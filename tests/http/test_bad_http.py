@@ -342,6 +342,20 @@ class Leaving(Bad):
     def test_while_following_events(self):
         self.vanish(self.running() + "/events")
 
+    def test_while_following_events_with_idle_connections_about(self):
+        path = self.running()
+        for _ in range(4):
+            s = self.daemon.socket()
+            self.addCleanup(s.close)
+            s.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
+            s.recv(1000)
+        self.files += 4
+        try:
+            self.vanish(path + "/events")
+        finally:
+            self.doCleanups()
+            self.files -= 4
+
     def test_a_client_that_only_closes_its_sending_side_is_answered(self):
         """As `nc -N` does, and some HTTP/1.0 clients."""
         head = Bodies.HEAD + b"Connection: close\r\nContent-Length: %d\r\n\r\n" % len(sample())

@@ -172,7 +172,7 @@ class Run(Machine):
         write_program(os.path.join(self.folder, "build/release/server/jemd"), DAEMON)
         shutil.copytree(os.path.join(tree.SOURCE, "scripts"), os.path.join(self.folder, "scripts"))
         os.makedirs(os.path.join(self.folder, "tests", "samples"))
-        with open(os.path.join(self.folder, "tests", "samples", "a.png"), "wb"):
+        with open(os.path.join(self.folder, "tests", "samples", "orc-blue-hair.png"), "wb"):
             pass
 
     def start(self, *arguments, **changes):
@@ -212,7 +212,7 @@ class Run(Machine):
         self.assertIn(f"--http.port={port} --log.level=debug", output)
         self.assertLess(output.index("daemon serve"), output.index("jemd is up"))
         self.assertIn(f"open      http://127.0.0.1:{port}/\n", output)
-        self.assertIn("--data-binary @tests/samples/a.png -H 'Content-Type: image/png' "
+        self.assertIn("--data-binary @tests/samples/orc-blue-hair.png -H 'Content-Type: image/png' "
                       f"http://127.0.0.1:{port}/v1/predict", output)
         os.killpg(process.pid, signal.SIGINT)
         self.assertEqual(process.wait(timeout=SECONDS), 0)
