@@ -80,7 +80,7 @@ def throughput_share(args, port, raw, cores):
 
 
 def request_cpu(args, pid, port):
-    one = engine(args.jemd, args.model, 1)["single_seconds"]
+    one = engine(args.jemd, args.model, 1)["single_cpu_seconds"]
     before = cpu_of(pid)
     requests, _, _ = load(port, args.seconds, 1, args.image, ["Content-Type=image/png"])
     used = (cpu_of(pid) - before) / requests

@@ -15,6 +15,7 @@
 /* clang-format on */
 
 #include <dirent.h>
+#include <pthread.h>
 #include <stdatomic.h>
 #include <sys/stat.h>
 
