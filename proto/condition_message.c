@@ -145,7 +145,11 @@ static int read_weights(struct condition *c, int alternative, struct json_reader
         const int k = attributes_find(c->attributes, name, e);
         if (k < 0)
             return fail_at(e, pointer);
-        const double w = json_is_number(value) ? json_number_value(value) : -1;
+        const double w = json_number_value(value);
+        if (!json_is_number(value)) {
+            fail(e, FAIL_WRONG_TYPE, "the weight of \"%s\" must be a number", name);
+            return fail_at(e, pointer);
+        }
         if (!(w >= 0 && w <= WEIGHT_MAX)) {
             fail(e, FAIL_OUT_OF_RANGE, "a weight must be a number in [0, %d]", WEIGHT_MAX);
             fail_limit(e, WEIGHT_MAX);

@@ -268,10 +268,34 @@ static void reload(struct app *a, const char *config, const char *const *overrid
            a->auth ? auth_count(a->auth) : 0);
 }
 
+/* Libraries start threads before main (OpenBLAS does) that block no signal, and what the kernel
+ * gives to one of them would end the process: it is passed on to the thread that waits. */
+static _Atomic pthread_t receiver;
+
+static void pass_on(int sig)
+{
+    pthread_kill(atomic_load(&receiver), sig);
+}
+
+static void take_signals(sigset_t *set)
+{
+    static const int ours[] = {SIGTERM, SIGINT, SIGHUP};
+    const struct sigaction action = {.sa_handler = pass_on, .sa_flags = SA_RESTART};
+    signal(SIGPIPE, SIG_IGN);
+    sigemptyset(set);
+    for (size_t i = 0; i < sizeof ours / sizeof ours[0]; i++)
+        sigaddset(set, ours[i]);
+    pthread_sigmask(SIG_BLOCK, set, NULL);
+    atomic_store(&receiver, pthread_self());
+    for (size_t i = 0; i < sizeof ours / sizeof ours[0]; i++)
+        sigaction(ours[i], &action, NULL);
+}
+
 static void *end_at_once(void *arg)
 {
     const sigset_t *set = arg;
     int sig;
+    atomic_store(&receiver, pthread_self());
     do
         sigwait(set, &sig);
     while (sig == SIGHUP);
@@ -332,12 +356,7 @@ int daemon_serve(const char *config, const char *const *overrides)
     if (logger_parse_level(app.settings.log.level, &level) == 0)
         logger_set_level(level);
     give_memory_back();
-    signal(SIGPIPE, SIG_IGN);
-    sigemptyset(&set);
-    sigaddset(&set, SIGTERM);
-    sigaddset(&set, SIGINT);
-    sigaddset(&set, SIGHUP);
-    pthread_sigmask(SIG_BLOCK, &set, NULL);
+    take_signals(&set);
     if (notify_init(&notify, &e) != 0)
         log_error("notify_refused", &e);
     app.started_ms = timing_wall_ms();

@@ -49,22 +49,28 @@ static int idempotency_key(const struct call *c, const char **key, struct err *e
     return 0;
 }
 
+enum { ETAG_SIZE = 32 };
+
+static void format_etag(const struct job *job, char etag[ETAG_SIZE])
+{
+    snprintf(etag, ETAG_SIZE, "\"%" PRIu64 "\"", job->revision);
+}
+
 /* Answers with the job, its revision as ETag. Drops the job's references. */
 static void respond_job(struct call *c, int status, struct job *job, bool location)
 {
     size_t size;
-    char etag[32], where[64];
+    char etag[ETAG_SIZE], where[64];
     json_t *root = job_json(job, true);
     char *text = root ? json_text(root, &size) : NULL;
     struct http_reply reply = {.status = status, .content_type = "application/json"};
-    snprintf(etag, sizeof etag, "\"%" PRIu64 "\"", job->revision);
+    format_etag(job, etag);
     snprintf(where, sizeof where, "/v1/jobs/%s", job->id);
     reply.headers[reply.n_headers++] = (struct http_header){"ETag", etag};
     reply.headers[reply.n_headers++] = (struct http_header){"Cache-Control", "no-store"};
     if (location)
         reply.headers[reply.n_headers++] = (struct http_header){"Location", where};
-    const char *known = request_header(c->request, "If-None-Match");
-    if (!location && known && strcmp(known, etag) == 0)
+    if (!location && call_knows(c, etag))
         reply.status = 304;
     else
         reply.body = text ? blob_copy(text, size) : NULL;
@@ -221,6 +227,16 @@ static bool wait_for_change(struct call *c, const struct job *seen, double secon
     return true;
 }
 
+/* There is something to wait for: the job goes on, and the caller knows its present revision or
+ * names none. */
+static bool may_wait(const struct call *c, const struct job *job)
+{
+    char etag[ETAG_SIZE];
+    format_etag(job, etag);
+    return !job_state_is_terminal(job->state) && !atomic_load(&c->app->draining) &&
+           (!request_header(c->request, "If-None-Match") || call_knows(c, etag));
+}
+
 void handle_job_get(struct call *c)
 {
     struct store *s = c->app->store;
@@ -234,8 +250,7 @@ void handle_job_get(struct call *c)
         respond_error(c, &e);
         return;
     }
-    if (seconds > 0 && !job_state_is_terminal(job.state) && !atomic_load(&c->app->draining) &&
-        wait_for_change(c, &job, seconds)) {
+    if (seconds > 0 && may_wait(c, &job) && wait_for_change(c, &job, seconds)) {
         job_fini(&job);
         return;
     }

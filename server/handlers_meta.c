@@ -73,7 +73,6 @@ static void respond_embedded(struct call *c, const struct embedded *file)
 {
     char etag[DIGEST_HEX + 2];
     snprintf(etag, sizeof etag, "\"%.16s\"", file->sha256);
-    const char *known = request_header(c->request, "If-None-Match");
     struct http_reply reply = {
         .status = 200,
         .headers = {{"ETag", etag}, {"Cache-Control", "no-cache"}, {NULL, NULL}},
@@ -81,7 +80,7 @@ static void respond_embedded(struct call *c, const struct embedded *file)
     if (file->policy)
         reply.headers[reply.n_headers++] =
             (struct http_header){"Content-Security-Policy", file->policy};
-    if (known && strcmp(known, etag) == 0) {
+    if (call_knows(c, etag)) {
         reply.status = 304;
     } else {
         reply.content_type = file->content_type;

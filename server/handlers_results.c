@@ -56,13 +56,12 @@ static void respond_bytes(struct call *c, struct blob *body, const char *type, c
     char range_text[80];
     const char *range = request_header(c->request, "Range");
     const char *if_range = request_header(c->request, "If-Range");
-    const char *known = request_header(c->request, "If-None-Match");
     struct http_reply reply = {.status = 200, .content_type = type, .body = body};
     size_t first = 0, length = body->size;
     add(&reply, "ETag", etag);
     add(&reply, "Accept-Ranges", "bytes");
     add(&reply, "Cache-Control", "private, max-age=0, must-revalidate");
-    if (known && strcmp(known, etag) == 0) {
+    if (call_knows(c, etag)) {
         blob_put(body);
         reply.status = 304;
         reply.body = NULL;
@@ -172,14 +171,18 @@ void handle_job_events(struct call *c)
         respond_error(c, &e);
         return;
     }
-    s->waker = http_waker_get(waker);
-    subscription_set_wake(s->subscription, wake, s->waker);
     const struct http_stream stream = {.ctx = s, .read = read_events, .close = close_events};
     struct http_reply reply = {
         .status = 200,
         .content_type = "text/event-stream",
         .headers = {{"Cache-Control", "no-store"}, {"X-Accel-Buffering", "no"}},
-        .n_headers = 2,
-        .stream = &stream};
+        .n_headers = 2};
+    s->waker = http_waker_get(waker);
+    if (strcmp(request_method(c->request), "HEAD") == 0) {
+        close_events(s); /* a stream would send the end of a body, which HEAD has not */
+    } else {
+        subscription_set_wake(s->subscription, wake, s->waker);
+        reply.stream = &stream;
+    }
     respond(c, &reply);
 }

@@ -18,7 +18,7 @@ struct jobs;
 
 struct jobs_settings {
     struct sample_limits limits;
-    long long budget_bytes; /* of the chain groups running at once */
+    long long budget_bytes; /* of a job's chains; jobs are claimed while those running take less */
     int lease_ms, checkpoint_ms;
 };
 

@@ -115,6 +115,23 @@ static int retry_after(const struct call *c)
     return seconds < 1 ? 1 : seconds > 3600 ? 3600 : (int)ceil(seconds);
 }
 
+bool call_knows(const struct call *c, const char *etag)
+{
+    const char *at = request_header(c->request, "If-None-Match");
+    const size_t n = strlen(etag);
+    if (at && strcmp(at, "*") == 0)
+        return true;
+    while (at && *at) {
+        at += strspn(at, " \t,");
+        at += strncmp(at, "W/", 2) == 0 ? 2 : 0;
+        const size_t size = *at == '"' ? strcspn(at + 1, "\"") + 2 : strcspn(at, ",");
+        if (size == n && strncmp(at, etag, n) == 0)
+            return true;
+        at += strnlen(at, size);
+    }
+    return false;
+}
+
 static void add_header(struct http_reply *reply, const char *name, const char *value)
 {
     invariant(reply->n_headers < HTTP_HEADERS_MAX);

@@ -32,6 +32,10 @@ bool route_match(const char *pattern, const char *path, char params[CALL_PARAMS]
 /* The callbacks to give to http_open; ctx is the app. */
 struct http_handlers routes_handlers(struct app *a);
 
+/* Whether the request has the representation with this ETag already: If-None-Match is "*" or lists
+ * it (weak comparison, RFC 9110 13.1.2). */
+bool call_knows(const struct call *c, const char *etag);
+
 /* The answers. Each ends the call (c and its request are invalid afterwards). */
 void respond_json(struct call *c, int status, json_t *body); /* takes the reference; NULL = 503 */
 void respond_error(struct call *c, const struct err *e);

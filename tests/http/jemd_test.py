@@ -64,7 +64,7 @@ class Answer:
 class Daemon:
     """One jemd, on a free loopback port, with its own state. start() waits until it is ready."""
 
-    def __init__(self, *flags, environment=None, descriptors=(), before_exec=None):
+    def __init__(self, *flags, environment=None, descriptors=(), wrapper=()):
         self.folder = tempfile.TemporaryDirectory(prefix="jemd-test-")
         self.log_path = os.path.join(self.folder.name, "log")
         self.flags = ["--http.port=0", "--models.directory=" + MODELS,
@@ -72,7 +72,7 @@ class Daemon:
         self.environment = {k: v for k, v in os.environ.items()
                             if not k.startswith(("JEMD_", "LISTEN_", "NOTIFY_"))}
         self.environment.update(environment or {})
-        self.descriptors, self.before_exec = descriptors, before_exec
+        self.descriptors, self.wrapper = descriptors, list(wrapper)
         self.process = None
         self.port = 0
         self.contract = None
@@ -82,8 +82,8 @@ class Daemon:
     def spawn(self):
         with open(self.log_path, "wb") as log:
             self.process = subprocess.Popen(
-                [BIN, "serve", *self.flags], stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                env=self.environment, pass_fds=self.descriptors, preexec_fn=self.before_exec)
+                self.wrapper + [BIN, "serve", *self.flags], stdin=subprocess.DEVNULL, stdout=log,
+                stderr=log, env=self.environment, pass_fds=self.descriptors)
         return self
 
     def start(self):

@@ -21,6 +21,7 @@ class Bad(jemd_test.Case):
         cls.want = cls.daemon.post("/v1/predict", sample(), "image/png").json()["results"]
 
     def setUp(self):
+        time.sleep(0.1)  # what the test before has closed is gone
         self.rss, self.files = self.daemon.rss_kb(), self.daemon.open_files()
 
     def tearDown(self):

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-#include "server/batcher.h"
 #include "base/rng.h"
+#include "server/batcher.h"
 #include "server/metrics.h"
 #include "unit/server_help.h"
 
@@ -285,8 +285,8 @@ static void more_models_than_workspaces_take_turns(void **state)
         const struct asked *twin = &list[(i + MODELS * 2) % (MODELS * 4)]; /* same model, images */
         assert_int_equal(atomic_load(&list[i].done), 1);
         assert_int_equal(atomic_load(&list[i].result), 0);
-        const bool same = memcmp(list[i].logits, want + i % 4 * HELP_LOGITS,
-                                 5 * HELP_LOGITS * sizeof *want) == 0;
+        const bool same =
+            memcmp(list[i].logits, want + i % 4 * HELP_LOGITS, 5 * HELP_LOGITS * sizeof *want) == 0;
         assert_int_equal(same, i % MODELS == 2);
         assert_memory_equal(list[i].logits, twin->logits, sizeof twin->logits);
     }
@@ -304,8 +304,7 @@ int main(void)
         cmocka_unit_test_setup(late_and_abandoned_tickets_are_not_computed, set_up),
         cmocka_unit_test_setup(a_full_queue_refuses_but_an_empty_one_takes_any_ticket, set_up),
         cmocka_unit_test_setup(forgetting_lets_a_model_go_whether_idle_or_busy, set_up),
-        cmocka_unit_test_setup(closing_computes_what_waits_and_stopping_refuses_what_comes,
-                               set_up),
+        cmocka_unit_test_setup(closing_computes_what_waits_and_stopping_refuses_what_comes, set_up),
         cmocka_unit_test_setup(more_models_than_workspaces_take_turns, set_up),
     };
     return cmocka_run_group_tests_name("batcher", tests, compute_singles, free_all);

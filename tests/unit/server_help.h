@@ -96,7 +96,8 @@ static inline struct model *load_model(const char *name, int version)
 /* Waits up to twenty seconds until x is true. */
 #define wait_until(x)                                                                              \
     do {                                                                                           \
-        for (int wait_i_ = 0; wait_i_ < 10000 && !(x); wait_i_++)                                  \
+        bool wait_ok_ = false;                                                                     \
+        for (int wait_i_ = 0; wait_i_ < 10000 && !(wait_ok_ = (x)); wait_i_++)                     \
             usleep(2000);                                                                          \
-        assert_true(x);                                                                            \
+        assert_true(wait_ok_);                                                                     \
     } while (0)

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-#include "server/problem.h"
 #include "file/clip.h"
 #include "file/json.h"
+#include "server/problem.h"
 
 /* clang-format off */
 #include <stdarg.h>
@@ -55,18 +55,30 @@ static void the_statuses_are_those_of_the_contract(void **state)
     static const struct {
         enum fail_code code;
         int status;
-    } want[] = {{FAIL_MALFORMED_JSON, 400}, {FAIL_OUT_OF_RANGE, 422},
-                {FAIL_UNAUTHORIZED, 401},   {FAIL_FORBIDDEN, 403},
-                {FAIL_NOT_FOUND, 404},      {FAIL_METHOD_NOT_ALLOWED, 405},
-                {FAIL_NOT_ACCEPTABLE, 406}, {FAIL_REQUEST_TIMEOUT, 408},
-                {FAIL_CONFLICT, 409},       {FAIL_EXPIRED, 410},
-                {FAIL_LENGTH_REQUIRED, 411}, {FAIL_PRECONDITION_FAILED, 412},
-                {FAIL_BODY_TOO_LARGE, 413}, {FAIL_URI_TOO_LONG, 414},
-                {FAIL_UNSUPPORTED_MEDIA_TYPE, 415}, {FAIL_RANGE_NOT_SATISFIABLE, 416},
-                {FAIL_IDEMPOTENCY_MISMATCH, 422}, {FAIL_QUOTA, 429},
-                {FAIL_HEADERS_TOO_LARGE, 431}, {FAIL_OVERLOADED, 503},
-                {FAIL_SHUTTING_DOWN, 503},  {FAIL_DEADLINE, 504},
-                {FAIL_STORE_FULL, 507},     {FAIL_INTERNAL, 500}};
+    } want[] = {{FAIL_MALFORMED_JSON, 400},
+                {FAIL_OUT_OF_RANGE, 422},
+                {FAIL_UNAUTHORIZED, 401},
+                {FAIL_FORBIDDEN, 403},
+                {FAIL_NOT_FOUND, 404},
+                {FAIL_METHOD_NOT_ALLOWED, 405},
+                {FAIL_NOT_ACCEPTABLE, 406},
+                {FAIL_REQUEST_TIMEOUT, 408},
+                {FAIL_CONFLICT, 409},
+                {FAIL_EXPIRED, 410},
+                {FAIL_LENGTH_REQUIRED, 411},
+                {FAIL_PRECONDITION_FAILED, 412},
+                {FAIL_BODY_TOO_LARGE, 413},
+                {FAIL_URI_TOO_LONG, 414},
+                {FAIL_UNSUPPORTED_MEDIA_TYPE, 415},
+                {FAIL_RANGE_NOT_SATISFIABLE, 416},
+                {FAIL_IDEMPOTENCY_MISMATCH, 422},
+                {FAIL_QUOTA, 429},
+                {FAIL_HEADERS_TOO_LARGE, 431},
+                {FAIL_OVERLOADED, 503},
+                {FAIL_SHUTTING_DOWN, 503},
+                {FAIL_DEADLINE, 504},
+                {FAIL_STORE_FULL, 507},
+                {FAIL_INTERNAL, 500}};
     for (size_t i = 0; i < sizeof want / sizeof want[0]; i++)
         assert_int_equal(problem_status(want[i].code), want[i].status);
 }
@@ -76,7 +88,7 @@ static void an_unknown_code_is_an_internal_error(void **state)
     (void)state;
     assert_int_equal(problem_status(FAIL_NONE), 500);
     assert_int_equal(problem_status((enum fail_code)1000), 500);
-    assert_int_equal(problem_status((enum fail_code)-5), 500);
+    assert_int_equal(problem_status((enum fail_code) - 5), 500);
     assert_int_equal(problem_find("none"), FAIL_NONE);
     assert_int_equal(problem_find(""), FAIL_NONE);
     assert_int_equal(problem_find("Not_Found"), FAIL_NONE);
@@ -86,7 +98,7 @@ static void a_plain_error_has_the_members_of_rfc_9457_and_no_list(void **state)
 {
     (void)state;
     struct err e;
-    fail(&e, FAIL_NOT_FOUND, "there is no \"x\"\n here");
+    (fail)(&e, FAIL_NOT_FOUND, "there is no \"x\"\n here");
     json_t *root = body_of(&e);
     assert_string_equal(text(root, "type"), "/problems/not_found");
     assert_string_equal(text(root, "title"), "Not found");
@@ -104,7 +116,7 @@ static void an_error_with_a_place_lists_pointer_limit_and_suggestion(void **stat
 {
     (void)state;
     struct err e;
-    fail(&e, FAIL_OUT_OF_RANGE, "too much");
+    (fail)(&e, FAIL_OUT_OF_RANGE, "too much");
     fail_at(&e, "/a/0/b");
     fail_limit(&e, 12345678901);
     fail_suggest(&e, "beard");
@@ -123,7 +135,7 @@ static void a_limit_of_zero_is_told(void **state)
 {
     (void)state;
     struct err e;
-    fail(&e, FAIL_RANGE_NOT_SATISFIABLE, "empty");
+    (fail)(&e, FAIL_RANGE_NOT_SATISFIABLE, "empty");
     fail_limit(&e, 0);
     json_t *root = body_of(&e);
     const json_t *item = json_array_get(json_object_get(root, "errors"), 0);
@@ -136,7 +148,7 @@ static void bytes_that_are_not_utf8_do_not_lose_the_answer(void **state)
 {
     (void)state;
     struct err e;
-    fail(&e, FAIL_NOT_FOUND, "no \"%s\" and \"%s\"", "\xff\xfe", "gr\xc3\xbc\xc3");
+    (fail)(&e, FAIL_NOT_FOUND, "no \"%s\" and \"%s\"", "\xff\xfe", "gr\xc3\xbc\xc3");
     json_t *root = body_of(&e);
     assert_string_equal(text(root, "detail"), "no \"\?\?\" and \"gr\xc3\xbc?\"");
     json_decref(root);
@@ -144,7 +156,7 @@ static void bytes_that_are_not_utf8_do_not_lose_the_answer(void **state)
     memset(cut, 'a', sizeof cut - 2);
     cut[sizeof cut - 2] = (char)0xe2; /* a character cut in two at the end of the sentence */
     cut[sizeof cut - 1] = '\0';
-    fail(&e, FAIL_NOT_FOUND, "%s", cut);
+    (fail)(&e, FAIL_NOT_FOUND, "%s", cut);
     root = body_of(&e);
     assert_int_equal(text(root, "detail")[sizeof cut - 2], '?');
     json_decref(root);
