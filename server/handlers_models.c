@@ -18,6 +18,13 @@ static json_t *attributes_json(const struct attributes *a)
     return array;
 }
 
+/* A member of the description, NULL if it has none. A copy: a model is shared by all threads, and
+ * counting references to its JSON would write to it. */
+static json_t *copy(const struct description *d, const char *name)
+{
+    return json_deep_copy(json_object_get(d->root, name));
+}
+
 static json_t *model_json(const struct models_entry *entry, bool whole)
 {
     const struct model *m = entry->model;
@@ -36,9 +43,9 @@ static json_t *model_json(const struct models_entry *entry, bool whole)
     if (entry->error[0])
         json_object_set_new(root, "error", json_string(entry->error));
     if (whole) {
-        json_object_set(root, "sampler", json_object_get(d->root, "sampler"));
-        json_object_set(root, "layers", json_object_get(d->root, "layers"));
-        json_object_set(root, "provenance", json_object_get(d->root, "provenance"));
+        json_object_set_new(root, "sampler", copy(d, "sampler"));
+        json_object_set_new(root, "layers", copy(d, "layers"));
+        json_object_set_new(root, "provenance", copy(d, "provenance"));
     }
     return root;
 }
@@ -94,8 +101,8 @@ void handle_model(struct call *c)
 static json_t *card(const struct models_entry *entry)
 {
     const struct description *d = &entry->model->d;
-    json_t *calibration = json_object_get(d->root, "calibration");
-    return json_pack("{s:s, s:s, s:s, s:b, s:O}", "model", d->name, "version", d->version, "digest",
+    json_t *calibration = copy(d, "calibration");
+    return json_pack("{s:s, s:s, s:s, s:b, s:o}", "model", d->name, "version", d->version, "digest",
                      entry->model->digest, "calibrated", entry->model->energies != NULL,
                      "calibration", calibration ? calibration : json_null());
 }

@@ -353,19 +353,24 @@ static void on_completed(void *cls, struct MHD_Connection *mhd, void **slot,
     if (is_malformed(c, r, code))
         h->on.rejected(h->on.ctx, "malformed");
     if (r)
-        finish(c, r, code == MHD_REQUEST_TERMINATED_COMPLETED_OK);
+        finish(c, r,
+               code == MHD_REQUEST_TERMINATED_COMPLETED_OK &&
+                   !(r->stream && atomic_load(&c->left)));
     conn_phase(c, PHASE_IDLE, h->s.idle_timeout_ms);
 }
 
 static void on_connection(void *cls, struct MHD_Connection *mhd, void **slot,
                           enum MHD_ConnectionNotificationCode code)
 {
+    struct http *const h = cls;
     if (code == MHD_CONNECTION_NOTIFY_STARTED) {
         const int fd = MHD_get_connection_info(mhd, MHD_CONNECTION_INFO_CONNECTION_FD)->connect_fd;
-        *slot = door_started(cls, mhd, fd);
+        *slot = door_started(h, mhd, fd);
         if (!*slot)
             shutdown(fd, SHUT_RDWR);
     } else if (*slot) {
+        if (watch_closed_by_library(*slot))
+            h->on.rejected(h->on.ctx, "malformed");
         door_closed(*slot);
     }
 }

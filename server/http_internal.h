@@ -65,6 +65,7 @@ struct conn {
     bool linger; /* the peer may still be sending when we close */
     /* of the watch thread */
     int64_t seen_watch, seen_ms;
+    int64_t left_ms; /* when the peer left */
     uint64_t seen_bytes;
 };
 
@@ -190,6 +191,8 @@ void conn_phase(struct conn *c, enum http_phase phase, int timeout_ms);
 /* Tells the second epoll about a connection; mu is held. */
 void watch_add(struct conn *c);
 void watch_remove(struct conn *c);
+/* While it closes: the library has ended it amid a request that it could not read. */
+bool watch_closed_by_library(const struct conn *c);
 /* Keeps a connection that is being closed alive until its peer has read; mu is held. */
 void watch_linger(struct conn *c);
 int watch_open(struct http *h, struct err *e);

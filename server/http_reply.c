@@ -103,10 +103,10 @@ static ssize_t stream_read(void *cls, uint64_t position, char *out, size_t size)
 {
     (void)position;
     struct stream *const s = cls;
-    if (atomic_load(&s->http->streams_ended))
+    /* An end with error would leave the connection unclosed in 0.9.75 when it was just resumed and
+     * an older one is idle; a regular end is cleaned up in every case. */
+    if (atomic_load(&s->http->streams_ended) || atomic_load(&s->conn->left))
         return MHD_CONTENT_READER_END_OF_STREAM;
-    if (atomic_load(&s->conn->left))
-        return MHD_CONTENT_READER_END_WITH_ERROR;
     const long n = s->source.read(s->source.ctx, out, size);
     if (n < 0)
         return MHD_CONTENT_READER_END_OF_STREAM;

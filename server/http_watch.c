@@ -85,6 +85,7 @@ static void peer_left(struct http *h, uint64_t tag)
     pthread_mutex_lock(&h->mu);
     struct conn *c = &h->conns[(tag & 0xffffffff) - 2];
     if (c->used && !c->pending && tag_of(c) == tag) {
+        c->left_ms = now_ms();
         atomic_store(&c->left, true);
         if (c->waker)
             waker_wake_locked(c->waker);
@@ -102,6 +103,21 @@ static uint64_t progress(const struct conn *c, enum http_phase phase)
     if (getsockopt(c->fd, IPPROTO_TCP, TCP_INFO, &info, &size) != 0)
         return 0;
     return phase == PHASE_IDLE ? info.tcpi_bytes_received : info.tcpi_bytes_acked;
+}
+
+bool watch_closed_by_library(const struct conn *c)
+{
+    enum { ESTABLISHED = 1, FIN_WAIT1 = 4, FIN_WAIT2 = 5 }; /* of <netinet/tcp.h> */
+    struct tcp_info info = {0};
+    socklen_t size = sizeof info;
+    const int64_t watch = atomic_load_explicit(&c->watch, memory_order_relaxed);
+    if ((watch & 7) != PHASE_HEADERS || atomic_load(&c->cut) || atomic_load(&c->left) ||
+        atomic_load(&c->http->quiesced) ||
+        getsockopt(c->fd, IPPROTO_TCP, TCP_INFO, &info, &size) != 0)
+        return false;
+    const bool ours = info.tcpi_state == ESTABLISHED || info.tcpi_state == FIN_WAIT1 ||
+                      info.tcpi_state == FIN_WAIT2;
+    return ours && info.tcpi_bytes_received > 0;
 }
 
 static bool has_unsent(const struct conn *c)
@@ -154,6 +170,19 @@ static bool is_due(struct conn *c, int64_t now, enum http_phase *phase)
     return false;
 }
 
+/* Whether a peer that has left will send nothing more of a request and the library has not noticed:
+ * its edge-triggered epoll misses a FIN that comes together with data. What the library has read it
+ * has long digested. */
+static bool is_forsaken(const struct conn *c, int64_t now, enum http_phase phase)
+{
+    enum { GRACE_MS = 1000 };
+    int unread = 0;
+    if (!atomic_load(&c->left) || now - c->left_ms < GRACE_MS || phase == PHASE_BUSY ||
+        phase == PHASE_WRITING)
+        return false;
+    return ioctl(c->fd, FIONREAD, &unread) == 0 && unread == 0;
+}
+
 /* Ends a connection; its daemon sees the hang-up, or a parked stream is woken to see it. */
 static void cut(struct conn *c, enum http_phase phase)
 {
@@ -176,9 +205,13 @@ static void scan(struct http *h, int64_t now)
     for (int i = 0; i < h->s.max_connections; i++) {
         struct conn *c = &h->conns[i];
         enum http_phase phase;
-        if (!c->used || c->pending || atomic_load(&c->cut) || !is_due(c, now, &phase))
+        if (!c->used || c->pending || atomic_load(&c->cut))
             continue;
-        cut(c, phase);
+        const bool due = is_due(c, now, &phase), forsaken = is_forsaken(c, now, phase);
+        if (due || forsaken)
+            cut(c, phase);
+        if (!due || forsaken)
+            continue;
         slow_headers += phase == PHASE_HEADERS;
         slow_bodies += phase == PHASE_BODY;
     }

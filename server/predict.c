@@ -68,10 +68,17 @@ static void computed(struct ticket *t, int result)
     tasks_post_finish(p->call->app->tasks, &p->task);
 }
 
+/* The client has closed, be it only its sending side: while others wait their turn it is skipped,
+ * else it gets its answer in case it still listens. */
 static void client_left(void *ctx)
 {
     struct prediction *p = ctx;
-    atomic_store(&p->ticket.gone, true);
+    const struct app *a = p->call->app;
+    int images;
+    double seconds;
+    batcher_load(a->batcher, &images, &seconds);
+    if (images > a->settings.predict.batch_max)
+        atomic_store(&p->ticket.gone, true);
 }
 
 static int allocate_results(struct prediction *p, struct err *e)

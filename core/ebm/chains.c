@@ -274,10 +274,10 @@ static void account(struct worker *w, int64_t ns)
         const struct chain_state *s = &w->stage->slots[i].state;
         struct chain_group *g = w->stage->slots[i].group;
         g->pass += macs / g->task.weight;
-        atomic_fetch_add_explicit(&g->steps_done, !s->finished && !s->diverged,
-                                  memory_order_relaxed);
+        const bool moved = !s->finished && !s->diverged; /* the last look is no step */
+        atomic_fetch_add_explicit(&g->steps_done, moved, memory_order_relaxed);
+        c->steps_total += moved;
     }
-    c->steps_total += w->stage->n;
     const double each = (double)ns * 1e-9 / w->stage->n;
     c->step_seconds = c->step_seconds > 0 ? c->step_seconds * 0.95 + each * 0.05 : each;
 }
