@@ -22,6 +22,32 @@ static json_t *check_json(const char *name, bool ok, const char *detail)
     return json_pack("{s:s, s:b, s:s}", "name", name, "ok", ok, "detail", detail);
 }
 
+/* What is wrong with a model file is for those who may read: it names paths. */
+static json_t *model_check(const struct call *c, const char *name, const char *error)
+{
+    const bool may_read = c->who.scopes & AUTH_READ;
+    const char *detail = error[0] == '\0' ? "serving" : may_read ? error : "see the log";
+    return check_json(name, error[0] == '\0', detail);
+}
+
+static json_t *checks_json(const struct call *c, const struct models_entry *list, int n,
+                           bool draining)
+{
+    json_t *checks = json_array();
+    struct models_refusal *refused = calloc(MODELS_MAX, sizeof *refused);
+    const int n_refused = refused ? models_refusals(c->app->models, refused) : 0;
+    json_array_append_new(
+        checks, check_json("draining", !draining, draining ? "the daemon is being stopped" : "no"));
+    json_array_append_new(checks,
+                          check_json("models", n > 0, n > 0 ? "loaded" : "no model is loaded"));
+    for (int i = 0; i < n; i++)
+        json_array_append_new(checks, model_check(c, list[i].model->d.name, list[i].error));
+    for (int i = 0; i < n_refused; i++)
+        json_array_append_new(checks, model_check(c, refused[i].file, refused[i].error));
+    free(refused);
+    return checks;
+}
+
 /* Ready = a model is loaded and the daemon is not being stopped. */
 void handle_readyz(struct call *c)
 {
@@ -30,18 +56,8 @@ void handle_readyz(struct call *c)
     const int n = list ? models_list(a->models, list) : 0;
     const bool draining = atomic_load(&a->draining), ready = n > 0 && !draining;
     json_t *body = json_pack("{s:s}", "status", ready ? "ready" : "not ready");
-    if (request_query(c->request, "verbose")) {
-        json_t *checks = json_array();
-        json_array_append_new(checks, check_json("draining", !draining,
-                                                 draining ? "the daemon is being stopped" : "no"));
-        json_array_append_new(checks,
-                              check_json("models", n > 0, n > 0 ? "loaded" : "no model is loaded"));
-        for (int i = 0; i < n; i++)
-            json_array_append_new(checks,
-                                  check_json(list[i].model->d.name, list[i].error[0] == '\0',
-                                             list[i].error[0] ? list[i].error : "serving"));
-        json_object_set_new(body, "checks", checks);
-    }
+    if (request_query(c->request, "verbose"))
+        json_object_set_new(body, "checks", checks_json(c, list, n, draining));
     for (int i = 0; i < n; i++)
         model_put(list[i].model);
     free(list);

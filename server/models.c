@@ -394,6 +394,23 @@ int models_list(struct models *m, struct models_entry out[MODELS_MAX])
     return n;
 }
 
+int models_refusals(struct models *m, struct models_refusal out[MODELS_MAX])
+{
+    int n = 0;
+    pthread_mutex_lock(&m->mu);
+    for (int i = 0; i < m->n; i++) {
+        const struct entry *at = m->entries[i];
+        const char *slash = strrchr(at->path, '/');
+        if (at->model)
+            continue;
+        snprintf(out[n].file, sizeof out[n].file, "%.255s", slash ? slash + 1 : at->path);
+        snprintf(out[n].error, sizeof out[n].error, "%s", at->error);
+        n++;
+    }
+    pthread_mutex_unlock(&m->mu);
+    return n;
+}
+
 void models_close(struct models *m)
 {
     if (!m)

@@ -43,4 +43,10 @@ int models_find(struct models *m, const char *name, struct model **out, struct e
 int models_find_digest(struct models *m, const char *digest, struct model **out, struct err *e);
 /* Fills up to MODELS_MAX entries (references are the caller's to put), returns their number. */
 int models_list(struct models *m, struct models_entry out[MODELS_MAX]);
+/* Files that are not served at all, with the reason. Fills up to MODELS_MAX, returns their number. */
+struct models_refusal {
+    char file[256]; /* without its directory */
+    char error[512];
+};
+int models_refusals(struct models *m, struct models_refusal out[MODELS_MAX]);
 void models_close(struct models *m);
