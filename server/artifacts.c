@@ -29,16 +29,6 @@ static int add(struct artifacts *a, const char *name, const char *type, struct b
     return 0;
 }
 
-static struct blob *text_blob(json_t *value)
-{
-    size_t size;
-    char *text = value ? json_text(value, &size) : NULL;
-    struct blob *b = text ? blob_copy(text, size) : NULL;
-    free(text);
-    json_decref(value);
-    return b;
-}
-
 int artifacts_grid(const struct model *m, const float *x, int n, struct blob **out, struct err *e)
 {
     const struct net_shape in = m->d.input;
@@ -195,7 +185,7 @@ static int add_trace(struct artifacts *a, const struct sample_request *q,
                                         number_array(r.trace_grad, r.n_trace)));
     }
     json_t *root = json_pack("{s:i, s:o}", "every_steps", every, "chains", chains);
-    return add(a, "trace.json", "application/json", text_blob(root), e);
+    return add(a, "trace.json", "application/json", json_blob(root), e);
 }
 
 static json_t *sampler_json(const struct sampler *s)
@@ -310,7 +300,7 @@ static int render_result(struct artifacts *a, const struct sample_request *q,
                                                "content_type", a->list[f].content_type,
                                                "size_bytes", (json_int_t)a->list[f].body->size,
                                                "sha256", a->list[f].sha256));
-    a->result = text_blob(json_pack(
+    a->result = json_blob(json_pack(
         "{s:o, s:o, s:{s:I, s:i, s:i, s:i}, s:o}", "artifacts", files, "samples", samples,
         "diagnostics", "chain_steps", (json_int_t)steps, "chains", q->n_chains, "diverged_chains",
         a->diverged, "conditions_satisfied", satisfied, "warnings", warnings));
@@ -321,7 +311,7 @@ int artifacts_render(struct artifacts *out, const struct sample_request *q,
                      const struct chain_group *g, const struct blob *request_text, struct err *e)
 {
     struct artifacts a = {0};
-    struct blob *provenance = text_blob(provenance_json(q, request_text));
+    struct blob *provenance = json_blob(provenance_json(q, request_text));
     a.list = calloc((size_t)q->n_chains + FIXED_ARTIFACTS, sizeof *a.list);
     int rc = a.list && provenance ? 0 : fail(e, FAIL_NO_MEMORY, "no memory for the artifacts");
     if (rc == 0 && q->outputs & SAMPLE_GRID)

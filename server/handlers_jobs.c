@@ -59,10 +59,7 @@ static void format_etag(const struct job *job, char etag[ETAG_SIZE])
 /* Answers with the job, its revision as ETag. Drops the job's references. */
 static void respond_job(struct call *c, int status, struct job *job, bool location)
 {
-    size_t size;
     char etag[ETAG_SIZE], where[64];
-    json_t *root = job_json(job, true);
-    char *text = root ? json_text(root, &size) : NULL;
     struct http_reply reply = {.status = status, .content_type = "application/json"};
     format_etag(job, etag);
     snprintf(where, sizeof where, "/v1/jobs/%s", job->id);
@@ -73,9 +70,7 @@ static void respond_job(struct call *c, int status, struct job *job, bool locati
     if (!location && call_knows(c, etag))
         reply.status = 304;
     else
-        reply.body = text ? blob_copy(text, size) : NULL;
-    free(text);
-    json_decref(root);
+        reply.body = json_blob(job_json(job, true));
     job_fini(job);
     if (reply.status == 304 || reply.body) {
         respond(c, &reply);

@@ -4,7 +4,6 @@
 #include "base/timing.h"
 
 #include <stdio.h>
-#include <stdlib.h>
 
 static json_t *time_json(int64_t ms)
 {
@@ -80,25 +79,15 @@ json_t *job_json(const struct job *j, bool with_result)
     return root;
 }
 
-static struct blob *line(json_t *value)
-{
-    size_t size;
-    char *text = value ? json_text(value, &size) : NULL;
-    struct blob *b = text ? blob_copy(text, size) : NULL;
-    free(text);
-    json_decref(value);
-    return b;
-}
-
 struct blob *job_json_line(const struct job *j)
 {
-    return line(job_json(j, false));
+    return json_blob(job_json(j, false));
 }
 
 struct blob *job_progress_line(const struct job *j, long long steps_done, int chains_finished,
                                int chains_diverged, double eta_seconds)
 {
-    return line(json_pack(
+    return json_blob(json_pack(
         "{s:s, s:I, s:I, s:f, s:i, s:i, s:f}", "id", j->id, "chain_steps_done",
         (json_int_t)steps_done, "chain_steps_total", (json_int_t)j->steps_total, "fraction",
         j->steps_total > 0 ? (double)steps_done / (double)j->steps_total : 0.0, "chains_finished",

@@ -172,15 +172,6 @@ static int make_id(char out[JOB_ID_SIZE], struct err *e)
     return rc;
 }
 
-static struct blob *text_of(const json_t *value)
-{
-    size_t size;
-    char *text = json_text(value, &size);
-    struct blob *b = text ? blob_copy(text, size) : NULL;
-    free(text);
-    return b;
-}
-
 /* Writes what the daemon chose into the request, so that its text says everything. */
 static int complete(json_t *root, struct sample_request *q, struct err *e)
 {
@@ -214,8 +205,8 @@ static int describe(struct job *job, json_t *root, const struct sample_request *
     const int rc = make_id(job->id, e);
     if (rc != 0)
         return rc;
-    job->request = text_of(root);
-    job->labels = q->labels ? text_of(q->labels) : NULL;
+    job->request = json_blob(json_incref(root));
+    job->labels = q->labels ? json_blob(json_deep_copy(q->labels)) : NULL;
     if (!job->request || (q->labels && !job->labels))
         return fail(e, FAIL_NO_MEMORY, "no memory for the request");
     return 0;
@@ -227,7 +218,7 @@ int jobs_submit(struct jobs *j, json_t *root, const char *client, const char *id
     struct sample_request *q;
     struct job job = {0};
     char digest[DIGEST_HEX];
-    struct blob *as_sent = text_of(root);
+    struct blob *as_sent = json_blob(json_incref(root));
     if (!as_sent)
         return fail(e, FAIL_NO_MEMORY, "no memory for the request");
     digest_bytes(as_sent->bytes, as_sent->size, digest);

@@ -170,7 +170,6 @@ struct blob *problem_body(const struct err *why, const char *instance, const cha
     const struct err *const e = &mended;
     mend(mended.text);
     char type[80];
-    size_t size;
     snprintf(type, sizeof type, "/problems/%s", fail_name(e->code));
     json_t *root = json_pack("{s:s, s:s, s:i, s:s, s:s, s:s, s:s}", "type", type, "title",
                              problem_title(e->code), "status", problem_status(e->code), "code",
@@ -185,9 +184,5 @@ struct blob *problem_body(const struct err *why, const char *instance, const cha
             json_object_set_new(item, "did_you_mean", json_string(e->did_you_mean));
         json_object_set_new(root, "errors", json_pack("[o]", item));
     }
-    char *text = root ? json_text(root, &size) : NULL;
-    json_decref(root);
-    struct blob *body = text ? blob_copy(text, size) : NULL;
-    free(text);
-    return body;
+    return json_blob(root);
 }

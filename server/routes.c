@@ -145,11 +145,7 @@ void respond(struct call *c, struct http_reply *reply)
 
 void respond_json(struct call *c, int status, json_t *body)
 {
-    size_t size;
-    char *text = body ? json_text(body, &size) : NULL;
-    struct blob *blob = text ? blob_copy(text, size) : NULL;
-    json_decref(body);
-    free(text);
+    struct blob *blob = json_blob(body);
     if (!blob) {
         struct err e;
         fail(&e, FAIL_NO_MEMORY, "no memory for the answer");

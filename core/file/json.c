@@ -7,6 +7,7 @@
 #include <math.h>
 #include <stdint.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 /* Checks both limits without building anything. Up to the first mistake in the text this sees the
@@ -183,6 +184,16 @@ void json_reader_pointer(const struct json_reader *r, const char *name, char *ou
     copy_whole(out, size, &used, r->pointer, false);
     if (append(out, size, &used, "/", 1))
         copy_whole(out, size, &used, name, true);
+}
+
+struct blob *json_blob(json_t *value)
+{
+    size_t size;
+    char *text = value ? json_text(value, &size) : NULL;
+    struct blob *b = text ? blob_copy(text, size) : NULL;
+    free(text);
+    json_decref(value);
+    return b;
 }
 
 json_t *json_real_or_null(double v)

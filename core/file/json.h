@@ -9,6 +9,7 @@
  * did_you_mean.
  */
 #include "base/fail.h"
+#include "base/mem.h"
 
 #include <jansson.h>
 
@@ -37,6 +38,9 @@ int json_parse_limited(const char *bytes, size_t size, const struct json_limits 
  * memory. */
 char *json_text(const json_t *value, size_t *size);
 
+/* The same as a blob with one reference; value (may be NULL) loses one. NULL when it was NULL or there
+ * is no memory. */
+struct blob *json_blob(json_t *value);
 /* A new real, or null for what JSON cannot say (NaN, infinities). */
 json_t *json_real_or_null(double v);
 
