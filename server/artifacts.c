@@ -311,26 +311,26 @@ int artifacts_render(struct artifacts *out, const struct sample_request *q,
                      const struct chain_group *g, const struct blob *request_text, struct err *e)
 {
     struct artifacts a = {0};
-    struct blob *provenance = json_blob(provenance_json(q, request_text));
+    size_t size = 0;
+    json_t *root = provenance_json(q, request_text);
+    char *provenance = root ? json_text(root, &size) : NULL;
+    json_decref(root);
     a.list = calloc((size_t)q->n_chains + FIXED_ARTIFACTS, sizeof *a.list);
     int rc = a.list && provenance ? 0 : fail(e, FAIL_NO_MEMORY, "no memory for the artifacts");
     if (rc == 0 && q->outputs & SAMPLE_GRID)
         rc = add_grid(&a, q, g, e);
     if (rc == 0 && q->outputs & SAMPLE_IMAGES)
         rc = add_images(&a, q, g, e);
-    if (rc == 0 && q->outputs & SAMPLE_TENSOR) {
-        char *text = strndup((const char *)provenance->bytes, provenance->size);
-        rc = text ? add_tensor(&a, q, g, text, e) : fail(e, FAIL_NO_MEMORY, "no memory");
-        free(text);
-    }
+    if (rc == 0 && q->outputs & SAMPLE_TENSOR)
+        rc = add_tensor(&a, q, g, provenance, e);
     if (rc == 0 && q->outputs & SAMPLE_TRACE)
         rc = add_trace(&a, q, g, e);
     if (rc == 0) {
-        rc = add(&a, "provenance.json", "application/json", blob_get(provenance), e);
+        rc = add(&a, "provenance.json", "application/json", blob_copy(provenance, size), e);
         if (rc == 0)
             rc = render_result(&a, q, g, e);
     }
-    blob_put(provenance);
+    free(provenance);
     if (rc != 0)
         artifacts_fini(&a);
     else
