@@ -312,7 +312,8 @@ static void *worker_main(void *arg)
         if (c->stop)
             break;
         if (!w->stage || w->stage->n == 0) {
-            if (!next_in_line(c, NULL))
+            /* fill may have let go of mu: what was announced meanwhile must not be slept over */
+            if (!next_in_line(c, NULL) && w->forgets_seen == c->forgets)
                 pthread_cond_wait(&c->work, &c->mu);
             continue;
         }
