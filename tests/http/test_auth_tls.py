@@ -396,7 +396,7 @@ class Models(Folder):
 
 class Signals(Folder):
     BODY = (b"\0" * 3072) * 64
-    HEAD = (b"POST /v1/predict?include=approximate_mass HTTP/1.1\r\nHost: x\r\nContent-Type: application/octet-stream\r\n"
+    HEAD = (b"POST /v1/predict?include=approximate_mass&timeout_ms=600000 HTTP/1.1\r\nHost: x\r\nContent-Type: application/octet-stream\r\n"
             b"X-Image-Shape: 64,32,32,3\r\nContent-Length: %d\r\n\r\n" % len(BODY))
 
     def long_job(self):
@@ -408,7 +408,7 @@ class Signals(Folder):
         self.assertEqual(self.daemon.wait_exit(seconds), code, self.daemon.log()[-2000:])
 
     def test_sigterm_lets_requests_in_flight_finish(self):
-        self.serve("--predict.threads=1", "--predict.queue_max=4096", "--http.threads=1")
+        self.serve("--predict.threads=1", "--predict.queue_max=4096", "--http.threads=1", "--shutdown.drain_ms=600000")
         path = self.long_job()
         crowd = [self.daemon.socket(30) for _ in range(12)]
         for s in crowd:

@@ -83,7 +83,7 @@ class Life(jemd_test.Case):
         self.assertEqual(self.get(path, {"If-None-Match": '"0"'}).status, 200)
 
     def test_a_long_poll_ends_with_a_change(self):
-        accepted = submit(self.daemon, job(16, 400))
+        accepted = submit(self.daemon, job(16, 40 if SLOW else 400))
         begin, states = time.monotonic(), ["queued"]
         while states[-1] not in ENDED and time.monotonic() < begin + patience(30):
             states.append(self.get(f"/v1/jobs/{accepted['id']}?wait=30").json()["state"])
