@@ -46,22 +46,56 @@ static double median(double *v, int n)
     return v[n / 2];
 }
 
+/* Something another thread ends and this one waits for. */
+struct latch {
+    pthread_mutex_t mu;
+    pthread_cond_t done;
+    bool over;  /* guarded by mu */
+    int result; /* guarded by mu */
+};
+
+static void latch_init(struct latch *l)
+{
+    pthread_mutex_init(&l->mu, NULL);
+    pthread_cond_init(&l->done, NULL);
+}
+
+static void latch_fini(struct latch *l)
+{
+    pthread_cond_destroy(&l->done);
+    pthread_mutex_destroy(&l->mu);
+}
+
+static void latch_release(struct latch *l, int result)
+{
+    pthread_mutex_lock(&l->mu);
+    l->over = true;
+    l->result = result;
+    pthread_cond_signal(&l->done);
+    pthread_mutex_unlock(&l->mu);
+}
+
+/* The result; the latch can be used again. */
+static int latch_wait(struct latch *l)
+{
+    pthread_mutex_lock(&l->mu);
+    while (!l->over)
+        pthread_cond_wait(&l->done, &l->mu);
+    l->over = false;
+    const int result = l->result;
+    pthread_mutex_unlock(&l->mu);
+    return result;
+}
+
 /* A ticket that somebody waits for. */
 struct waited {
     struct ticket ticket;
-    pthread_mutex_t mu;
-    pthread_cond_t done;
-    int over;
+    struct latch latch;
 };
 
 static void on_ticket(struct ticket *t, int result)
 {
-    struct waited *w = (struct waited *)(void *)t;
-    (void)result;
-    pthread_mutex_lock(&w->mu);
-    w->over = 1;
-    pthread_cond_signal(&w->done);
-    pthread_mutex_unlock(&w->mu);
+    latch_release(&((struct waited *)(void *)t)->latch, result);
 }
 
 struct span {
@@ -75,15 +109,12 @@ static int time_predictions(struct batcher *b, struct waited *w, int n, int roun
     const int64_t begin = timing_ns(), cpu = timing_read(CLOCK_PROCESS_CPUTIME_ID);
     w->ticket.n = n;
     for (int i = 0; i < rounds; i++) {
-        w->over = 0;
         w->ticket.deadline_ns = INT64_MAX;
         const int rc = batcher_submit(b, &w->ticket, e);
         if (rc != 0)
             return rc;
-        pthread_mutex_lock(&w->mu);
-        while (!w->over)
-            pthread_cond_wait(&w->done, &w->mu);
-        pthread_mutex_unlock(&w->mu);
+        if (latch_wait(&w->latch) != 0)
+            return fail(e, FAIL_NO_MEMORY, "a prediction of %d images could not be computed", n);
     }
     out->wall = (double)(timing_ns() - begin) * 1e-9 / rounds;
     out->cpu = (double)(timing_read(CLOCK_PROCESS_CPUTIME_ID) - cpu) * 1e-9 / rounds;
@@ -130,8 +161,7 @@ static int measure_predictions(struct model *m, int threads, int images, struct 
         return rc;
     float *x = malloc(n * sizeof *x);
     w.ticket.logits = malloc((size_t)images * (size_t)model_logits(m) * sizeof(float));
-    pthread_mutex_init(&w.mu, NULL);
-    pthread_cond_init(&w.done, NULL);
+    latch_init(&w.latch);
     if (x && w.ticket.logits) {
         rng_uniform(&stream, x, n);
         w.ticket.x = x;
@@ -140,46 +170,30 @@ static int measure_predictions(struct model *m, int threads, int images, struct 
         rc = fail(e, FAIL_NO_MEMORY, "no memory for %d images", images);
     }
     batcher_close(b);
-    pthread_cond_destroy(&w.done);
-    pthread_mutex_destroy(&w.mu);
+    latch_fini(&w.latch);
     free(w.ticket.logits);
     free(x);
     return rc;
 }
 
-/* A group that somebody waits for. */
-struct group_end {
-    pthread_mutex_t mu;
-    pthread_cond_t done;
-    int over;
-};
-
 static void on_group(void *ctx, struct chain_group *g)
 {
-    struct group_end *w = ctx;
-    (void)g;
-    pthread_mutex_lock(&w->mu);
-    w->over = 1;
-    pthread_cond_signal(&w->done);
-    pthread_mutex_unlock(&w->mu);
+    latch_release(ctx, chain_group_error(g) ? -FAIL_NO_MEMORY : 0);
 }
 
-static int run_chains(struct chains *c, const struct chain_task *t, struct group_end *w,
+static int run_chains(struct chains *c, const struct chain_task *t, struct latch *l,
                       double *seconds, struct err *e)
 {
     struct chain_group *g;
     const int64_t begin = timing_ns();
-    w->over = 0;
-    const int rc = chains_submit(c, t, NULL, &g, e);
+    int rc = chains_submit(c, t, NULL, &g, e);
     if (rc != 0)
         return rc;
-    pthread_mutex_lock(&w->mu);
-    while (!w->over)
-        pthread_cond_wait(&w->done, &w->mu);
-    pthread_mutex_unlock(&w->mu);
+    if (latch_wait(l) != 0)
+        rc = fail(e, FAIL_NO_MEMORY, "no memory for the chains' workspace");
     *seconds = (double)(timing_ns() - begin) * 1e-9;
     chain_group_free(g);
-    return 0;
+    return rc;
 }
 
 static int measure_chains(struct model *m, int threads, int images, int steps, struct figures *f,
@@ -188,7 +202,7 @@ static int measure_chains(struct model *m, int threads, int images, int steps, s
     struct condition marginal;
     const struct condition *conditions[IMAGES_MAX];
     struct sampler sampler = m->d.sampler;
-    struct group_end w = {.over = 0};
+    struct latch latch = {.over = false};
     struct chains *c = NULL;
     double seconds[RUNS + 1];
     const struct chains_settings s = {
@@ -209,17 +223,15 @@ static int measure_chains(struct model *m, int threads, int images, int steps, s
                                  .seed = 1,
                                  .weight = 1,
                                  .done = on_group,
-                                 .ctx = &w};
-    pthread_mutex_init(&w.mu, NULL);
-    pthread_cond_init(&w.done, NULL);
+                                 .ctx = &latch};
+    latch_init(&latch);
     rc = chains_open(&c, &s, e);
     for (int i = 0; rc == 0 && i <= RUNS; i++)
-        rc = run_chains(c, &t, &w, &seconds[i], e); /* the first one warms up */
+        rc = run_chains(c, &t, &latch, &seconds[i], e); /* the first one warms up */
     if (rc == 0)
         f->step_seconds = median(seconds + 1, RUNS) / steps;
     chains_close(c);
-    pthread_cond_destroy(&w.done);
-    pthread_mutex_destroy(&w.mu);
+    latch_fini(&latch);
     condition_fini(&marginal);
     return rc;
 }

@@ -12,15 +12,10 @@ struct copy {
     float data[];
 };
 
-static bool is_aligned(const void *p)
-{
-    return (uintptr_t)p % sizeof(float) == 0;
-}
-
 /* The tensor's floats: in the mapping, or a private copy when the file misaligns them. */
 static const float *floats(struct model *m, const struct tensor *t, struct err *e)
 {
-    if (is_aligned(t->data))
+    if (tensor_aligned(t))
         return t->data;
     struct copy *c = malloc(sizeof *c + t->size_bytes);
     if (!c) {
