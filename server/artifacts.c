@@ -5,7 +5,6 @@
 #include "ebm/start.h"
 #include "file/digest.h"
 #include "file/safetensors.h"
-#include "ops/ops.h"
 #include "proto/image.h"
 
 #include <inttypes.h>
@@ -213,8 +212,8 @@ static json_t *provenance_json(const struct sample_request *q, const struct blob
                               json_integer(start_buffer_mismatch(q->model, &q->conditions[i])));
     json_t *root =
         json_pack("{s:s, s:s, s:s, s:s, s:{s:s, s:s, s:s}, s:o, s:o?}", "jemd", JEMD_VERSION,
-                  "compute", ops_fingerprint(), "rng", "philox4x32-10", "seed", seed, "model",
-                  "name", q->model->d.name, "version", q->model->d.version, "digest",
+                  "compute", model_fingerprint(q->model), "rng", "philox4x32-10", "seed", seed,
+                  "model", "name", q->model->d.name, "version", q->model->d.version, "digest",
                   q->model->digest, "sampler", sampler_json(&q->sampler), "request", request);
     if (q->sampler.start == START_BUFFER)
         json_object_set_new(root, "buffer_attributes_broken", mismatches);

@@ -4,7 +4,6 @@
 #include "base/pool.h"
 #include "base/timing.h"
 #include "ebm/score.h"
-#include "ops/ops.h"
 #include "server/metrics.h"
 
 #include <pthread.h>
@@ -13,11 +12,13 @@
 
 enum { SLICE = 4, BENCHES = 4 }; /* images a core computes at once; models with open workspaces */
 
-/* What the cores need for one model: a workspace each, and a gradient. */
+/* What the cores need for one model: a workspace each, and a gradient; and one workspace in which
+ * all compute the same images, for when these are fewer than the cores. */
 struct bench {
     struct model *model;           /* one reference; NULL = unused */
     struct workspace **workspaces; /* [threads] */
-    float **gradients;             /* [threads]: [SLICE][elements], then [SLICE][logits] */
+    struct workspace *together;
+    float **gradients; /* [threads]: [SLICE][elements], then [SLICE][logits] */
     uint64_t used;
 };
 
@@ -45,27 +46,31 @@ static void close_bench(struct bench *b, int threads)
         if (b->gradients)
             free(b->gradients[i]);
     }
+    workspace_close(b->together);
     free(b->workspaces);
     free(b->gradients);
     model_put(b->model);
     *b = (struct bench){0};
 }
 
-static int open_bench(struct bench *out, struct model *m, int threads, struct err *e)
+static int open_bench(struct bench *out, struct model *m, struct pool *pool, struct err *e)
 {
+    const int threads = pool_threads(pool);
     struct bench b = {.model = model_get(m)};
     const size_t floats = (model_elements(m) + (size_t)model_logits(m)) * SLICE;
-    int rc = 0;
+    const struct engine *engine;
+    int rc = model_engine(m, &engine, e);
     b.workspaces = calloc((size_t)threads, sizeof *b.workspaces);
     b.gradients = calloc((size_t)threads, sizeof *b.gradients);
-    if (!b.workspaces || !b.gradients)
+    if (rc == 0 && (!b.workspaces || !b.gradients))
         rc = fail(e, FAIL_NO_MEMORY, "cannot allocate workspaces");
     for (int i = 0; rc == 0 && i < threads; i++) {
         b.gradients[i] = malloc(floats * sizeof(float));
-        rc = b.gradients[i]
-                 ? workspace_open(&b.workspaces[i], m->net, ops_default(), SLICE, true, e)
-                 : fail(e, FAIL_NO_MEMORY, "cannot allocate a gradient");
+        rc = b.gradients[i] ? workspace_open_engine(&b.workspaces[i], engine, SLICE, true, NULL, e)
+                            : fail(e, FAIL_NO_MEMORY, "cannot allocate a gradient");
     }
+    if (rc == 0)
+        rc = workspace_open_engine(&b.together, engine, SLICE, true, pool, e);
     if (rc != 0)
         close_bench(&b, threads);
     else
@@ -76,7 +81,8 @@ static int open_bench(struct bench *out, struct model *m, int threads, struct er
 static size_t bench_bytes(const struct bench *b, int threads)
 {
     const size_t floats = (model_elements(b->model) + (size_t)model_logits(b->model)) * SLICE;
-    return (workspace_bytes(b->workspaces[0]) + floats * sizeof(float)) * (size_t)threads;
+    return (workspace_bytes(b->workspaces[0]) + floats * sizeof(float)) * (size_t)threads +
+           workspace_bytes(b->together);
 }
 
 static void count_bytes(struct batcher *b)
@@ -105,7 +111,7 @@ static int find_bench(struct batcher *b, struct model *m, struct bench **out, st
     }
     if (oldest->model)
         close_bench(oldest, pool_threads(b->pool));
-    const int rc = open_bench(oldest, m, pool_threads(b->pool), e);
+    const int rc = open_bench(oldest, m, b->pool, e);
     if (rc == 0) {
         oldest->used = ++b->tick;
         *out = oldest;
@@ -125,13 +131,11 @@ struct batch {
     const struct slice *slices;
 };
 
-static void compute_slice(void *ctx, int item, int worker)
+static void compute_slice_in(const struct batch *batch, int item, struct workspace *w, int worker)
 {
-    const struct batch *batch = ctx;
     const struct slice *s = &batch->slices[item];
     const struct ticket *t = s->ticket;
     const struct model *m = t->model;
-    struct workspace *w = batch->bench->workspaces[worker];
     const size_t elements = model_elements(m), l = (size_t)model_logits(m);
     const size_t first = (size_t)s->first;
     const float *logits = net_forward(w, s->n, t->x + first * elements);
@@ -145,6 +149,24 @@ static void compute_slice(void *ctx, int item, int worker)
     for (int i = 0; i < s->n; i++)
         t->approximate_mass[s->first + i] =
             score_approximate_mass(gradient + (size_t)i * elements, elements);
+}
+
+static void compute_slice(void *ctx, int item, int worker)
+{
+    const struct batch *batch = ctx;
+    compute_slice_in(batch, item, batch->bench->workspaces[worker], worker);
+}
+
+/* A slice a core, or, with fewer images than cores, slice by slice on all of them. The bits are the
+ * same. */
+static void compute_slices(struct pool *pool, struct batch *batch, int n, int images)
+{
+    if (images >= pool_threads(pool)) {
+        pool_run(pool, n, compute_slice, batch);
+        return;
+    }
+    for (int i = 0; i < n; i++)
+        compute_slice_in(batch, i, batch->bench->together, 0);
 }
 
 /* Cuts up to `room` images of the tickets into slices, so that every core gets some. */
@@ -198,7 +220,7 @@ static void compute(struct batcher *b, struct ticket *list, struct slice *slices
         if (rc == 0) {
             struct batch batch = {.bench = bench, .slices = slices};
             const int n = cut(list, b->settings.batch_max, pool_threads(b->pool), slices, &images);
-            pool_run(b->pool, n, compute_slice, &batch);
+            compute_slices(b->pool, &batch, n, images);
             learn_speed(b, images, timing_ns() - begin);
             metrics_observe(METRIC_PREDICT_BATCH_SIZE, images);
         }

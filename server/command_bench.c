@@ -1,31 +1,41 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* `jemd bench`: forward passes as the batcher runs them, Langevin steps as the chain engine runs
- * them; medians of several runs. */
 #include "server/command_bench.h"
 
 #include "base/pool.h"
-#include "base/rng.h"
-#include "base/timing.h"
-#include "ebm/chains.h"
-#include "ops/ops.h"
-#include "server/batcher.h"
+#include "server/bench.h"
 
 #include <getopt.h>
-#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-enum { RUNS = 7, IMAGES_MAX = 256 };
+enum { RUNS = 7 };
 
 static void usage(FILE *out)
 {
-    fprintf(out,
-            "usage: jemd bench [--threads N] [--images N] [--steps N] [--json] MODEL\n\n"
-            "Prints medians of %d runs: images/s of predictions in batches of N images and one\n"
-            "at a time, and chain-steps/s of N Langevin chains.\n",
-            RUNS);
+    fprintf(
+        out,
+        "usage: jemd bench [--threads N] [--images N] [--steps N] [--json] MODEL\n"
+        "       jemd bench --layers [--images N] MODEL\n"
+        "       jemd bench --serve [--threads N] MODEL\n\n"
+        "Prints medians of %d runs: images/s of predictions in batches of N images and one\n"
+        "at a time, and chain-steps/s of N Langevin chains.\n\n"
+        "  --threads N   of the engine (default: one a core)\n"
+        "  --images N    images of a batch, chains (default 16)\n"
+        "  --steps N     Langevin steps of a run (default 50)\n"
+        "  --json        one line of JSON\n"
+        "  --layers      every stage of a step on one thread: its algorithm, time, speed, and\n"
+        "                that as a share of what the CPU can multiply and add directly\n"
+        "  --serve       reads \"forward N SECONDS\", \"step N SECONDS\", \"logits IN OUT N\" and\n"
+        "                \"gradient IN OUT N\" from standard input (tests/bench/peers.py)\n",
+        RUNS);
 }
+
+struct arguments {
+    const char *model;
+    int threads, images, steps;
+    bool json, layers, serve;
+};
 
 struct figures {
     double batch_seconds;  /* a prediction of `images` images */
@@ -46,201 +56,32 @@ static double median(double *v, int n)
     return v[n / 2];
 }
 
-/* Something another thread ends and this one waits for. */
-struct latch {
-    pthread_mutex_t mu;
-    pthread_cond_t done;
-    bool over;  /* guarded by mu */
-    int result; /* guarded by mu */
-};
-
-static void latch_init(struct latch *l)
-{
-    pthread_mutex_init(&l->mu, NULL);
-    pthread_cond_init(&l->done, NULL);
-}
-
-static void latch_fini(struct latch *l)
-{
-    pthread_cond_destroy(&l->done);
-    pthread_mutex_destroy(&l->mu);
-}
-
-static void latch_release(struct latch *l, int result)
-{
-    pthread_mutex_lock(&l->mu);
-    l->over = true;
-    l->result = result;
-    pthread_cond_signal(&l->done);
-    pthread_mutex_unlock(&l->mu);
-}
-
-/* The result; the latch can be used again. */
-static int latch_wait(struct latch *l)
-{
-    pthread_mutex_lock(&l->mu);
-    while (!l->over)
-        pthread_cond_wait(&l->done, &l->mu);
-    l->over = false;
-    const int result = l->result;
-    pthread_mutex_unlock(&l->mu);
-    return result;
-}
-
-/* A ticket that somebody waits for. */
-struct waited {
-    struct ticket ticket;
-    struct latch latch;
-};
-
-static void on_ticket(struct ticket *t, int result)
-{
-    latch_release(&((struct waited *)(void *)t)->latch, result);
-}
-
-struct span {
-    double wall, cpu; /* seconds */
-};
-
-/* Time of each of `rounds` predictions of n images, one after the other. */
-static int time_predictions(struct batcher *b, struct waited *w, int n, int rounds,
-                            struct span *out, struct err *e)
-{
-    const int64_t begin = timing_ns(), cpu = timing_read(CLOCK_PROCESS_CPUTIME_ID);
-    w->ticket.n = n;
-    for (int i = 0; i < rounds; i++) {
-        w->ticket.deadline_ns = INT64_MAX;
-        const int rc = batcher_submit(b, &w->ticket, e);
-        if (rc != 0)
-            return rc;
-        if (latch_wait(&w->latch) != 0)
-            return fail(e, FAIL_NO_MEMORY, "a prediction of %d images could not be computed", n);
-    }
-    out->wall = (double)(timing_ns() - begin) * 1e-9 / rounds;
-    out->cpu = (double)(timing_read(CLOCK_PROCESS_CPUTIME_ID) - cpu) * 1e-9 / rounds;
-    return 0;
-}
-
 /* RUNS of each kind in turn, about 0.1 s apiece; after a warm-up. */
-static int run_predictions(struct batcher *b, struct waited *w, int images, struct figures *f,
-                           struct err *e)
+static int measure(struct bench *b, const struct arguments *a, struct figures *f, struct err *e)
 {
-    double batch[RUNS], single[RUNS], cpu[RUNS];
-    struct span t = {0};
+    double batch[RUNS], single[RUNS], cpu[RUNS], steps[RUNS + 1];
+    struct bench_span t = {0};
     int rc = 0;
     for (int i = 0; rc == 0 && i < 2; i++)
-        rc = time_predictions(b, w, images, 1, &t, e);
+        rc = bench_predict(b, a->images, 1, &t, e);
     const int rounds = t.wall > 0 && t.wall < 0.1 ? (int)(0.1 / t.wall) + 1 : 1;
     for (int i = 0; rc == 0 && i < RUNS; i++) {
-        rc = time_predictions(b, w, images, rounds, &t, e);
+        rc = bench_predict(b, a->images, rounds, &t, e);
         batch[i] = t.wall;
         if (rc == 0)
-            rc = time_predictions(b, w, 1, rounds, &t, e);
+            rc = bench_predict(b, 1, rounds, &t, e);
         single[i] = t.wall;
         cpu[i] = t.cpu;
     }
-    if (rc == 0) {
-        f->batch_seconds = median(batch, RUNS);
-        f->single_seconds = median(single, RUNS);
-        f->single_cpu = median(cpu, RUNS);
-    }
-    return rc;
-}
-
-static int measure_predictions(struct model *m, int threads, int images, struct figures *f,
-                               struct err *e)
-{
-    const struct batcher_settings s = {
-        .threads = threads, .batch_max = IMAGES_MAX, .queue_max = IMAGES_MAX};
-    const size_t n = (size_t)images * model_elements(m);
-    const struct rng_stream stream = {.seed = 1};
-    struct waited w = {.ticket = {.model = m, .done = on_ticket}};
-    struct batcher *b;
-    int rc = batcher_open(&b, &s, e);
-    if (rc != 0)
-        return rc;
-    float *x = malloc(n * sizeof *x);
-    w.ticket.logits = malloc((size_t)images * (size_t)model_logits(m) * sizeof(float));
-    latch_init(&w.latch);
-    if (x && w.ticket.logits) {
-        rng_uniform(&stream, x, n);
-        w.ticket.x = x;
-        rc = run_predictions(b, &w, images, f, e);
-    } else {
-        rc = fail(e, FAIL_NO_MEMORY, "no memory for %d images", images);
-    }
-    batcher_close(b);
-    latch_fini(&w.latch);
-    free(w.ticket.logits);
-    free(x);
-    return rc;
-}
-
-static void on_group(void *ctx, struct chain_group *g)
-{
-    latch_release(ctx, chain_group_error(g) ? -FAIL_NO_MEMORY : 0);
-}
-
-static int run_chains(struct chains *c, const struct chain_task *t, struct latch *l,
-                      double *seconds, struct err *e)
-{
-    struct chain_group *g;
-    const int64_t begin = timing_ns();
-    int rc = chains_submit(c, t, NULL, &g, e);
-    if (rc != 0)
-        return rc;
-    if (latch_wait(l) != 0)
-        rc = fail(e, FAIL_NO_MEMORY, "no memory for the chains' workspace");
-    *seconds = (double)(timing_ns() - begin) * 1e-9;
-    chain_group_free(g);
-    return rc;
-}
-
-static int measure_chains(struct model *m, int threads, int images, int steps, struct figures *f,
-                          struct err *e)
-{
-    struct condition marginal;
-    const struct condition *conditions[IMAGES_MAX];
-    struct sampler sampler = m->d.sampler;
-    struct latch latch = {.over = false};
-    struct chains *c = NULL;
-    double seconds[RUNS + 1];
-    const struct chains_settings s = {
-        .workers = threads, .slots = 16, .quantum_steps = 32, .quantum_ms = 50};
-    int rc = condition_init(&marginal, &m->d.attributes, 1, e);
-    if (rc != 0)
-        return rc;
-    for (int i = 0; i < images; i++)
-        conditions[i] = &marginal;
-    sampler.kind = SAMPLER_SGLD;
-    sampler.steps = steps;
-    sampler.cool_last = 0;
-    sampler.start = START_NOISE;
-    const struct chain_task t = {.model = m,
-                                 .n_chains = images,
-                                 .conditions = conditions,
-                                 .sampler = &sampler,
-                                 .seed = 1,
-                                 .weight = 1,
-                                 .done = on_group,
-                                 .ctx = &latch};
-    latch_init(&latch);
-    rc = chains_open(&c, &s, e);
-    for (int i = 0; rc == 0 && i <= RUNS; i++)
-        rc = run_chains(c, &t, &latch, &seconds[i], e); /* the first one warms up */
+    for (int i = 0; rc == 0 && i <= RUNS; i++) /* the first one warms up */
+        rc = bench_steps(b, a->images, a->steps, &steps[i], e);
     if (rc == 0)
-        f->step_seconds = median(seconds + 1, RUNS) / steps;
-    chains_close(c);
-    latch_fini(&latch);
-    condition_fini(&marginal);
+        *f = (struct figures){.batch_seconds = median(batch, RUNS),
+                              .single_seconds = median(single, RUNS),
+                              .single_cpu = median(cpu, RUNS),
+                              .step_seconds = median(steps + 1, RUNS)};
     return rc;
 }
-
-struct arguments {
-    const char *model;
-    int threads, images, steps;
-    bool json;
-};
 
 static void print(const struct arguments *a, const struct model *m, const struct figures *f)
 {
@@ -249,11 +90,11 @@ static void print(const struct arguments *a, const struct model *m, const struct
         printf("{\"model\":\"%s\",\"compute\":\"%s\",\"threads\":%d,\"images\":%d,"
                "\"batch_seconds\":%.9g,\"single_seconds\":%.9g,\"single_cpu_seconds\":%.9g,"
                "\"step_seconds\":%.9g}\n",
-               m->d.name, ops_fingerprint(), a->threads, a->images, f->batch_seconds,
+               m->d.name, model_fingerprint(m), a->threads, a->images, f->batch_seconds,
                f->single_seconds, f->single_cpu, f->step_seconds);
         return;
     }
-    printf("%s, %s, %d threads, %.3f MMAC a forward pass\n", m->d.name, ops_fingerprint(),
+    printf("%s, %s, %d threads, %.3f MMAC a forward pass\n", m->d.name, model_fingerprint(m),
            a->threads, macs * 1e-6);
     printf("forward, batch of %-4d %10.1f images/s  %8.1f GFLOP/s\n", a->images,
            a->images / f->batch_seconds, 2e-9 * macs * a->images / f->batch_seconds);
@@ -263,12 +104,46 @@ static void print(const struct arguments *a, const struct model *m, const struct
            a->images / f->step_seconds, 4e-9 * macs * a->images / f->step_seconds);
 }
 
+static int print_layers(struct bench *b, struct model *m, int images, struct err *e)
+{
+    const struct engine *engine;
+    int rc = model_engine(m, &engine, e);
+    if (rc != 0)
+        return rc;
+    const int n = engine_stages(engine);
+    double *seconds = calloc((size_t)n, sizeof *seconds), total = 0;
+    rc = seconds ? bench_stages(b, images, seconds, e) : fail(e, FAIL_NO_MEMORY, "no memory");
+    const double peak = bench_peak(b);
+    for (int i = 0; rc == 0 && i < n; i++)
+        total += seconds[i];
+    if (rc == 0)
+        printf("%s, %s, %d images, one thread; peak %.0f GFLOP/s; a step %.3f ms, %.0f GFLOP/s\n",
+               m->d.name, model_fingerprint(m), images, 2e-9 * peak, total * 1e3,
+               4e-9 * (double)net_macs(m->net) * images / total);
+    for (int i = 0; rc == 0 && i < n; i++) {
+        struct engine_stage s;
+        engine_stage(engine, i, &s);
+        const double rate = (double)s.macs * images / seconds[i];
+        printf("%-8s %-11s %4dx%3dx%3d %9.1f us %5.1f %%", s.backward ? "backward" : "forward",
+               s.algorithm, s.shape.c, s.shape.h, s.shape.w, seconds[i] * 1e6,
+               100 * seconds[i] / total);
+        if (s.macs > 0)
+            printf(" %6.0f GFLOP/s %4.0f %% of peak", 2e-9 * rate, 100 * rate / peak);
+        else
+            printf("%31s", "");
+        printf("  %s\n", s.name);
+    }
+    free(seconds);
+    return rc;
+}
+
 /* 0 to go on, else 1 + the exit code. */
 static int parse(int argc, char **argv, struct arguments *a)
 {
     static const struct option options[] = {
         {"threads", required_argument, NULL, 't'}, {"images", required_argument, NULL, 'n'},
         {"steps", required_argument, NULL, 's'},   {"json", no_argument, NULL, 'j'},
+        {"layers", no_argument, NULL, 'l'},        {"serve", no_argument, NULL, 'S'},
         {"help", no_argument, NULL, 'h'},          {NULL, 0, NULL, 0}};
     int c;
     *a = (struct arguments){.threads = pool_cores(), .images = 16, .steps = 50};
@@ -281,13 +156,17 @@ static int parse(int argc, char **argv, struct arguments *a)
             a->steps = atoi(optarg);
         else if (c == 'j')
             a->json = true;
+        else if (c == 'l')
+            a->layers = true;
+        else if (c == 'S')
+            a->serve = true;
         else {
             usage(c == 'h' ? stdout : stderr);
             return c == 'h' ? 1 : 3;
         }
     }
-    if (optind != argc - 1 || a->threads < 1 || a->images < 1 || a->images > IMAGES_MAX ||
-        a->steps < 1) {
+    const int most = a->layers ? BENCH_IMAGES_MAX / 2 : BENCH_IMAGES_MAX;
+    if (optind != argc - 1 || a->threads < 1 || a->images < 1 || a->images > most || a->steps < 1) {
         usage(stderr);
         return 3;
     }
@@ -300,19 +179,23 @@ int command_bench(int argc, char **argv)
     struct arguments a;
     struct figures f = {0};
     struct model *m = NULL;
+    struct bench *b = NULL;
     struct err e;
     const int stop = parse(argc, argv, &a);
     if (stop)
         return stop - 1;
     int rc = model_open(&m, a.model, NULL, false, &e);
     if (rc == 0)
-        rc = measure_predictions(m, a.threads, a.images, &f, &e);
-    if (rc == 0)
-        rc = measure_chains(m, a.threads, a.images, a.steps, &f, &e);
-    if (rc == 0)
+        rc = bench_open(&b, m, a.threads, &e);
+    if (rc == 0 && a.serve)
+        rc = bench_serve(b, m);
+    else if (rc == 0 && a.layers)
+        rc = print_layers(b, m, a.images, &e);
+    else if (rc == 0 && (rc = measure(b, &a, &f, &e)) == 0)
         print(&a, m, &f);
-    else
+    if (rc != 0)
         fprintf(stderr, "jemd bench: %s\n", e.text);
+    bench_close(b);
     model_put(m);
     return rc != 0;
 }

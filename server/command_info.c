@@ -1,6 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* `jemd info MODEL`: what is inside a model file, and how this machine would compute it. */
-#include "ops/ops.h"
 #include "server/commands.h"
 #include "server/models.h"
 
@@ -59,10 +58,35 @@ static void print_sampler(const struct description *d)
     printf("\n");
 }
 
+/* What computing with it takes, and each convolution's algorithm. */
+static void print_compute(const struct model *m)
+{
+    const struct engine_options o = {.backward = true, .plan_only = true};
+    const double mb = 1.0 / (1 << 20);
+    struct engine *plan;
+    struct err e;
+    if (engine_open(&plan, m->net, &o, &e) != 0) {
+        printf("compute:     %s\n", e.text);
+        return;
+    }
+    printf("compute:     %s; packed weights %.1f MB, workspace %.1f MB for one image, %.1f MB for "
+           "16\n",
+           model_fingerprint(m), (double)engine_packed_bytes(plan) * mb,
+           (double)workspace_estimate_engine(plan, 1, true, 1) * mb,
+           (double)workspace_estimate_engine(plan, 16, true, 1) * mb);
+    for (int i = 0; i < engine_stages(plan); i++) {
+        struct engine_stage s;
+        engine_stage(plan, i, &s);
+        printf("  %-8s %-11s %4d x %3d x %3d %9.3f MMAC %8.2f MB  %s\n",
+               s.backward ? "backward" : "forward", s.algorithm, s.shape.c, s.shape.h, s.shape.w,
+               (double)s.macs * 1e-6, (double)s.packed_bytes * mb, s.name);
+    }
+    engine_close(plan);
+}
+
 static void print_model(const struct model *m, bool whole)
 {
     const struct description *d = &m->d;
-    const double mb = 1.0 / (1 << 20);
     printf("model:       %s, version %s, family %s\n", d->name, d->version, d->family);
     printf("file:        %s, %zu bytes, sha256 %s\n", m->path, m->file_bytes, m->digest);
     printf("input:       %d x %d x %d (C,H,W), range [%g, %g]\n", d->input.c, d->input.h,
@@ -76,9 +100,7 @@ static void print_model(const struct model *m, bool whole)
     else
         printf("none (no p-values)\n");
     printf("buffer:      %zu entries%s\n", m->n_buffer, m->buffer_y ? ", labelled" : "");
-    printf("compute:     %s; workspace %.1f MB for one image, %.1f MB for 16\n", ops_fingerprint(),
-           (double)workspace_estimate(m->net, ops_default(), 1, true) * mb,
-           (double)workspace_estimate(m->net, ops_default(), 16, true) * mb);
+    print_compute(m);
     print_sampler(d);
     print_attributes(&d->attributes);
     print_layers(d);

@@ -31,6 +31,7 @@ struct offline {
     struct workspace **workspaces; /* one a worker */
     const float *x;
     size_t n;
+    bool ref;
     float *logits, *prob, *log_px, *grad, *mass;
 };
 
@@ -79,7 +80,9 @@ static int write_out(const struct offline *o, const char *path, struct err *e)
          .shape = {n},
          .data = o->mass}};
     const struct tensor_metadata meta[] = {
-        {"model", o->model->d.name}, {"digest", o->model->digest}, {"compute", ops_fingerprint()}};
+        {"model", o->model->d.name},
+        {"digest", o->model->digest},
+        {"compute", o->ref ? "ref" : model_fingerprint(o->model)}};
     return safetensors_write(path, tensors, sizeof tensors / sizeof tensors[0], meta, 3, e);
 }
 
@@ -101,11 +104,24 @@ struct arguments {
     bool ref;
 };
 
+static int open_workspace(struct workspace **out, struct model *m, bool ref, struct pool *pool,
+                          struct err *e)
+{
+    const struct model_compute compute = {.pool = pool};
+    const struct engine *engine;
+    if (ref)
+        return workspace_open(out, m->net, &ops_ref, SLICE, true, e);
+    int rc = model_prepare(m, &compute, e);
+    if (rc == 0)
+        rc = model_engine(m, &engine, e);
+    return rc == 0 ? workspace_open_engine(out, engine, SLICE, true, NULL, e) : rc;
+}
+
 /* Everything between the opened model and the written file. */
-static int compute(const struct arguments *a, const struct model *m, const struct tensor *x,
+static int compute(const struct arguments *a, struct model *m, const struct tensor *x,
                    struct err *e)
 {
-    struct offline o = {.model = m, .n = x->shape[0]};
+    struct offline o = {.model = m, .n = x->shape[0], .ref = a->ref};
     const size_t elements = model_elements(m), l = (size_t)model_logits(m);
     struct pool *pool = NULL;
     struct arena arena = {0};
@@ -127,9 +143,8 @@ static int compute(const struct arguments *a, const struct model *m, const struc
     o.log_px = arena_take(&arena, o.n * 4);
     o.mass = arena_take(&arena, o.n * 4);
     o.workspaces = arena_take(&arena, (size_t)pool_threads(pool) * sizeof(void *));
-    const struct ops *ops = a->ref ? &ops_ref : ops_default();
     for (int i = 0; rc == 0 && i < pool_threads(pool); i++)
-        rc = workspace_open(&o.workspaces[i], m->net, ops, SLICE, true, e);
+        rc = open_workspace(&o.workspaces[i], m, a->ref, pool, e);
     if (rc == 0) {
         pool_run(pool, (int)((o.n + SLICE - 1) / SLICE), compute_slice, &o);
         rc = write_out(&o, a->out, e);

@@ -3,7 +3,6 @@
 
 #include "base/logger.h"
 #include "base/timing.h"
-#include "ops/ops.h"
 #include "server/app.h"
 #include "server/metrics.h"
 #include "server/notify.h"
@@ -83,7 +82,10 @@ static int open_models(struct app *a, struct err *e)
                                       .file = s->models.model,
                                       .default_model = s->models.default_model,
                                       .cache = s->models.cache,
-                                      .budget_bytes = s->memory.budget_bytes};
+                                      .budget_bytes = s->memory.budget_bytes,
+                                      .operands = settings_operands(s),
+                                      .share = s->compute.share,
+                                      .share_bytes = s->compute.share_limit_bytes};
     const int images = s->sampler.workers * s->sampler.slots + s->predict.threads * PREDICT_SLICE;
     if (s->models.cache[0])
         mkdir(s->models.cache, 0700);
@@ -187,7 +189,10 @@ static int open_http(struct app *a, int listen_fd, struct err *e)
 
 static int start(struct app *a, int listen_fd, struct err *e)
 {
-    metrics_set(METRIC_BUILD_INFO, 1, JEMD_VERSION, ops_default()->name, ops_fingerprint());
+    const char *compute = model_fingerprint(NULL);
+    char isa[32];
+    snprintf(isa, sizeof isa, "%.*s", (int)strcspn(compute, "/"), compute);
+    metrics_set(METRIC_BUILD_INFO, 1, JEMD_VERSION, isa, compute);
     int rc = a->settings.auth.keys[0] ? auth_open(&a->auth, a->settings.auth.keys, e) : 0;
     if (rc == 0)
         rc = open_models(a, e);
@@ -328,7 +333,8 @@ static void say_hello(const struct app *a)
         model_put(m);
     }
     logger(LOGGER_INFO, "ready", "address=%s port=%d model=%s compute=%s pid=%ld",
-           a->settings.http.address, http_port(a->http), name, ops_fingerprint(), (long)getpid());
+           a->settings.http.address, http_port(a->http), name, model_fingerprint(NULL),
+           (long)getpid());
 }
 
 /* Left alone, the C library keeps tens of megabytes a thread once large bodies have come and gone. */

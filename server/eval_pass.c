@@ -153,11 +153,14 @@ static void run_batch(void *ctx, int item, int worker)
 
 static int worker_init(struct worker *w, const struct run *r, struct err *e)
 {
-    const struct model *m = r->s->model;
+    struct model *m = r->s->model;
     const size_t area = (size_t)r->d->height * (size_t)r->d->width;
     const size_t logits = (size_t)model_logits(m), elements = model_elements(m);
     const bool gradients = r->s->gradients;
-    const int rc = workspace_open(&w->w, m->net, ops_default(), BATCH, gradients, e);
+    const struct engine *engine;
+    int rc = model_engine(m, &engine, e);
+    if (rc == 0)
+        rc = workspace_open_engine(&w->w, engine, BATCH, gradients, NULL, e);
     if (rc != 0)
         return rc;
     w->x = calloc(BATCH * elements, sizeof *w->x);

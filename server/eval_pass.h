@@ -17,7 +17,7 @@ enum eval_score {
 extern const char *const eval_score_names[EVAL_SCORES];
 
 struct eval_setup {
-    const struct model *model;
+    struct model *model;
     struct pool *pool;
     enum image_resize resize; /* images of another size; IMAGE_REJECT: an error */
     bool gradients;           /* compute EVAL_APPROXIMATE_MASS, else it is 0 */

@@ -208,7 +208,7 @@ json_t *eval_report_json(const struct eval_report *r)
     put_text(model, "version", r->model->d.version);
     put_text(model, "digest", r->model->digest);
     json_object_set_new(o, "model", model);
-    put_text(o, "arithmetic", ops_fingerprint());
+    put_text(o, "arithmetic", model_fingerprint(r->model));
     put_size(o, "n", r->splits[0].pass.n);
     if (r->fitted_path)
         put_text(o, "fitted", r->fitted_path);

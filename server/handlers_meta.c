@@ -2,7 +2,6 @@
 /* Health, metrics and documents. */
 #include "base/timing.h"
 #include "ebm/sampler.h"
-#include "ops/ops.h"
 #include "server/embedded.h"
 #include "server/handlers.h"
 #include "server/metrics.h"
@@ -82,7 +81,7 @@ void handle_version(struct call *c)
     timing_format(c->app->started_ms, started);
     respond_json(c, 200,
                  json_pack("{s:s, s:s, s:s, s:s}", "name", "jemd", "version", JEMD_VERSION,
-                           "compute", ops_fingerprint(), "started_at", started));
+                           "compute", model_fingerprint(NULL), "started_at", started));
 }
 
 static void respond_embedded(struct call *c, const struct embedded *file)

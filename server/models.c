@@ -1,9 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "server/models.h"
 
+#include "base/build.h"
 #include "base/logger.h"
+#include "base/pool.h"
 #include "base/rng.h"
 #include "ebm/score.h"
+#include "file/segment.h"
 #include "ops/ops.h"
 
 #include <dirent.h>
@@ -16,7 +19,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-enum { REFERENCE_MACS_MAX = 50000000 }; /* models up to this are compared with ops_ref */
+enum { REFERENCE_MACS_MAX = 200000000 }; /* models up to this are compared with ops_openblas */
 
 struct entry {
     char path[4096];
@@ -27,8 +30,10 @@ struct entry {
 };
 
 struct models {
-    char directory[256], file[256], default_model[64], cache[256];
-    long long budget_bytes;
+    char directory[256], file[256], default_model[64], cache[256], share[256],
+        build[SEGMENT_BUILD_MAX];
+    enum form operands;
+    long long budget_bytes, share_bytes;
     int images;
     pthread_mutex_t scanning; /* one rescan at a time; never taken while mu is held */
     pthread_mutex_t mu;
@@ -38,20 +43,32 @@ struct models {
 
 size_t models_need_bytes(const struct model *m, int images)
 {
-    return m->file_bytes + m->private_bytes +
-           workspace_estimate(m->net, ops_default(), images, true);
+    const struct engine_options o = {.backward = true, .plan_only = true};
+    struct engine *plan = NULL;
+    struct err e;
+    if (engine_open(&plan, m->net, &o, &e) != 0)
+        return SIZE_MAX / MODELS_MAX / 2;
+    const size_t bytes = m->file_bytes + m->private_bytes + engine_packed_bytes(plan) +
+                         workspace_estimate_engine(plan, images, true, 1);
+    engine_close(plan);
+    return bytes;
 }
 
-/* Logits and input gradient of one fixed image with the given operations. */
-static int probe(const struct model *m, const struct ops *ops, float *logits, float *grad,
-                 struct err *e)
+/* Logits and input gradient of one fixed image with the given operations (NULL = the engine). */
+static int probe(struct model *m, const struct ops *ops, float *logits, float *grad, struct err *e)
 {
     const struct rng_stream stream = {.seed = 1, .purpose = RNG_START_UNIFORM};
     const size_t n = model_elements(m), l = (size_t)model_logits(m);
+    const struct engine *engine;
     struct workspace *w = NULL;
     float *x = malloc((n + l) * sizeof *x);
-    int rc = x ? workspace_open(&w, m->net, ops, 1, true, e)
-               : fail(e, FAIL_NO_MEMORY, "cannot allocate a test image");
+    int rc = x ? 0 : fail(e, FAIL_NO_MEMORY, "cannot allocate a test image");
+    if (rc == 0 && ops)
+        rc = workspace_open(&w, m->net, ops, 1, true, e);
+    if (rc == 0 && !ops)
+        rc = model_engine(m, &engine, e);
+    if (rc == 0 && !ops)
+        rc = workspace_open_engine(&w, engine, 1, true, NULL, e);
     if (rc == 0) {
         rng_uniform(&stream, x, n);
         for (size_t i = 0; i < n; i++)
@@ -85,13 +102,13 @@ int models_self_test(struct model *m, struct err *e)
     if (!buffer)
         return fail(e, FAIL_NO_MEMORY, "cannot allocate the self-test");
     float *logits = buffer, *grad = logits + l, *ref_logits = grad + n, *ref_grad = ref_logits + l;
-    const struct ops *other = net_macs(m->net) <= REFERENCE_MACS_MAX ? &ops_ref : ops_default();
-    int rc = probe(m, ops_default(), logits, grad, e);
+    const struct ops *other = net_macs(m->net) <= REFERENCE_MACS_MAX ? ops_openblas() : NULL;
+    int rc = probe(m, NULL, logits, grad, e);
     if (rc == 0)
         rc = probe(m, other, ref_logits, ref_grad, e);
     const double worst =
         rc != 0 ? 0 : fmax(difference(logits, ref_logits, l), difference(grad, ref_grad, n));
-    if (rc == 0 && !(worst < 1e-3))
+    if (rc == 0 && !(worst < (model_operands(m) == FORM_F32 ? 1e-3 : 0.3)))
         rc = fail(e, FAIL_BAD_MODEL,
                   "%s: self-test failed: outputs are not finite or differ from the reference "
                   "(relative error %g)",
@@ -136,6 +153,21 @@ static int check_name(const struct models *m, const struct model *made, const st
     return 0;
 }
 
+/* Packs the model's weights on all cores, or attaches to what another process has packed. */
+static int prepare(const struct models *m, struct model *made, struct err *e)
+{
+    const struct segment_options segments = {
+        .directory = m->share, .build = m->build, .limit_bytes = (uint64_t)m->share_bytes};
+    struct pool *pool;
+    int rc = pool_open(&pool, 0, e);
+    if (rc != 0)
+        return rc;
+    const struct model_compute c = {.operands = m->operands, .segments = &segments, .pool = pool};
+    rc = model_prepare(made, &c, e);
+    pool_close(pool);
+    return rc;
+}
+
 /* Opens and tests a file for `own` (NULL = a new one). */
 static int load(struct models *m, const char *path, const struct entry *own, struct model **out,
                 struct err *e)
@@ -150,6 +182,8 @@ static int load(struct models *m, const char *path, const struct entry *own, str
         rc = fail(e, FAIL_NO_MEMORY,
                   "%s needs %zu MB, %zu MB of memory.budget_bytes (%lld MB) are taken", path,
                   need >> 20, used >> 20, m->budget_bytes >> 20);
+    if (rc == 0)
+        rc = prepare(m, made, e);
     if (rc == 0)
         rc = models_self_test(made, e);
     if (rc != 0)
@@ -298,6 +332,10 @@ int models_open(struct models **out, const struct models_settings *s, int images
     snprintf(m->file, sizeof m->file, "%s", s->file);
     snprintf(m->default_model, sizeof m->default_model, "%s", s->default_model);
     snprintf(m->cache, sizeof m->cache, "%s", s->cache);
+    snprintf(m->share, sizeof m->share, "%s", s->share);
+    snprintf(m->build, sizeof m->build, "jemd %s %s", JEMD_VERSION, build_id());
+    m->operands = s->operands;
+    m->share_bytes = s->share_bytes;
     m->budget_bytes = s->budget_bytes;
     m->images = images;
     pthread_mutex_init(&m->mu, NULL);

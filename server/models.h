@@ -16,6 +16,9 @@ struct models_settings {
     const char *default_model; /* name, "" = the only or first one */
     const char *cache;         /* of digests, "" = none */
     long long budget_bytes;    /* of all model files and workspaces */
+    enum form operands;        /* of convolutions */
+    const char *share;         /* directory of packed weights shared between processes */
+    long long share_bytes;     /* of all of them; 0 = private memory */
 };
 
 /* One model of the list. */

@@ -433,3 +433,10 @@ void settings_print_reference(FILE *out)
                 k->initial[0] ? "`" : "", k->doc);
     }
 }
+
+enum form settings_operands(const struct settings *s)
+{
+    enum form operands = FORM_F32;
+    precision_parse(s->compute.precision, &operands);
+    return operands;
+}

@@ -64,6 +64,13 @@ const struct key keys[] = {
     {FIELD(memory, budget_bytes), BYTES, 0, 1024 * GIB, "bytes", "0",
      "All models and workspaces together; a model beyond it is not loaded. 0 = half of the machine's memory."},
 
+    {FIELD(compute, precision), PRECISION, 0, 0, "", "float",
+     "Operands of convolutions: float; on CPUs with AMX tiles also bfloat16x3 (16 significant bits, twice as fast) and bfloat16 (8 bits, several times as fast)."},
+    {FIELD(compute, share), TEXT, 0, 0, "", "/dev/shm",
+     "Directory of memory for packed weights that daemons of one user share and find again after a restart."},
+    {FIELD(compute, share_limit_bytes), BYTES, 0, 1024 * GIB, "bytes", "4G",
+     "All packed weights in it; a model beyond it is packed in private memory. 0 = share nothing."},
+
     {FIELD(predict, batch_max), INTEGER, 1, 1024, "images", "32",
      "Images in one forward pass. The batcher never waits for a batch to fill."},
     {FIELD(predict, queue_max), INTEGER, 1, 65536, "images", "256",
@@ -161,6 +168,9 @@ void key_allowed(const struct key *k, char *out, size_t size)
     case LEVEL:
         snprintf(out, size, "debug, info, warn or error");
         return;
+    case PRECISION:
+        snprintf(out, size, "float, bfloat16x3 or bfloat16");
+        return;
     }
 }
 
@@ -202,6 +212,20 @@ static int parse_boolean(const char *text, bool *out)
     return -1;
 }
 
+int precision_parse(const char *text, enum form *out)
+{
+    static const char *const words[] = {
+        [FORM_F32] = "float", [FORM_BF16] = "bfloat16", [FORM_BF16X2] = "bfloat16x3"};
+    for (int i = 0; i < 3; i++) {
+        if (strcmp(text, words[i]) == 0) {
+            if (out)
+                *out = (enum form)i;
+            return 0;
+        }
+    }
+    return -1;
+}
+
 static bool text_fits(const struct key *k, const char *text)
 {
     enum logger_level level;
@@ -210,6 +234,8 @@ static bool text_fits(const struct key *k, const char *text)
         return false;
     if (k->type == ADDRESS)
         return inet_pton(AF_INET, text, binary) == 1 || inet_pton(AF_INET6, text, binary) == 1;
+    if (k->type == PRECISION)
+        return precision_parse(text, NULL) == 0;
     return k->type != LEVEL || logger_parse_level(text, &level) == 0;
 }
 
@@ -231,6 +257,7 @@ int key_store(const struct key *k, const char *text, struct settings *s)
     case TEXT:
     case ADDRESS:
     case LEVEL:
+    case PRECISION:
         if (!text_fits(k, text))
             return -1;
         snprintf(field, k->size, "%s", text);
@@ -260,6 +287,7 @@ void key_format(const struct key *k, const struct settings *s, char out[256])
     case TEXT:
     case ADDRESS:
     case LEVEL:
+    case PRECISION:
         snprintf(out, 256, "%s", (const char *)field);
         return;
     }

@@ -4,7 +4,7 @@
  * say what it takes. Used by settings.c only. */
 #include "server/settings.h"
 
-enum key_type { INTEGER, COUNT, BYTES, BOOLEAN, TEXT, ADDRESS, LEVEL };
+enum key_type { INTEGER, COUNT, BYTES, BOOLEAN, TEXT, ADDRESS, LEVEL, PRECISION };
 
 struct key {
     const char *section, *name;
@@ -15,7 +15,7 @@ struct key {
     const char *initial, *doc;
 };
 
-enum { KEYS = 45 };
+enum { KEYS = 48 };
 extern const struct key keys[KEYS]; /* sections are contiguous */
 
 /* section.name */
@@ -26,5 +26,7 @@ void key_variable(const struct key *k, char out[64]);
 void key_allowed(const struct key *k, char *out, size_t size);
 /* Parses text into the field of k. Returns 0, or -1 with *s untouched. */
 int key_store(const struct key *k, const char *text, struct settings *s);
+/* A word of PRECISION. Returns 0 and *out (which may be NULL), or -1. */
+int precision_parse(const char *text, enum form *out);
 /* The field as key_store would read it. */
 void key_format(const struct key *k, const struct settings *s, char out[256]);

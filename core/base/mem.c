@@ -4,13 +4,19 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+
+enum { HUGE_PAGE = 2 << 20 }; /* arenas of two or more of them ask for such pages */
 
 int arena_init(struct arena *a, size_t bytes, struct err *e)
 {
     const size_t size = arena_round(bytes ? bytes : 1);
-    char *base = aligned_alloc(MEM_ALIGN, size);
+    const size_t whole = size / HUGE_PAGE * HUGE_PAGE;
+    char *base = aligned_alloc(whole > HUGE_PAGE ? HUGE_PAGE : MEM_ALIGN, size);
     if (!base)
         return fail(e, FAIL_NO_MEMORY, "cannot allocate a workspace of %zu bytes", size);
+    if (whole > HUGE_PAGE)
+        madvise(base, whole, MADV_HUGEPAGE);
     memset(base, 0, size);
     *a = (struct arena){.base = base, .size_bytes = size};
     return 0;

@@ -35,3 +35,5 @@ void rng_block(const struct rng_stream *s, uint32_t block, uint32_t out[4]);
 void rng_uniform(const struct rng_stream *s, float *out, size_t n);
 /* out[n] = N(0, 1) by Box-Muller on (0, 1] x [0, 1); |value| <= 5.77. */
 void rng_normal(const struct rng_stream *s, float *out, size_t n);
+/* Elements first, first + 1, .. of that: first is a multiple of 4. */
+void rng_normal_from(const struct rng_stream *s, size_t first, float *out, size_t n);

@@ -5,9 +5,18 @@
 #include "ebm/start.h"
 
 #include <math.h>
+#include <stdlib.h>
 #include <string.h>
 
 enum { TRACE_ROW = CHAINS_TRACE_MAX + 1 };
+
+/* Chains that pass through the network together. */
+static int passes(const struct engine *engine, int slots)
+{
+    const char *k = getenv("JEMD_PASS");
+    (void)engine;
+    return k && atoi(k) < slots ? atoi(k) : slots;
+}
 
 int stage_open(struct stage *s, struct model *m, int slots, struct err *e)
 {
@@ -19,13 +28,17 @@ int stage_open(struct stage *s, struct model *m, int slots, struct err *e)
         arena_round(elements * sizeof(float)) + 2 * arena_round(n * logits * sizeof(float)) +
         arena_round((k + 1) * sizeof(float)) + arena_round(n * k * sizeof(uint16_t)) +
         2 * arena_round(n * TRACE_ROW * sizeof(float));
-    int rc = workspace_open(&made.workspace, m->net, ops_default(), slots, true, e);
+    const struct engine *engine;
+    int rc = model_engine(m, &engine, e);
+    if (rc == 0)
+        rc = workspace_open_engine(&made.workspace, engine, passes(engine, slots), true, NULL, e);
     if (rc == 0)
         rc = arena_init(&made.arena, bytes, e);
     if (rc != 0) {
         workspace_close(made.workspace);
         return rc;
     }
+    made.pass = passes(engine, slots);
     made.slots = arena_take(&made.arena, n * sizeof(struct slot));
     made.x = arena_take(&made.arena, n * elements * sizeof(float));
     made.grad = arena_take(&made.arena, n * elements * sizeof(float));
@@ -173,15 +186,12 @@ static void move(struct stage *s, int i)
     const struct sampler *sampler = g->task.sampler;
     const int t = (int)slot->state.step;
     const size_t at = (size_t)i * g->elements;
-    if (!sampler_noiseless(sampler, t)) {
-        const struct rng_stream stream = {.seed = g->task.seed,
-                                          .step = slot->state.step,
-                                          .chain = (uint32_t)slot->chain,
-                                          .purpose = RNG_LANGEVIN};
-        rng_normal(&stream, s->noise, g->elements);
-    }
+    const struct rng_stream stream = {.seed = g->task.seed,
+                                      .step = slot->state.step,
+                                      .chain = (uint32_t)slot->chain,
+                                      .purpose = RNG_LANGEVIN};
     const struct sampler_step r =
-        sampler_step(sampler, t, s->x + at, s->grad + at, s->noise, g->elements);
+        sampler_step_drawn(sampler, t, s->x + at, s->grad + at, &stream, g->elements);
     trace(s, i, r.mean_abs_grad);
     if (r.finite)
         slot->state.step++;
@@ -201,23 +211,31 @@ static void begin(struct stage *s, int i)
     slot->state.started = 1;
 }
 
-void stage_iterate(struct stage *s)
+/* One step of the chains in rows [from, to). */
+static void pass(struct stage *s, int from, int to)
 {
-    const size_t l = (size_t)model_logits(s->model);
+    const size_t l = (size_t)model_logits(s->model), elements = model_elements(s->model);
+    const size_t row = (size_t)from;
     bool moving[CHAINS_SLOTS_MAX], any = false;
-    for (int i = 0; i < s->n; i++)
+    for (int i = from; i < to; i++)
         begin(s, i);
-    const float *logits = net_forward(s->workspace, s->n, s->x);
-    for (int i = 0; i < s->n; i++) {
-        moving[i] = look(s, i, logits + (size_t)i * l);
+    const float *logits = net_forward(s->workspace, to - from, s->x + row * elements);
+    for (int i = from; i < to; i++) {
+        moving[i] = look(s, i, logits + (size_t)(i - from) * l);
         any |= moving[i];
     }
     if (any)
-        net_backward_input(s->workspace, s->n, s->dlogits, s->grad);
-    for (int i = 0; i < s->n; i++) {
+        net_backward_input(s->workspace, to - from, s->dlogits + row * l, s->grad + row * elements);
+    for (int i = from; i < to; i++) {
         if (moving[i])
             move(s, i);
         else
             trace(s, i, 0);
     }
+}
+
+void stage_iterate(struct stage *s)
+{
+    for (int from = 0; from < s->n; from += s->pass)
+        pass(s, from, from + s->pass < s->n ? from + s->pass : s->n);
 }

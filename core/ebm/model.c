@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "ebm/model.h"
 
+#include "ops/kernels.h"
+
 #include <math.h>
 #include <stdatomic.h>
 #include <stdio.h>
@@ -156,12 +158,50 @@ int model_open(struct model **out, const char *path, const char *cache_dir, bool
         return fail(e, FAIL_IO, "the model's path is longer than %zu bytes", sizeof m->path - 1);
     }
     strcpy(m->path, path);
+    pthread_mutex_init(&m->mu, NULL);
     const int rc = open_all(m, cache_dir, recompute, e);
     if (rc != 0)
         model_put(m);
     else
         *out = m;
     return rc;
+}
+
+int model_prepare(struct model *m, const struct model_compute *c, struct err *e)
+{
+    const struct engine_options o = {.kernels = kernels_of_form(c->operands),
+                                     .backward = true,
+                                     .pool = c->pool,
+                                     .segments = c->segments,
+                                     .key = m->digest};
+    int rc = 0;
+    if (!o.kernels)
+        return fail(e, FAIL_UNSUPPORTED,
+                    "bfloat16 needs a CPU with AMX tiles (and JEMD_ISA unset)");
+    pthread_mutex_lock(&m->mu);
+    if (!m->engine)
+        rc = engine_open(&m->engine, m->net, &o, e);
+    pthread_mutex_unlock(&m->mu);
+    return rc;
+}
+
+int model_engine(struct model *m, const struct engine **out, struct err *e)
+{
+    static const struct model_compute plain = {.operands = FORM_F32};
+    const int rc = model_prepare(m, &plain, e);
+    if (rc == 0)
+        *out = m->engine;
+    return rc;
+}
+
+const char *model_fingerprint(const struct model *m)
+{
+    return (m && m->engine ? engine_kernels(m->engine) : kernels_choose())->fingerprint;
+}
+
+enum form model_operands(const struct model *m)
+{
+    return m->engine ? engine_kernels(m->engine)->operand : FORM_F32;
 }
 
 struct model *model_get(struct model *m)
@@ -174,7 +214,9 @@ void model_put(struct model *m)
 {
     if (!m || atomic_fetch_sub_explicit(&m->refs, 1, memory_order_acq_rel) != 1)
         return;
+    engine_close(m->engine);
     net_close(m->net);
+    pthread_mutex_destroy(&m->mu);
     for (struct copy *c = m->copies, *next; c; c = next) {
         next = c->next;
         free(c);

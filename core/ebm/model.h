@@ -8,7 +8,11 @@
 #include "ebm/description.h"
 #include "file/digest.h"
 #include "file/safetensors.h"
+#include "net/engine.h"
 #include "net/net.h"
+#include "ops/layout.h"
+
+#include <pthread.h>
 
 struct model {
     _Atomic int refs; /* private */
@@ -18,6 +22,8 @@ struct model {
     size_t private_bytes; /* weights that had to be copied because the file misaligns them */
     struct description d;
     struct net *net;
+    pthread_mutex_t mu;       /* private */
+    struct engine *engine;    /* private, guarded by mu until it is there; see model_engine */
     struct safetensors *file; /* keeps the mapping */
     void *copies;             /* private, list of copied weights */
 
@@ -32,6 +38,25 @@ struct model {
  * Errors: IO, BAD_FILE, BAD_MODEL, NO_MEMORY. One reference. */
 int model_open(struct model **out, const char *path, const char *cache_dir, bool recompute,
                struct err *e);
+
+/* How a model computes. */
+struct model_compute {
+    enum form operands;                     /* of convolutions */
+    const struct segment_options *segments; /* where packed weights are shared; NULL = not */
+    struct pool *pool;                      /* packs them; NULL = the calling thread */
+};
+
+/* Packs the weights for this machine's kernels, or attaches to packed ones; a model is prepared
+ * once, further calls do nothing. Errors: UNSUPPORTED (operands on this CPU), NO_MEMORY. */
+int model_prepare(struct model *m, const struct model_compute *c, struct err *e);
+/* What workspaces run (workspace_open_engine); lives as long as the model. A model that nobody
+ * prepared is prepared now: float, in private memory. Errors as model_prepare. */
+int model_engine(struct model *m, const struct engine **out, struct err *e);
+/* What a result depends on beside model and seed: "<kernels>/<layout version>". NULL: of a model
+ * prepared with the defaults. */
+const char *model_fingerprint(const struct model *m);
+enum form model_operands(const struct model *m);
+
 struct model *model_get(struct model *m);
 void model_put(struct model *m); /* NULL is allowed */
 

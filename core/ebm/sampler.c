@@ -1,29 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "ebm/sampler.h"
 
+#include "base/isa/loops.h"
+
 #include <math.h>
 
 const char *const sampler_kind_names[SAMPLER_KINDS] = {"sgld", "ula", "gibbs"};
 const char *const sampler_rule_names[SAMPLER_RULES] = {"fixed", "normalised"};
 const char *const start_kind_names[START_KINDS] = {"noise", "buffer", "image"};
-
-enum { LANES = 16 };
-
-/* Mean of |v[i]| in a fixed order of additions. */
-static float mean_abs(const float *v, size_t n)
-{
-    float lanes[LANES] = {0};
-    size_t i = 0;
-    for (; i + LANES <= n; i += LANES)
-        for (size_t j = 0; j < LANES; j++)
-            lanes[j] += fabsf(v[i + j]);
-    for (size_t j = 0; i < n; i++, j++)
-        lanes[j] += fabsf(v[i]);
-    for (int half = LANES / 2; half > 0; half /= 2)
-        for (int j = 0; j < half; j++)
-            lanes[j] += lanes[j + half];
-    return lanes[0] / (float)n;
-}
 
 bool sampler_noiseless(const struct sampler *s, int t)
 {
@@ -35,38 +19,60 @@ bool sampler_draws_y(const struct sampler *s, int t)
     return s->kind == SAMPLER_GIBBS && t % s->langevin_steps == 0;
 }
 
-static float clamped(float v, float lo, float hi)
-{
-    return v < lo ? lo : v > hi ? hi : v;
-}
+/* Elements drawn at a time: they stay in the first-level cache. */
+enum { PIECE = 1024 };
 
-struct sampler_step sampler_step(const struct sampler *s, int t, float *x, const float *grad,
-                                 const float *normal, size_t n)
+/* What the gradient's size makes of step t. */
+static struct loops_move plan(const struct sampler *s, int t, struct sampler_step *r)
 {
-    const float inverse = 1.0f / s->temperature;
-    struct sampler_step r = {.mean_abs_grad = mean_abs(grad, n) * inverse};
-    r.finite = isfinite(r.mean_abs_grad);
-    if (!r.finite)
-        return r;
     float a = s->step_size;
-    if (s->rule == SAMPLER_NORMALISED && s->step_norm < a * r.mean_abs_grad)
-        a = s->step_norm / r.mean_abs_grad;
+    if (s->rule == SAMPLER_NORMALISED && s->step_norm < a * r->mean_abs_grad)
+        a = s->step_norm / r->mean_abs_grad;
     float noise = s->kind == SAMPLER_ULA ? sqrtf(2.0f * a) : s->noise;
     if (sampler_noiseless(s, t)) {
         a *= (float)(s->steps - t) / (float)s->cool_last;
         noise = 0;
     }
-    r.step_size = a;
-    const float scale = a * inverse;
-    const float most = s->pixel_clamp > 0 ? s->pixel_clamp : INFINITY;
-    const float lo = s->clamp ? s->clamp_lo : -INFINITY, hi = s->clamp ? s->clamp_hi : INFINITY;
-    if (noise > 0) {
-        for (size_t i = 0; i < n; i++)
-            x[i] =
-                clamped(x[i] + clamped(scale * grad[i], -most, most) + noise * normal[i], lo, hi);
-    } else {
-        for (size_t i = 0; i < n; i++)
-            x[i] = clamped(x[i] + clamped(scale * grad[i], -most, most), lo, hi);
+    r->step_size = a;
+    return (struct loops_move){.scale = a * (1.0f / s->temperature),
+                               .most = s->pixel_clamp > 0 ? s->pixel_clamp : INFINITY,
+                               .noise = noise,
+                               .lo = s->clamp ? s->clamp_lo : -INFINITY,
+                               .hi = s->clamp ? s->clamp_hi : INFINITY};
+}
+
+static struct sampler_step measure(const struct sampler *s, const float *grad, size_t n)
+{
+    const float inverse = 1.0f / s->temperature;
+    const float mean = loops_best()->sum_abs(grad, n) / (float)n * inverse;
+    return (struct sampler_step){.mean_abs_grad = mean, .finite = isfinite(mean)};
+}
+
+struct sampler_step sampler_step(const struct sampler *s, int t, float *x, const float *grad,
+                                 const float *normal, size_t n)
+{
+    struct sampler_step r = measure(s, grad, n);
+    if (!r.finite)
+        return r;
+    const struct loops_move move = plan(s, t, &r);
+    loops_best()->move(&move, x, grad, move.noise > 0 ? normal : NULL, n);
+    return r;
+}
+
+struct sampler_step sampler_step_drawn(const struct sampler *s, int t, float *x, const float *grad,
+                                       const struct rng_stream *stream, size_t n)
+{
+    struct sampler_step r = measure(s, grad, n);
+    if (!r.finite)
+        return r;
+    const struct loops *loops = loops_best();
+    const struct loops_move move = plan(s, t, &r);
+    for (size_t i = 0; i < n; i += PIECE) {
+        float normal[PIECE];
+        const size_t m = n - i < PIECE ? n - i : PIECE;
+        if (move.noise > 0)
+            loops->normal(stream, i, normal, m);
+        loops->move(&move, x + i, grad + i, move.noise > 0 ? normal : NULL, m);
     }
     return r;
 }

@@ -10,6 +10,7 @@
  * mean|g|) (normalised).
  */
 #include "base/fail.h"
+#include "base/rng.h"
 
 #include <stdbool.h>
 #include <stddef.h>
@@ -49,6 +50,9 @@ struct sampler_step {
  * sampler_noiseless). x is untouched if the gradient is not finite. */
 struct sampler_step sampler_step(const struct sampler *s, int t, float *x, const float *grad,
                                  const float *normal, size_t n);
+/* The same with normals drawn from `stream` as it goes: the bits of rng_normal and sampler_step. */
+struct sampler_step sampler_step_drawn(const struct sampler *s, int t, float *x, const float *grad,
+                                       const struct rng_stream *stream, size_t n);
 /* True if step t adds no noise (cooling). */
 bool sampler_noiseless(const struct sampler *s, int t);
 /* True if step t begins with a y-draw. */

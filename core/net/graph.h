@@ -1,13 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #pragma once
-/* The resolved layer list; shared by net.c (builds it) and workspace.c (runs it), private to both. */
+/* The resolved layer list, private to core/net: net.c builds it, walk.c runs it layer by layer,
+ * program.c compiles it. */
 #include "net/net.h"
 
 enum { VALUE_NONE = -1, VALUE_INPUT = 0 };
 
 struct layer {
     enum layer_kind kind;
-    int in, with, out; /* value indices; with = VALUE_NONE except for add */
+    char name[LAYER_NAME_MAX]; /* of its weights, or its kind's */
+    int in, with, out;         /* value indices; with = VALUE_NONE except for add */
     float slope;
     union {
         struct conv conv;
@@ -18,8 +20,9 @@ struct layer {
 
 /* A tensor of the graph: value 0 is the image, value i+1 the output of layer i. */
 struct value {
-    size_t elements; /* an image */
-    int uses;        /* layers that read it */
+    size_t elements;        /* an image */
+    struct net_shape shape; /* as it was made; a flatten may make readers see it as [elements] */
+    int uses;               /* layers that read it */
 };
 
 struct net {

@@ -208,6 +208,12 @@ static int add_kind(const struct builder *b, struct layer *l, struct net_shape *
     }
 }
 
+/* Elementwise: the result lies as its (first) input does, flattened or not. */
+static bool keeps_shape(enum layer_kind k)
+{
+    return k == LAYER_ADD || (k >= LAYER_LRELU && k <= LAYER_SQUARE);
+}
+
 static int add_layer(struct builder *b)
 {
     const struct layer_spec *s = &b->specs[b->index];
@@ -234,6 +240,8 @@ static int add_layer(struct builder *b)
     net->values[at.value].uses++;
     net->n_layers++;
     net->values[l->out].elements = net_shape_elements(at.shape);
+    net->values[l->out].shape = keeps_shape(l->kind) ? net->values[l->in].shape : at.shape;
+    snprintf(l->name, sizeof l->name, "%s", s->weights[0] ? s->weights : layer_kind_names[s->kind]);
     b->cursors[b->index + 1] = (struct cursor){.value = l->out, .shape = at.shape};
     return 0;
 }
@@ -272,7 +280,8 @@ int net_open(struct net **out, const struct layer_spec *layers, int n_layers,
     if (!net->layers || !net->values)
         goto out;
     net->input = input;
-    net->values[VALUE_INPUT].elements = net_shape_elements(input);
+    net->values[VALUE_INPUT] =
+        (struct value){.elements = net_shape_elements(input), .shape = input};
     b.cursors[0] = (struct cursor){.value = VALUE_INPUT, .shape = input};
     for (rc = 0; rc == 0 && b.index < n_layers; b.index++)
         rc = add_layer(&b);

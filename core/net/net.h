@@ -65,6 +65,8 @@ struct net_weights {
 };
 
 struct net;
+struct engine;
+struct pool;
 struct workspace;
 
 /* Builds the graph: checks every shape, name and weight. The list is not kept.
@@ -79,14 +81,26 @@ int net_layers(const struct net *net); /* flatten not counted */
 long long net_parameters(const struct net *net);
 long long net_macs(const struct net *net); /* multiply-adds of one forward pass, an image */
 
-/* A thread's memory for passes over up to `batch` images with the arithmetic of `ops`; without
- * `backward` only forward passes are possible and less is kept. Errors: NO_MEMORY. */
+/* A thread's memory for passes over up to `batch` images, layer by layer with the arithmetic of
+ * `ops`; without `backward` only forward passes are possible and less is kept. Errors: NO_MEMORY.
+ */
 int workspace_open(struct workspace **out, const struct net *net, const struct ops *ops, int batch,
                    bool backward, struct err *e);
+/* The same with an engine's fast kernels (net/engine.h), which must be packed, and for `backward`
+ * opened with it. All threads of `team` (NULL = the calling thread alone) compute a pass together;
+ * it is borrowed, and in use only during a pass. The bits of a result do not depend on it. */
+int workspace_open_engine(struct workspace **out, const struct engine *engine, int batch,
+                          bool backward, struct pool *team, struct err *e);
 size_t workspace_bytes(const struct workspace *w);
-/* Bytes workspace_open would take. */
+/* Bytes workspace_open would take; with an engine and a team of `threads`, also before it is
+ * packed. SIZE_MAX when out of memory. */
 size_t workspace_estimate(const struct net *net, const struct ops *ops, int batch, bool backward);
+size_t workspace_estimate_engine(const struct engine *engine, int batch, bool backward,
+                                 int threads);
 void workspace_close(struct workspace *w);
+/* With an engine: adds what every stage of the passes from now on takes, as the calling thread sees
+ * it, to seconds[engine_stages]. NULL = no more. */
+void workspace_profile(struct workspace *w, double *seconds);
 
 /* x[n][C][H][W] -> logits[n][L] in the workspace, valid until its next pass. x must stay unchanged
  * until the backward pass is done. 1 <= n <= batch. */

@@ -178,8 +178,3 @@ void gemm_override(struct ops *o)
     o->silu_forward = silu_forward;
     o->silu_backward = silu_backward;
 }
-
-const char *gemm_core(void)
-{
-    return openblas_get_corename();
-}

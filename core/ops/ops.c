@@ -4,27 +4,18 @@
 #include "ops/gemm.h"
 
 #include <pthread.h>
-#include <stdio.h>
 
-static struct ops chosen;
-static char fingerprint[96];
+static struct ops openblas;
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 
 static void choose(void)
 {
-    chosen = ops_ref;
-    gemm_override(&chosen);
-    snprintf(fingerprint, sizeof fingerprint, "%s/%s/nchw-1", chosen.name, gemm_core());
+    openblas = ops_ref;
+    gemm_override(&openblas);
 }
 
-const struct ops *ops_default(void)
+const struct ops *ops_openblas(void)
 {
     pthread_once(&once, choose);
-    return &chosen;
-}
-
-const char *ops_fingerprint(void)
-{
-    pthread_once(&once, choose);
-    return fingerprint;
+    return &openblas;
 }

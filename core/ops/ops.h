@@ -2,7 +2,8 @@
 #pragma once
 /*
  * The arithmetic of one layer over n images, as a table of functions: `ref` (plain loops, the
- * truth), with `openblas` (im2col + sgemm) over it. The network (core/net) is the only user.
+ * truth), with `openblas` (im2col + sgemm) over it. What is served runs on ops/kernels.h; these are
+ * what it is tested against, layer by layer (core/net/walk.c).
  *
  * Contract of every entry: images are independent; the result of an image does not depend, in any
  * bit, on n or on its neighbours. Arrays are dense [n][C][H][W], float32. Nothing allocates.
@@ -63,7 +64,6 @@ struct ops {
 
 extern const struct ops ops_ref;
 
-/* The table the engine uses on this machine: ref with faster entries put over it. */
-const struct ops *ops_default(void);
-/* What results depend on beside model and seed: "<table>/<OpenBLAS core>/<layout version>". */
-const char *ops_fingerprint(void);
+/* im2col and OpenBLAS: ref with faster entries put over it. A second opinion for the fast kernels
+ * where ref is too slow. */
+const struct ops *ops_openblas(void);

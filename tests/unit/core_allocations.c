@@ -27,7 +27,7 @@ static void passes_of_the_bundled_model_allocate_nothing(void **state)
     assert_int_equal(model_open(&m, path, NULL, false, &e), 0);
     assert_int_equal(model_elements(m), 3 * 32 * 32);
     assert_int_equal(model_logits(m), 25);
-    assert_int_equal(workspace_open(&w, m->net, ops_default(), IMAGES, true, &e), 0);
+    assert_int_equal(workspace_open(&w, m->net, ops_openblas(), IMAGES, true, &e), 0);
     for (int i = 0; i < IMAGES * 25; i++)
         dlogits[i] = 1.0f;
     net_forward(w, IMAGES, x); /* OpenBLAS takes its own buffer once a thread */

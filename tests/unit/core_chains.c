@@ -43,10 +43,12 @@ static void a_chain_is_what_its_parts_make(void **state)
     (void)state;
     const struct chain_task *t = &tasks[0];
     const size_t n = model_elements(faces);
+    const struct engine *engine;
     struct workspace *w;
     struct err e;
     float x[60], grad[60], noise[60], dlogits[7];
-    assert_int_equal(workspace_open(&w, faces->net, ops_default(), 1, true, &e), 0);
+    assert_int_equal(model_engine(faces, &engine, &e), 0);
+    assert_int_equal(workspace_open_engine(&w, engine, 1, true, NULL, &e), 0);
     start_chain(faces, t->sampler, &conditions[0][1], NULL, t->seed, 1, x, noise);
     for (int step = 0; step < t->sampler->steps; step++) {
         const struct rng_stream s = {

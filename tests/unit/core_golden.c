@@ -3,6 +3,8 @@
 #include "ebm/condition.h"
 #include "ebm/sampler.h"
 #include "ebm/score.h"
+#include "net/engine.h"
+#include "ops/kernels.h"
 #include "unit/golden.h"
 #include "unit/test_nets.h"
 
@@ -20,7 +22,8 @@ static const char *numbers[] = {"0", "1", "2", "3", "4", "5", "6", "7", "8", "9"
 
 struct bench {
     struct golden golden, weights;
-    const struct ops *ops;
+    const char *arithmetic; /* ref, openblas, or a table of kernels */
+    struct engine *engine;  /* of the latter */
     struct layer_spec layers[LAYERS];
     int n_layers;
     struct net_shape input;
@@ -130,7 +133,32 @@ static void set_attributes(struct bench *b, const int *values, int n)
     }
 }
 
-static void start(struct bench *b, const struct ops *ops)
+/* The arithmetics to check: ref, OpenBLAS, and every table of float kernels this CPU runs. */
+static int arithmetics(void)
+{
+    const struct kernels *tables[KERNELS_MAX];
+    int n = kernels_available(tables);
+    while (n > 0 && tables[n - 1]->operand != FORM_F32)
+        n--;
+    return 2 + n;
+}
+
+static int open_workspace(struct bench *b, int t, struct err *e)
+{
+    const struct kernels *tables[KERNELS_MAX];
+    const struct ops *ops = t ? ops_openblas() : &ops_ref;
+    if (t < 2) {
+        b->arithmetic = ops->name;
+        return workspace_open(&b->workspace, b->net, ops, b->n, true, e);
+    }
+    kernels_available(tables);
+    const struct engine_options o = {.kernels = tables[t - 2], .backward = true};
+    b->arithmetic = o.kernels->name;
+    const int rc = engine_open(&b->engine, b->net, &o, e);
+    return rc ? rc : workspace_open_engine(&b->workspace, b->engine, b->n, true, NULL, e);
+}
+
+static void start(struct bench *b, int t)
 {
     struct err e;
     const struct net_weights source = {.ctx = &b->weights, .find = golden_find};
@@ -139,9 +167,8 @@ static void start(struct bench *b, const struct ops *ops)
     b->input = (struct net_shape){(int)x->shape[1], (int)x->shape[2], (int)x->shape[3]};
     b->x = golden_floats(&b->golden, "in.x");
     b->elements = net_shape_elements(b->input);
-    b->ops = ops;
     if (net_open(&b->net, b->layers, b->n_layers, b->input, &source, &e) != 0 ||
-        workspace_open(&b->workspace, b->net, ops, b->n, true, &e) != 0)
+        open_workspace(b, t, &e) != 0)
         fail_msg("%s", e.text);
     assert_int_equal(net_logits(b->net), b->attributes.n_logits);
     assert_true(b->n <= BATCH && b->attributes.n_logits <= LOGITS);
@@ -150,6 +177,7 @@ static void start(struct bench *b, const struct ops *ops)
 static void finish(struct bench *b)
 {
     workspace_close(b->workspace);
+    engine_close(b->engine);
     net_close(b->net);
 }
 
@@ -157,9 +185,9 @@ static void agrees(const struct bench *b, const char *name, const float *got, do
 {
     const struct tensor *t = golden_tensor(&b->golden, name);
     const double apart = test_relative_f(got, golden_floats(&b->golden, name), (size_t)t->elements);
-    print_message("  %-8s %-22s relative L2 %.2e\n", b->ops->name, name, apart);
+    print_message("  %-8s %-22s relative L2 %.2e\n", b->arithmetic, name, apart);
     if (!(apart <= limit))
-        fail_msg("%s with %s: relative L2 error %.3g > %.3g", name, b->ops->name, apart, limit);
+        fail_msg("%s with %s: relative L2 error %.3g > %.3g", name, b->arithmetic, apart, limit);
 }
 
 /* Conditions of every image from labels; -1 = free. */
@@ -326,7 +354,7 @@ static double displacement_error(const struct bench *b, const struct run *r, con
         theirs[i] = out[i] - still.x[i];
     }
     const double apart = test_relative_f(ours, theirs, all);
-    print_message("  %-8s %-22s of the displacement %.2e\n", b->ops->name, name, apart);
+    print_message("  %-8s %-22s of the displacement %.2e\n", b->arithmetic, name, apart);
     free(ours);
     free(theirs);
     free(still.x);
@@ -339,7 +367,7 @@ static void check_run(const struct bench *b, struct run *r, const char *name)
     run_all(b, r);
     const double apart = displacement_error(b, r, name);
     if (!(apart <= STEPS))
-        fail_msg("%s with %s: %.3g of the displacement", name, b->ops->name, apart);
+        fail_msg("%s with %s: %.3g of the displacement", name, b->arithmetic, apart);
     free(r->x);
 }
 
@@ -368,7 +396,7 @@ static void the_jem_wide_resnet_is_reproduced(void **state)
 {
     (void)state;
     static struct bench b;
-    for (int t = 0; t < 2; t++) {
+    for (int t = 0; t < arithmetics(); t++) {
         memset(&b, 0, sizeof b);
         if (!golden_open(&b.golden, "golden", "jem_wrn10_2", "model."))
             return;
@@ -376,7 +404,7 @@ static void the_jem_wide_resnet_is_reproduced(void **state)
         const int classes = 10;
         wide_resnet(&b, 2, classes);
         set_attributes(&b, &classes, 1);
-        start(&b, t ? ops_default() : &ops_ref);
+        start(&b, t);
         check_marginal(&b, true);
         check_labels(&b, "in.y", NULL, "out.grad_logp_xy");
         check_sgld(&b);
@@ -431,14 +459,14 @@ static void check_gibbs_model(const char *name, int size, int attributes)
 {
     static struct bench b;
     static const int binary[ATTRIBUTES] = {2, 2, 2, 2, 2, 2, 2, 2};
-    for (int t = 0; t < 2; t++) {
+    for (int t = 0; t < arithmetics(); t++) {
         memset(&b, 0, sizeof b);
         if (!golden_open(&b.golden, "golden", name, "model."))
             return;
         b.weights = b.golden;
         gibbs_net(&b, size, 8, 32, 2 * attributes);
         set_attributes(&b, binary, attributes);
-        start(&b, t ? ops_default() : &ops_ref);
+        start(&b, t);
         check_marginal(&b, false);
         check_prob1(&b);
         check_log_pxy(&b, "in.y", "out.logp_xy");
@@ -509,7 +537,7 @@ static void the_sprites_model_is_reproduced(void **state)
     (void)state;
     static struct bench b;
     static const int values[7] = {2, 4, 5, 6, 2, 3, 3};
-    for (int t = 0; t < 2; t++) {
+    for (int t = 0; t < arithmetics(); t++) {
         memset(&b, 0, sizeof b);
         if (!golden_open(&b.golden, "golden", "sprites_test4", ""))
             return;
@@ -517,7 +545,7 @@ static void the_sprites_model_is_reproduced(void **state)
             return;
         gibbs_net(&b, 32, 16, 128, 25);
         set_attributes(&b, values, 7);
-        start(&b, t ? ops_default() : &ops_ref);
+        start(&b, t);
         check_marginal(&b, true);
         float p[BATCH * LOGITS];
         const float *logits = net_forward(b.workspace, b.n, b.x);

@@ -3,8 +3,8 @@
  * differences. */
 #include "base/mem.h"
 #include "net/plan.h"
+#include "unit/made_net.h"
 #include "unit/test_allocations.h"
-#include "unit/test_nets.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -14,41 +14,6 @@
 #include <cmocka.h>
 
 enum { BATCH = 3, LOGITS_MAX = 4096 };
-
-#define CONV(name, cin, cout, k, s, p)                                                             \
-    {                                                                                              \
-        .kind = LAYER_CONV, .weights = name, .in = cin, .out = cout, .kernel_h = k, .kernel_w = k, \
-        .stride = s, .pad = p                                                                      \
-    }
-#define LINEAR(name, cin, cout)                                                                    \
-    {                                                                                              \
-        .kind = LAYER_LINEAR, .weights = name, .in = cin, .out = cout                              \
-    }
-#define COUNT_OF(a) (int)(sizeof(a) / sizeof *(a))
-
-struct made {
-    const struct layer_spec *specs;
-    int n_layers;
-    struct net_shape input;
-    struct test_weights weights;
-    struct net *net;
-};
-
-static void make(struct made *m, const struct layer_spec *specs, int n, struct net_shape input)
-{
-    struct err e;
-    *m = (struct made){.specs = specs, .n_layers = n, .input = input};
-    m->weights = (struct test_weights){.make = true, .seed = 17};
-    const struct net_weights source = test_weights_source(&m->weights);
-    if (net_open(&m->net, specs, n, input, &source, &e) != 0)
-        fail_msg("%s", e.text);
-}
-
-static void drop(struct made *m)
-{
-    net_close(m->net);
-    test_weights_free(&m->weights);
-}
 
 static struct workspace *work(const struct made *m, const struct ops *ops, int batch, bool backward)
 {
@@ -143,7 +108,7 @@ static void check_net(const struct layer_spec *specs, int n, struct net_shape in
     struct made m;
     make(&m, specs, n, input);
     for (int t = 0; t < 2; t++) {
-        const struct ops *ops = t ? ops_default() : &ops_ref;
+        const struct ops *ops = t ? ops_openblas() : &ops_ref;
         const double apart = against_double(&m, ops);
         if (!(apart < 5e-6))
             fail_msg("%s with %s: %.3g from the interpreter", what, ops->name, apart);
@@ -568,7 +533,7 @@ static void a_pass_allocates_nothing(void **state)
         return;
     }
     make(&m, list, COUNT_OF(list), (struct net_shape){3, 8, 8});
-    struct workspace *w = work(&m, ops_default(), 4, true);
+    struct workspace *w = work(&m, ops_openblas(), 4, true);
     test_fill(x, 4 * 192, 1);
     test_fill(c, 4 * 5, 2);
     net_forward(w, 1, x); /* OpenBLAS takes its own buffer once a thread */

@@ -8,6 +8,7 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
+#include <unistd.h>
 
 #include <cmocka.h>
 
@@ -82,6 +83,51 @@ static void a_pool_is_reused_many_times(void **state)
     pool_close(p);
 }
 
+struct meeting {
+    _Atomic int arrived, wrong;
+    int size, visits[THREADS];
+};
+
+/* Returns only when all workers are here at once. */
+static void meet(void *ctx, int rank, int size)
+{
+    struct meeting *m = ctx;
+    if (size != m->size || rank < 0 || rank >= size) {
+        m->wrong++;
+        return;
+    }
+    m->visits[rank]++;
+    m->arrived++;
+    while (m->arrived % size != 0 && m->wrong == 0)
+        sched_yield();
+}
+
+static void together_means_that_all_workers_run_at_once(void **state)
+{
+    (void)state;
+    static struct tally t;
+    for (int threads = 1; threads <= THREADS; threads += 2) {
+        struct pool *p = opened(threads);
+        struct meeting m = {.size = threads};
+        for (int run = 1; run <= 200; run++) {
+            pool_together(p, meet, &m);
+            for (int rank = 0; rank < threads; rank++)
+                assert_int_equal(m.visits[rank], run);
+            if (run % 50 == 0) { /* the two ways of working in turns */
+                memset(&t, 0, sizeof t);
+                t.threads = threads;
+                pool_run(p, ITEMS, count_item, &t);
+                assert_int_equal(t.wrong, 0);
+                assert_int_equal(t.plain[ITEMS - 1], ITEMS);
+            }
+            if (run % 40 == 0)
+                usleep(1000); /* so that they sleep */
+        }
+        assert_int_equal(m.wrong, 0);
+        pool_close(p);
+    }
+}
+
 static void zero_threads_means_one_a_core(void **state)
 {
     (void)state;
@@ -97,6 +143,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_item_is_done_exactly_once_before_run_returns),
         cmocka_unit_test(a_pool_is_reused_many_times),
+        cmocka_unit_test(together_means_that_all_workers_run_at_once),
         cmocka_unit_test(zero_threads_means_one_a_core),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -14,7 +14,7 @@
 
 #include <cmocka.h>
 
-enum { N = 37 };
+enum { N = 37, DRAWN = 3333 };
 static const double BOUND = 5.7;
 
 static const struct sampler plain = {
@@ -138,6 +138,45 @@ static void a_gradient_that_is_not_finite_moves_nothing(void **state)
         assert_false(sampler_step(&plain, 0, x, g, z, N).finite);
         assert_memory_equal(x, before, sizeof x);
     }
+}
+
+static void check_drawn(const struct sampler *s, int t, size_t n)
+{
+    static float x[DRAWN], drawn[DRAWN], g[DRAWN], z[DRAWN];
+    const struct rng_stream stream = {
+        .seed = 3, .step = (uint32_t)t, .chain = 5, .purpose = RNG_LANGEVIN};
+    test_fill(x, DRAWN, 1);
+    test_fill(g, DRAWN, 2);
+    memcpy(drawn, x, sizeof x);
+    rng_normal(&stream, z, n);
+    const struct sampler_step r = sampler_step(s, t, x, g, z, n);
+    const struct sampler_step q = sampler_step_drawn(s, t, drawn, g, &stream, n);
+    assert_true(r.finite && q.finite);
+    assert_true(q.step_size == r.step_size && q.mean_abs_grad == r.mean_abs_grad);
+    assert_memory_equal(drawn, x, sizeof x);
+}
+
+static void a_step_that_draws_its_noise_is_the_same_step(void **state)
+{
+    (void)state;
+    static const size_t lengths[] = {1, 3, 37, 1023, 1024, 1025, 2052, 3072, DRAWN};
+    struct sampler s = plain;
+    s.cool_last = 4;
+    s.pixel_clamp = 0.2f;
+    for (int kind = 0; kind < SAMPLER_KINDS; kind++) {
+        s.kind = (enum sampler_kind)kind;
+        for (size_t i = 0; i < sizeof lengths / sizeof *lengths; i++) {
+            check_drawn(&s, 2, lengths[i]);
+            check_drawn(&s, 8, lengths[i]); /* cooling */
+        }
+    }
+    float x[N], before[N], g[N], z[N];
+    const struct rng_stream stream = {.seed = 3};
+    fill(x, g, z);
+    memcpy(before, x, sizeof x);
+    g[30] = NAN;
+    assert_false(sampler_step_drawn(&s, 2, x, g, &stream, N).finite);
+    assert_memory_equal(x, before, sizeof x);
 }
 
 static void every_setting_is_checked(void **state)
@@ -592,6 +631,7 @@ int main(void)
         cmocka_unit_test(clamps_hold),
         cmocka_unit_test(y_is_drawn_before_each_block_of_langevin_steps),
         cmocka_unit_test(a_gradient_that_is_not_finite_moves_nothing),
+        cmocka_unit_test(a_step_that_draws_its_noise_is_the_same_step),
         cmocka_unit_test(every_setting_is_checked),
         cmocka_unit_test(ula_has_the_known_law_on_a_gaussian),
         cmocka_unit_test(a_temperature_flattens_the_law),

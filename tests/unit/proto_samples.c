@@ -89,7 +89,7 @@ static void the_model_answers_as_the_list_says(void **state)
     struct err e = {0};
     float *x = calloc(model_elements(model), sizeof *x);
     assert_non_null(x);
-    assert_int_equal(workspace_open(&w, model->net, ops_default(), 1, false, &e), 0);
+    assert_int_equal(workspace_open(&w, model->net, ops_openblas(), 1, false, &e), 0);
     assert_int_equal(json_array_size(samples), 6);
     for (size_t i = 0; i < json_array_size(samples); i++) {
         const json_t *sample = json_array_get(samples, i);

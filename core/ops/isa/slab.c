@@ -1,0 +1,84 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "ops/isa/slab.h"
+
+enum { VECS = PANEL / VEC_LANES };
+
+/* Keeps a broadcast in one register for all its uses; folded into each multiply-add, the loads
+ * would become the bound. */
+static ALWAYS_INLINE vec in_register(vec v)
+{
+    __asm__("" : "+v"(v));
+    return v;
+}
+
+static ALWAYS_INLINE void store_rows(const struct slab *p, const vec sum[][VECS], const int rows)
+{
+    float *c = p->c;
+    const ptrdiff_t row = p->c_row, plane = p->c_plane;
+#pragma GCC unroll 16
+    for (int r = 0; r < rows; r++)
+#pragma GCC unroll 4
+        for (int v = 0; v < VECS; v++)
+            vec_store(c + r * row + v * VEC_LANES / LANES * plane + v * VEC_LANES % LANES,
+                      sum[r][v]);
+}
+
+static ALWAYS_INLINE void rows_of(const struct slab *p, const int rows)
+{
+    vec sum[RUN_MAX][VECS];
+#pragma GCC unroll 16
+    for (int r = 0; r < rows; r++)
+#pragma GCC unroll 4
+        for (int v = 0; v < VECS; v++)
+            sum[r][v] = vec_zero();
+    const float *a = p->a, *b = p->b;
+    const char *ahead = p->ahead;
+    for (int s = 0; s < p->segments; s++, a += p->a_step) {
+#pragma GCC unroll 16
+        for (int r = 0; r < rows; r++)
+            __builtin_prefetch(a + p->a_step + r * ROW);
+#pragma GCC unroll 4
+        for (int d = 0; d < LANES; d++, b += PANEL, ahead += p->ahead_step) {
+            vec w[VECS];
+            __builtin_prefetch(ahead, 0, 2);
+#pragma GCC unroll 4
+            for (int v = 0; v < VECS; v++)
+                w[v] = vec_load(b + v * VEC_LANES);
+#pragma GCC unroll 16
+            for (int r = 0; r < rows; r++) {
+                const vec x = in_register(vec_set(a[r * ROW + d]));
+#pragma GCC unroll 4
+                for (int v = 0; v < VECS; v++)
+                    sum[r][v] = vec_fma(x, w[v], sum[r][v]);
+            }
+        }
+    }
+    store_rows(p, (const vec(*)[VECS])sum, rows);
+}
+
+#define CASE(r)                                                                                    \
+    case (r):                                                                                      \
+        rows_of(p, (r) <= RUN_MAX ? (r) : RUN_MAX);                                                \
+        break
+
+void TARGET_NAME(slab)(const struct slab *p)
+{
+    switch (p->rows) {
+        CASE(1);
+        CASE(2);
+        CASE(3);
+        CASE(4);
+        CASE(5);
+        CASE(6);
+        CASE(7);
+        CASE(8);
+        CASE(9);
+        CASE(10);
+        CASE(11);
+        CASE(12);
+        CASE(13);
+        CASE(14);
+    default:
+        break;
+    }
+}
