@@ -10,15 +10,15 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { SLICE = 4, BENCHES = 4 }; /* images a core computes at once; models with open workspaces */
+enum { SLICE = BATCHER_SLICE, BENCHES = 4 }; /* models with open workspaces */
 
-/* What the cores need for one model: a workspace each, and a gradient; and one workspace in which
- * all compute the same images, for when these are fewer than the cores. */
+/* What the cores need for one model: a workspace each, images and gradients; and workspaces in which
+ * all compute the same images, for when these are fewer than the cores, or just one. */
 struct bench {
     struct model *model;           /* one reference; NULL = unused */
     struct workspace **workspaces; /* [threads] */
-    struct workspace *together;
-    float **gradients; /* [threads]: [SLICE][elements], then [SLICE][logits] */
+    struct workspace *together, *single;
+    float **buffers; /* [threads]: x, gradients [SLICE][elements], then [SLICE][logits] */
     uint64_t used;
 };
 
@@ -43,34 +43,44 @@ static void close_bench(struct bench *b, int threads)
     for (int i = 0; i < threads; i++) {
         if (b->workspaces)
             workspace_close(b->workspaces[i]);
-        if (b->gradients)
-            free(b->gradients[i]);
+        if (b->buffers)
+            free(b->buffers[i]);
     }
     workspace_close(b->together);
+    workspace_close(b->single);
     free(b->workspaces);
-    free(b->gradients);
+    free(b->buffers);
     model_put(b->model);
     *b = (struct bench){0};
+}
+
+static size_t buffer_floats(const struct model *m)
+{
+    return (2 * model_elements(m) + (size_t)model_logits(m)) * SLICE;
 }
 
 static int open_bench(struct bench *out, struct model *m, struct pool *pool, struct err *e)
 {
     const int threads = pool_threads(pool);
     struct bench b = {.model = model_get(m)};
-    const size_t floats = (model_elements(m) + (size_t)model_logits(m)) * SLICE;
+    const size_t floats = buffer_floats(m);
     const struct engine *engine;
     int rc = model_engine(m, &engine, e);
     b.workspaces = calloc((size_t)threads, sizeof *b.workspaces);
-    b.gradients = calloc((size_t)threads, sizeof *b.gradients);
-    if (rc == 0 && (!b.workspaces || !b.gradients))
+    b.buffers = calloc((size_t)threads, sizeof *b.buffers);
+    if (rc == 0 && (!b.workspaces || !b.buffers))
         rc = fail(e, FAIL_NO_MEMORY, "cannot allocate workspaces");
     for (int i = 0; rc == 0 && i < threads; i++) {
-        b.gradients[i] = malloc(floats * sizeof(float));
-        rc = b.gradients[i] ? workspace_open_engine(&b.workspaces[i], engine, SLICE, true, NULL, e)
-                            : fail(e, FAIL_NO_MEMORY, "cannot allocate a gradient");
+        b.buffers[i] = malloc(floats * sizeof(float));
+        rc = b.buffers[i] ? workspace_open_engine(&b.workspaces[i], engine, SLICE, true, NULL, e)
+                          : fail(e, FAIL_NO_MEMORY, "cannot allocate a gradient");
     }
     if (rc == 0)
         rc = workspace_open_engine(&b.together, engine, SLICE, true, pool, e);
+    if (rc == 0)
+        rc = model_engine_single(m, &engine, e);
+    if (rc == 0)
+        rc = workspace_open_engine(&b.single, engine, 1, false, pool, e);
     if (rc != 0)
         close_bench(&b, threads);
     else
@@ -80,9 +90,9 @@ static int open_bench(struct bench *out, struct model *m, struct pool *pool, str
 
 static size_t bench_bytes(const struct bench *b, int threads)
 {
-    const size_t floats = (model_elements(b->model) + (size_t)model_logits(b->model)) * SLICE;
+    const size_t floats = buffer_floats(b->model);
     return (workspace_bytes(b->workspaces[0]) + floats * sizeof(float)) * (size_t)threads +
-           workspace_bytes(b->together);
+           workspace_bytes(b->together) + workspace_bytes(b->single);
 }
 
 static void count_bytes(struct batcher *b)
@@ -120,75 +130,91 @@ static int find_bench(struct batcher *b, struct model *m, struct bench **out, st
     return rc;
 }
 
-/* A run of images of one ticket, at most SLICE. */
-struct slice {
+/* One image of a batch. */
+struct row {
     struct ticket *ticket;
-    int first, n;
+    int image;
 };
 
+/* Rows [0, n) of the batch, cut into parts of `each`. */
 struct batch {
     const struct bench *bench;
-    const struct slice *slices;
+    const struct row *rows;
+    int n, each;
 };
 
-static void compute_slice_in(const struct batch *batch, int item, struct workspace *w, int worker)
+/* The images of n rows next to each other: where they are, or copied to `buffer`. */
+static const float *images_of(const struct row *rows, int n, size_t elements, float *buffer)
 {
-    const struct slice *s = &batch->slices[item];
-    const struct ticket *t = s->ticket;
-    const struct model *m = t->model;
-    const size_t elements = model_elements(m), l = (size_t)model_logits(m);
-    const size_t first = (size_t)s->first;
-    const float *logits = net_forward(w, s->n, t->x + first * elements);
-    memcpy(t->logits + first * l, logits, (size_t)s->n * l * sizeof *logits);
-    if (!t->gradient)
-        return;
-    float *gradient = batch->bench->gradients[worker], *dlogits = gradient + SLICE * elements;
-    for (int i = 0; i < s->n; i++)
-        score_log_px(&m->d.attributes, logits + (size_t)i * l, dlogits + (size_t)i * l);
-    net_backward_input(w, s->n, dlogits, gradient);
-    for (int i = 0; i < s->n; i++)
-        t->approximate_mass[s->first + i] =
-            score_approximate_mass(gradient + (size_t)i * elements, elements);
-}
-
-static void compute_slice(void *ctx, int item, int worker)
-{
-    const struct batch *batch = ctx;
-    compute_slice_in(batch, item, batch->bench->workspaces[worker], worker);
-}
-
-/* A slice a core, or, with fewer images than cores, slice by slice on all of them. The bits are the
- * same. */
-static void compute_slices(struct pool *pool, struct batch *batch, int n, int images)
-{
-    if (images >= pool_threads(pool)) {
-        pool_run(pool, n, compute_slice, batch);
-        return;
-    }
+    const struct row *end = &rows[n - 1];
+    if (rows[0].ticket == end->ticket)
+        return rows[0].ticket->x + (size_t)rows[0].image * elements;
     for (int i = 0; i < n; i++)
-        compute_slice_in(batch, i, batch->bench->together, 0);
+        memcpy(buffer + (size_t)i * elements, rows[i].ticket->x + (size_t)rows[i].image * elements,
+               elements * sizeof *buffer);
+    return buffer;
 }
 
-/* Cuts up to `room` images of the tickets into slices, so that every core gets some. */
-static int cut(struct ticket *list, int room, int threads, struct slice *slices, int *images)
+/* Rows [from, to), at most SLICE of them. */
+static void compute_rows(const struct batch *batch, int from, int to, struct workspace *w,
+                         float *buffer)
 {
-    int n = 0, total = 0;
-    for (const struct ticket *t = list; t && total < room; t = t->next)
-        total += t->n - t->computed;
-    total = total < room ? total : room;
-    int each = (total + threads - 1) / threads;
-    each = each < SLICE ? each : SLICE;
-    *images = total;
-    for (struct ticket *t = list; t && total > 0; t = t->next) {
-        while (t->computed < t->n && total > 0) {
-            int k = t->n - t->computed;
-            k = k < each ? k : each;
-            k = k < total ? k : total;
-            slices[n++] = (struct slice){.ticket = t, .first = t->computed, .n = k};
-            t->computed += k;
-            total -= k;
-        }
+    const struct model *m = batch->bench->model;
+    const size_t elements = model_elements(m), l = (size_t)model_logits(m);
+    const struct row *rows = &batch->rows[from];
+    const int n = to - from;
+    float *gradient = buffer + SLICE * elements, *dlogits = gradient + SLICE * elements;
+    bool backward = false;
+    const float *logits = net_forward(w, n, images_of(rows, n, elements, buffer));
+    for (int i = 0; i < n; i++) {
+        memcpy(rows[i].ticket->logits + (size_t)rows[i].image * l, logits + (size_t)i * l,
+               l * sizeof *logits);
+        backward |= rows[i].ticket->gradient;
     }
+    if (!backward)
+        return;
+    for (int i = 0; i < n; i++)
+        score_log_px(&m->d.attributes, logits + (size_t)i * l, dlogits + (size_t)i * l);
+    net_backward_input(w, n, dlogits, gradient);
+    for (int i = 0; i < n; i++)
+        if (rows[i].ticket->gradient)
+            rows[i].ticket->approximate_mass[rows[i].image] =
+                score_approximate_mass(gradient + (size_t)i * elements, elements);
+}
+
+static void compute_part(void *ctx, int item, int worker)
+{
+    const struct batch *b = ctx;
+    const int from = item * b->each, to = from + b->each < b->n ? from + b->each : b->n;
+    compute_rows(b, from, to, b->bench->workspaces[worker], b->bench->buffers[worker]);
+}
+
+/* A part a core, or, with fewer images than cores, part by part on all of them. Only for a single
+ * image may the bits be others than in a batch (model_engine_single). */
+static void compute_batch(struct pool *pool, struct batch *b)
+{
+    const int threads = pool_threads(pool);
+    const bool single = b->n == 1 && !b->rows[0].ticket->gradient;
+    if (!single && b->n >= threads) {
+        const int each = (b->n + threads - 1) / threads;
+        b->each = each < SLICE ? each : SLICE;
+        pool_run(pool, (b->n + b->each - 1) / b->each, compute_part, b);
+        return;
+    }
+    for (int from = 0; from < b->n; from += SLICE)
+        compute_rows(b, from, from + SLICE < b->n ? from + SLICE : b->n,
+                     single ? b->bench->single : b->bench->together, b->bench->buffers[0]);
+}
+
+/* The next `room` images of the tickets as rows, those that want a gradient last, so that no more
+ * parts than must go backward. */
+static int cut(struct ticket *list, int room, struct row *rows)
+{
+    int n = 0;
+    for (int gradient = 0; gradient < 2; gradient++)
+        for (struct ticket *t = list; t; t = t->next)
+            while (t->gradient == gradient && t->computed < t->n && n < room)
+                rows[n++] = (struct row){.ticket = t, .image = t->computed++};
     return n;
 }
 
@@ -208,8 +234,26 @@ static void finish(struct ticket *t, int result)
     t->done(t, result);
 }
 
+/* Ends the tickets that are complete (or all, when something went wrong); returns the others. */
+static struct ticket *end_complete(struct ticket *list, int rc)
+{
+    struct ticket *left = NULL, **end = &left;
+    while (list) {
+        struct ticket *t = list;
+        list = t->next;
+        if (rc != 0 || t->computed == t->n) {
+            finish(t, rc);
+            continue;
+        }
+        *end = t;
+        end = &t->next;
+    }
+    *end = NULL;
+    return left;
+}
+
 /* Computes a list of tickets of one model, batch by batch; each is done as soon as it is complete. */
-static void compute(struct batcher *b, struct ticket *list, struct slice *slices)
+static void compute(struct batcher *b, struct ticket *list, struct row *rows)
 {
     struct bench *bench = NULL;
     struct err error;
@@ -218,22 +262,18 @@ static void compute(struct batcher *b, struct ticket *list, struct slice *slices
         int images = 0;
         const int64_t begin = timing_ns();
         if (rc == 0) {
-            struct batch batch = {.bench = bench, .slices = slices};
-            const int n = cut(list, b->settings.batch_max, pool_threads(b->pool), slices, &images);
-            compute_slices(b->pool, &batch, n, images);
+            images = cut(list, b->settings.batch_max, rows);
+            compute_batch(b->pool, &(struct batch){.bench = bench, .rows = rows, .n = images});
             learn_speed(b, images, timing_ns() - begin);
             metrics_observe(METRIC_PREDICT_BATCH_SIZE, images);
         }
         const int64_t ns = timing_ns() - begin;
-        for (struct ticket *t = list; t && t->computed > 0; t = t->next) {
-            t->compute_ns += ns;
-            t->batch_images = images > t->batch_images ? images : t->batch_images;
+        for (struct ticket *t = list; t; t = t->next) {
+            t->compute_ns += t->computed > 0 ? ns : 0;
+            t->batch_images =
+                t->computed > 0 && images > t->batch_images ? images : t->batch_images;
         }
-        while (list && (rc != 0 || list->computed == list->n)) {
-            struct ticket *t = list;
-            list = t->next;
-            finish(t, rc);
-        }
+        list = end_complete(list, rc);
     }
 }
 
@@ -279,8 +319,8 @@ static void forget(struct batcher *b)
 static void *batcher_main(void *arg)
 {
     struct batcher *b = arg;
-    struct slice *slices = calloc((size_t)b->settings.batch_max, sizeof *slices);
-    invariant(slices);
+    struct row *rows = calloc((size_t)b->settings.batch_max, sizeof *rows);
+    invariant(rows);
     pthread_mutex_lock(&b->mu);
     for (;;) {
         struct ticket *dropped = NULL;
@@ -302,11 +342,11 @@ static void *batcher_main(void *arg)
             finish(t, -FAIL_DEADLINE);
         }
         if (list)
-            compute(b, list, slices);
+            compute(b, list, rows);
         pthread_mutex_lock(&b->mu);
     }
     pthread_mutex_unlock(&b->mu);
-    free(slices);
+    free(rows);
     return NULL;
 }
 

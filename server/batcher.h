@@ -2,8 +2,9 @@
 #pragma once
 /*
  * Predictions: tickets of images wait in one queue; one thread takes what is there (never waiting
- * for more when it is idle), and computes a batch over the cores with a parallel-for. Each image's
- * numbers are independent of the batch it was in. Used by the predict handlers.
+ * for more when it is idle), and computes a batch over the cores, images of several tickets in one
+ * pass. An image's numbers do not depend on the batch it was in, but for one: an image that is alone
+ * may differ in the last digits (model_engine_single). Used by the predict handlers.
  */
 #include "base/fail.h"
 #include "ebm/model.h"
@@ -13,6 +14,8 @@
 #include <stdint.h>
 
 struct batcher;
+
+enum { BATCHER_SLICE = 16 }; /* images a core computes at once, at most */
 
 /* The caller's storage, from batcher_submit until done. */
 struct ticket {

@@ -18,7 +18,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-enum { SUBSCRIBERS_MAX = 1024, TASK_QUEUE_MAX = 1024, PREDICT_SLICE = 4, PEM_MAX = 1 << 20 };
+enum { SUBSCRIBERS_MAX = 1024, TASK_QUEUE_MAX = 1024, PEM_MAX = 1 << 20 };
 
 static void log_error(const char *event, const struct err *e)
 {
@@ -86,7 +86,7 @@ static int open_models(struct app *a, struct err *e)
                                       .operands = settings_operands(s),
                                       .share = s->compute.share,
                                       .share_bytes = s->compute.share_limit_bytes};
-    const int images = s->sampler.workers * s->sampler.slots + s->predict.threads * PREDICT_SLICE;
+    const int images = s->sampler.workers * s->sampler.slots + s->predict.threads * BATCHER_SLICE;
     if (s->models.cache[0])
         mkdir(s->models.cache, 0700);
     return models_open(&a->models, &m, images, e);

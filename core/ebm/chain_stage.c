@@ -5,18 +5,9 @@
 #include "ebm/start.h"
 
 #include <math.h>
-#include <stdlib.h>
 #include <string.h>
 
 enum { TRACE_ROW = CHAINS_TRACE_MAX + 1 };
-
-/* Chains that pass through the network together. */
-static int passes(const struct engine *engine, int slots)
-{
-    const char *k = getenv("JEMD_PASS");
-    (void)engine;
-    return k && atoi(k) < slots ? atoi(k) : slots;
-}
 
 int stage_open(struct stage *s, struct model *m, int slots, struct err *e)
 {
@@ -31,14 +22,13 @@ int stage_open(struct stage *s, struct model *m, int slots, struct err *e)
     const struct engine *engine;
     int rc = model_engine(m, &engine, e);
     if (rc == 0)
-        rc = workspace_open_engine(&made.workspace, engine, passes(engine, slots), true, NULL, e);
+        rc = workspace_open_engine(&made.workspace, engine, slots, true, NULL, e);
     if (rc == 0)
         rc = arena_init(&made.arena, bytes, e);
     if (rc != 0) {
         workspace_close(made.workspace);
         return rc;
     }
-    made.pass = passes(engine, slots);
     made.slots = arena_take(&made.arena, n * sizeof(struct slot));
     made.x = arena_take(&made.arena, n * elements * sizeof(float));
     made.grad = arena_take(&made.arena, n * elements * sizeof(float));
@@ -211,31 +201,23 @@ static void begin(struct stage *s, int i)
     slot->state.started = 1;
 }
 
-/* One step of the chains in rows [from, to). */
-static void pass(struct stage *s, int from, int to)
+void stage_iterate(struct stage *s)
 {
-    const size_t l = (size_t)model_logits(s->model), elements = model_elements(s->model);
-    const size_t row = (size_t)from;
+    const size_t l = (size_t)model_logits(s->model);
     bool moving[CHAINS_SLOTS_MAX], any = false;
-    for (int i = from; i < to; i++)
+    for (int i = 0; i < s->n; i++)
         begin(s, i);
-    const float *logits = net_forward(s->workspace, to - from, s->x + row * elements);
-    for (int i = from; i < to; i++) {
-        moving[i] = look(s, i, logits + (size_t)(i - from) * l);
+    const float *logits = net_forward(s->workspace, s->n, s->x);
+    for (int i = 0; i < s->n; i++) {
+        moving[i] = look(s, i, logits + (size_t)i * l);
         any |= moving[i];
     }
     if (any)
-        net_backward_input(s->workspace, to - from, s->dlogits + row * l, s->grad + row * elements);
-    for (int i = from; i < to; i++) {
+        net_backward_input(s->workspace, s->n, s->dlogits, s->grad);
+    for (int i = 0; i < s->n; i++) {
         if (moving[i])
             move(s, i);
         else
             trace(s, i, 0);
     }
-}
-
-void stage_iterate(struct stage *s)
-{
-    for (int from = 0; from < s->n; from += s->pass)
-        pass(s, from, from + s->pass < s->n ? from + s->pass : s->n);
 }

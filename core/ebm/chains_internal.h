@@ -56,8 +56,7 @@ struct stage {
     struct model *model; /* one reference; NULL = unused */
     struct workspace *workspace;
     struct arena arena;
-    int n;    /* occupied */
-    int pass; /* chains that pass through the network together */
+    int n; /* occupied */
     struct slot *slots;
     float *x, *grad;                 /* [slots][elements] */
     float *noise;                    /* [elements] */

@@ -181,6 +181,14 @@ int model_prepare(struct model *m, const struct model_compute *c, struct err *e)
     pthread_mutex_lock(&m->mu);
     if (!m->engine)
         rc = engine_open(&m->engine, m->net, &o, e);
+    if (rc == 0 && !m->single) {
+        struct engine_options single = o;
+        single.kernels = engine_kernels(m->engine);
+        single.base = m->engine;
+        single.backward = false;
+        single.images = 1;
+        rc = engine_open(&m->single, m->net, &single, e);
+    }
     pthread_mutex_unlock(&m->mu);
     return rc;
 }
@@ -191,6 +199,14 @@ int model_engine(struct model *m, const struct engine **out, struct err *e)
     const int rc = model_prepare(m, &plain, e);
     if (rc == 0)
         *out = m->engine;
+    return rc;
+}
+
+int model_engine_single(struct model *m, const struct engine **out, struct err *e)
+{
+    const int rc = model_engine(m, out, e);
+    if (rc == 0 && engine_packed_bytes(m->single) > 0)
+        *out = m->single;
     return rc;
 }
 
@@ -214,6 +230,7 @@ void model_put(struct model *m)
 {
     if (!m || atomic_fetch_sub_explicit(&m->refs, 1, memory_order_acq_rel) != 1)
         return;
+    engine_close(m->single);
     engine_close(m->engine);
     net_close(m->net);
     pthread_mutex_destroy(&m->mu);

@@ -24,6 +24,7 @@ struct model {
     struct net *net;
     pthread_mutex_t mu;       /* private */
     struct engine *engine;    /* private, guarded by mu until it is there; see model_engine */
+    struct engine *single;    /* the same; see model_engine_single */
     struct safetensors *file; /* keeps the mapping */
     void *copies;             /* private, list of copied weights */
 
@@ -52,6 +53,10 @@ int model_prepare(struct model *m, const struct model_compute *c, struct err *e)
 /* What workspaces run (workspace_open_engine); lives as long as the model. A model that nobody
  * prepared is prepared now: float, in private memory. Errors as model_prepare. */
 int model_engine(struct model *m, const struct engine **out, struct err *e);
+/* The engine for one image at a time, forward only: where another algorithm than that for batches
+ * is faster, since few images do not pay for large transformed weights, a result may differ in its
+ * last digits. The same as model_engine where none is. */
+int model_engine_single(struct model *m, const struct engine **out, struct err *e);
 /* What a result depends on beside model and seed: "<kernels>/<layout version>". NULL: of a model
  * prepared with the defaults. */
 const char *model_fingerprint(const struct model *m);

@@ -14,6 +14,7 @@ struct origin {
 struct compiler {
     const struct net *net;
     const struct kernels *kernels;
+    const struct program_options *options;
     struct program *p;
     int capacity;           /* of stages and arrays */
     struct origin *origins; /* [capacity], of forward arrays */

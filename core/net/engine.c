@@ -10,15 +10,30 @@
 
 enum { MAP_ALIGN = 4096, PART_BYTES = 256 << 10, PARTS_MAX = 64, BIAS_UNIT = 2 * LANES };
 
+/* 0: they are another engine's. */
 static size_t packed_room(const struct map *m)
 {
-    return (m->packed_bytes + MAP_ALIGN - 1) / MAP_ALIGN * MAP_ALIGN;
+    return m->packed ? 0 : (m->packed_bytes + MAP_ALIGN - 1) / MAP_ALIGN * MAP_ALIGN;
 }
 
 static int parts_of(const struct map *m)
 {
-    const size_t parts = m->packed_bytes / PART_BYTES + 1;
-    return parts < PARTS_MAX ? (int)parts : PARTS_MAX;
+    const size_t parts = packed_room(m) / PART_BYTES + 1;
+    return m->packed ? 0 : parts < PARTS_MAX ? (int)parts : PARTS_MAX;
+}
+
+/* Takes the weights that `base` has packed the same way. */
+static void borrow(struct program *p, const struct program *base)
+{
+    for (int i = 0; i < p->n_maps; i++) {
+        struct map *m = &p->maps[i];
+        for (int j = 0; j < base->n_maps && !m->packed; j++) {
+            const struct map *b = &base->maps[j];
+            if (m->conv.weight == b->conv.weight && m->backward == b->backward &&
+                m->algorithm == b->algorithm && m->packed_bytes == b->packed_bytes)
+                m->packed = b->packed;
+        }
+    }
 }
 
 /* The packing of all maps: item i is one part of one map. */
@@ -104,8 +119,11 @@ static int pack(struct engine *engine, const struct engine_options *o, struct er
         return rc;
     const char *at = segment_data(engine->segment);
     for (int i = 0; i < p->n_maps; i++) {
+        const size_t room = packed_room(&p->maps[i]);
+        if (room == 0)
+            continue;
         p->maps[i].packed = at;
-        at += packed_room(&p->maps[i]);
+        at += room;
     }
     return 0;
 }
@@ -143,7 +161,12 @@ int engine_open(struct engine **out, const struct net *net, const struct engine_
     if (!engine)
         return fail(e, FAIL_NO_MEMORY, "cannot allocate an engine");
     engine->backward = o->backward;
-    int rc = program_init(&engine->program, net, kernels, o->backward, e);
+    const struct program_options plan = {.kernels = kernels,
+                                         .backward = o->backward,
+                                         .images = o->images ? o->images : ENGINE_IMAGES};
+    int rc = program_init(&engine->program, net, &plan, e);
+    if (rc == 0 && o->base)
+        borrow(&engine->program, &o->base->program);
     for (int i = 0; rc == 0 && i < engine->program.n_maps; i++)
         engine->packed_bytes += packed_room(&engine->program.maps[i]);
     if (rc == 0 && !copy_biases(engine))

@@ -18,11 +18,17 @@ struct segment;
 struct segment_options;
 struct engine;
 
+enum { ENGINE_IMAGES = 8 };
+
 struct engine_options {
     const struct kernels *kernels; /* NULL = kernels_choose() */
     bool backward;                 /* else only forward passes are possible */
-    bool plan_only;                /* packs nothing: for sizes and stages, not for passes */
-    struct pool *pool;             /* packs the weights; NULL = the calling thread */
+    int images;                    /* that will pass together, about; 0 = ENGINE_IMAGES */
+    /* An engine of the same net and kernels, which outlives this one: weights that both pack the
+     * same way are not packed again. */
+    const struct engine *base;
+    bool plan_only;    /* packs nothing: for sizes and stages, not for passes */
+    struct pool *pool; /* packs the weights; NULL = the calling thread */
     /* Where packed weights may be shared with other processes (file/segment.h), by `key`, a digest
      * of the weights. NULL = in private memory. */
     const struct segment_options *segments;

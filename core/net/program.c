@@ -63,7 +63,9 @@ static struct conv conv_of(const struct compiler *c, const struct layer *l)
 int compiler_map(struct compiler *c, int layer, bool backward, bool image)
 {
     const struct conv conv = conv_of(c, &c->net->layers[layer]);
-    map_init(&c->p->maps[c->p->n_maps], c->kernels, &conv, backward, image, ALGORITHMS);
+    const struct wish wish = {
+        .image = image, .images = c->options->images, .algorithm = ALGORITHMS};
+    map_init(&c->p->maps[c->p->n_maps], c->kernels, &conv, backward, &wish);
     return c->p->n_maps++;
 }
 
@@ -156,11 +158,11 @@ static bool allocate(struct compiler *c)
     return c->p->stages && c->p->arrays && c->p->maps && c->origins && c->values && c->gradients;
 }
 
-int program_init(struct program *p, const struct net *net, const struct kernels *kernels,
-                 bool backward, struct err *e)
+int program_init(struct program *p, const struct net *net, const struct program_options *o,
+                 struct err *e)
 {
-    struct program made = {.net = net, .kernels = kernels, .n_arrays = ARRAY_FIRST};
-    struct compiler c = {.net = net, .kernels = kernels, .p = &made};
+    struct program made = {.net = net, .kernels = o->kernels, .n_arrays = ARRAY_FIRST};
+    struct compiler c = {.net = net, .kernels = o->kernels, .options = o, .p = &made};
     bool done = allocate(&c);
     if (done) {
         const struct net_shape in = net->input, out = net->values[net->n_layers].shape;
@@ -168,7 +170,7 @@ int program_init(struct program *p, const struct net *net, const struct kernels 
             made.arrays[i] = (struct array){.shape = i <= ARRAY_DX ? in : out, .dense = true};
         compile_forward(&c);
         made.n_forward = made.n_stages;
-        done = !backward || compile_backward(&c);
+        done = !o->backward || compile_backward(&c);
     }
     free(c.origins);
     free(c.values);

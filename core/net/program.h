@@ -59,9 +59,15 @@ struct program {
     struct map *maps;     /* [n_maps]; `packed` is NULL */
 };
 
+struct program_options {
+    const struct kernels *kernels;
+    bool backward;
+    int images; /* that will pass together, about */
+};
+
 /* Errors: NO_MEMORY. The net is borrowed. */
-int program_init(struct program *p, const struct net *net, const struct kernels *kernels,
-                 bool backward, struct err *e);
+int program_init(struct program *p, const struct net *net, const struct program_options *o,
+                 struct err *e);
 void program_fini(struct program *p);
 
 /* Both forms in one buffer. */

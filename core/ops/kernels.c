@@ -54,35 +54,52 @@ static bool fits(const struct map *m, enum algorithm a)
     return method && method->fits(&m->conv, m->backward);
 }
 
-/* Winograd's transforms pay when channels are many on both sides. */
-static bool pays(const struct conv *c)
+/* What a method does in a second and how fast packed weights arrive, as measured with AVX-512
+ * (docs/performance.md): only their proportions matter. */
+static const double DIRECT_MACS = 80e9, WINOGRAD_MACS = 270e9, POLYPHASE_MACS = 190e9,
+                    POLYPHASE_PADDED_MACS = 125e9, WEIGHT_BYTES = 19e9;
+
+/* About how long a convolution of so many images takes. */
+static double seconds(const struct map *m, enum algorithm a, int images)
 {
-    return c->cin >= 2 * LANES && c->cout >= 2 * LANES && c->hout * c->wout >= 16;
+    const struct conv *c = &m->conv;
+    const int h = (c->hout + 3) / 4, w = (c->wout + 3) / 4;
+    double pixels = (double)c->hout * c->wout, rate = DIRECT_MACS;
+    if (a == ALGORITHM_WINOGRAD)
+        rate = WINOGRAD_MACS;
+    if (a == ALGORITHM_POLYPHASE)
+        rate = c->kh == 4 ? POLYPHASE_MACS : POLYPHASE_PADDED_MACS;
+    if (a != ALGORITHM_DIRECT)
+        pixels = 16.0 * h * w; /* whole tiles */
+    const double macs = pixels * c->cin * c->cout * c->kh * c->kw * images;
+    return macs / rate + (double)m->kernels->methods[a]->packed_bytes(m) / WEIGHT_BYTES;
 }
 
-static enum algorithm choose(const struct map *m, bool image, enum algorithm wanted)
+static enum algorithm choose(const struct map *m, const struct wish *w)
 {
-    if (wanted != ALGORITHMS && fits(m, wanted))
-        return wanted;
-    if (image && fits(m, ALGORITHM_COLUMNS))
+    static const enum algorithm tiled[] = {ALGORITHM_WINOGRAD, ALGORITHM_POLYPHASE};
+    const int most = m->conv.cin > m->conv.cout ? m->conv.cin : m->conv.cout;
+    enum algorithm best = ALGORITHM_DIRECT;
+    if (w->algorithm != ALGORITHMS && fits(m, w->algorithm))
+        return w->algorithm;
+    if (w->image && fits(m, ALGORITHM_COLUMNS))
         return ALGORITHM_COLUMNS;
     if (fits(m, ALGORITHM_DENSE))
         return ALGORITHM_DENSE;
-    if (pays(&m->conv) && fits(m, ALGORITHM_WINOGRAD))
-        return ALGORITHM_WINOGRAD;
-    if (pays(&m->conv) && fits(m, ALGORITHM_POLYPHASE))
-        return ALGORITHM_POLYPHASE;
-    return ALGORITHM_DIRECT;
+    for (int i = 0; i < 2 && most >= LANES; i++) /* else the blocks are mostly zeros */
+        if (fits(m, tiled[i]) && seconds(m, tiled[i], w->images) < seconds(m, best, w->images))
+            best = tiled[i];
+    return best;
 }
 
 void map_init(struct map *m, const struct kernels *k, const struct conv *c, bool backward,
-              bool image, enum algorithm algorithm)
+              const struct wish *w)
 {
     *m = (struct map){.conv = *c, .backward = backward, .kernels = k};
     m->in = (struct layout){.form = k->operand,
                             .channels = backward ? c->cout : c->cin,
                             .h = backward ? c->hout : c->hin,
                             .w = backward ? c->wout : c->win};
-    m->algorithm = choose(m, image, algorithm);
+    m->algorithm = choose(m, w);
     m->packed_bytes = k->methods[m->algorithm]->packed_bytes(m);
 }

@@ -142,9 +142,13 @@ const struct kernels *kernels_of_form(enum form operands);
 /* By name; NULL when this CPU cannot run it or JEMD_ISA rules it out. */
 const struct kernels *kernels_find(const char *name);
 
-/* Prepares one direction of a convolution: chooses the algorithm by layer and table (never by
- * batch), unless `algorithm` names one that fits (ALGORITHMS = choose). `image`: the side of few
- * channels is the network's own input. Leaves `in` (form, channels, h, w set) to grow its margins,
- * and `packed` to the caller. */
+struct wish {
+    bool image;               /* the side of few channels is the network's own input */
+    int images;               /* that will pass together, about: few do not pay for large weights */
+    enum algorithm algorithm; /* if it fits; ALGORITHMS = the fastest */
+};
+
+/* Prepares one direction of a convolution and chooses its algorithm, by layer, table and wish, never
+ * by the batch that comes. Leaves it to the caller to grow the margins of `in`, and `packed`. */
 void map_init(struct map *m, const struct kernels *k, const struct conv *c, bool backward,
-              bool image, enum algorithm algorithm);
+              const struct wish *w);

@@ -165,7 +165,8 @@ static double tolerance(const struct kernels *k)
 static void check(const struct kernels *k, const struct conv *c, enum algorithm a, bool backward)
 {
     struct map m;
-    map_init(&m, k, c, backward, a == ALGORITHM_COLUMNS, a);
+    const struct wish wish = {.image = a == ALGORITHM_COLUMNS, .images = 1, .algorithm = a};
+    map_init(&m, k, c, backward, &wish);
     if (m.algorithm != a)
         return;
     const size_t in = (size_t)c->cin * (size_t)c->hin * (size_t)c->win;

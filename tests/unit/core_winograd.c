@@ -387,6 +387,15 @@ static void bits_do_not_depend_on_batch_position_or_team(void **state)
     }
 }
 
+/* Images of one tile: a batch of n is one run of n rows, as far as runs go. */
+static void bits_do_not_depend_on_the_length_of_a_run(void **state)
+{
+    (void)state;
+    const struct conv one = conv_of(3, 1, 1, (const int[4]){20, 18, 4, 4});
+    for (int n = 2; n <= 15; n++)
+        check_bits(&one, n, false);
+}
+
 static void many_tiles_of_few_outputs_give_the_same_bits(void **state)
 {
     (void)state;
@@ -585,6 +594,7 @@ int main(void)
         cmocka_unit_test(deep_sums_keep_their_precision),
         cmocka_unit_test(other_kernels_do_not_fit),
         cmocka_unit_test(bits_do_not_depend_on_batch_position_or_team),
+        cmocka_unit_test(bits_do_not_depend_on_the_length_of_a_run),
         cmocka_unit_test(many_tiles_of_few_outputs_give_the_same_bits),
         cmocka_unit_test(a_nan_stays_in_its_image),
         cmocka_unit_test(every_piece_of_an_epilogue_lands_where_it_belongs),

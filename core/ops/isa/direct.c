@@ -1,8 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Any convolution as sums over its taps, forward and backward to input, without a copy of the input:
- * each (block of channels, tap) is a segment of `product`. Backward with stride s makes s x s phases
- * of dx, each from its own taps and read at unit stride.
+ * Any convolution as sums over its taps, forward and backward to input: each (block of channels,
+ * tap) is a segment of `product`. Backward with stride s makes s x s phases of dx, each from its own
+ * taps and read at unit stride. The input is read where it lies, unless rows are so short that
+ * products would have few of them: then the inputs of several rows, also of several images, are
+ * gathered first.
  */
 #include "ops/isa/finish.h"
 #include "ops/isa/methods.h"
@@ -10,7 +12,7 @@
 
 #include <string.h>
 
-enum { GROUP_BYTES = 768 * 1024, POSITIONS = 64 };
+enum { GROUP_BYTES = 768 * 1024, GATHER_BYTES = 1536 * 1024, POSITIONS = 64 };
 
 /* The outputs of one direction as a grid: rows of phases. Forward has one phase. */
 struct sweep {
@@ -22,11 +24,14 @@ struct sweep {
     int panels;
     int group;          /* rows of a phase made together */
     bool linear;        /* a group's rows are one run of positions, pitch apart */
+    bool gather;        /* inputs are copied next to each other first */
     int pitch;          /* positions from a row to the next in the results' scratch */
     ptrdiff_t *offsets; /* [taps][blocks], phase by phase */
-    float *result;      /* [PANEL_PLANES][group pitch phases + LANES][16] */
-    size_t plane;       /* floats of a plane of it */
-    int configured;     /* rows product_begin was last called with */
+    ptrdiff_t *gathered_offsets;
+    char *gathered; /* [column phase][segment][group pitch][unit] */
+    float *result;  /* [PANEL_PLANES][group pitch phases + LANES][16] */
+    size_t plane;   /* floats of a plane of it */
+    int configured; /* rows product_begin was last called with */
 };
 
 static int ceil_div(int a, int b)
@@ -65,6 +70,22 @@ static int input_at(const struct sweep *s, int p, int y)
     return s->m->backward ? (y + c->pad - p) / c->stride : y * c->stride - c->pad;
 }
 
+/* Segments of a row's results, those of all column phases together. */
+static int row_segments(const struct sweep *s)
+{
+    return s->blocks * ceil_div(s->m->conv.kh, s->phases) * s->m->conv.kw;
+}
+
+/* As many rows of w positions as fill a cache, at least a run. */
+static void shape_gather(struct sweep *s, int w)
+{
+    const int most = GATHER_BYTES / TARGET_UNIT / row_segments(s);
+    s->gather = true;
+    s->linear = false;
+    s->pitch = w;
+    s->group = later(most / w, ceil_div(RUN_MAX * TARGET_RUNS, w));
+}
+
 static void shape(struct sweep *s, const struct map *m)
 {
     const struct conv *c = &m->conv;
@@ -80,13 +101,18 @@ static void shape(struct sweep *s, const struct map *m)
     const int w = ceil_div(s->w, s->phases), h = ceil_div(s->h, s->phases);
     s->group = POSITIONS / w < 1 ? 1 : POSITIONS / w > h ? h : POSITIONS / w;
     s->pitch = w;
+    int runs = s->group * runs_count(w);
     if (s->step == 1) {
         const int pitch = layout_pitch(&m->in);
         const int along = (s->group - 1) * pitch + w;
-        s->linear = pitch >= w && runs_count(along) < s->group * runs_count(w);
-        if (s->linear)
+        s->linear = pitch >= w && runs_count(along) < runs;
+        if (s->linear) {
             s->pitch = pitch;
+            runs = runs_count(along);
+        }
     }
+    if (10 * s->group * w < 7 * runs * RUN_MAX)
+        shape_gather(s, w);
     s->plane = (size_t)((s->group * s->pitch + 1) * s->phases) * LANES;
 }
 
@@ -158,14 +184,36 @@ static void direct_pack(const struct map *m, void *packed, int part, int parts)
     }
 }
 
+static size_t line(size_t bytes)
+{
+    return (bytes + 63) / 64 * 64;
+}
+
+/* Hands out `scratch`; returns its size. */
+static size_t place_scratch(struct sweep *s, char *scratch)
+{
+    const size_t offsets = line((size_t)(s->blocks * s->taps) * sizeof(ptrdiff_t));
+    const size_t segments = (size_t)row_segments(s);
+    size_t at = offsets;
+    s->offsets = (ptrdiff_t *)(void *)scratch;
+    if (s->gather) {
+        s->gathered_offsets = (ptrdiff_t *)(void *)(scratch + at);
+        at += line(segments * sizeof(ptrdiff_t));
+        s->gathered = scratch + at;
+        at += segments * (size_t)(s->group * s->pitch) * TARGET_UNIT;
+    }
+    s->result = (float *)(void *)(scratch + at);
+    return at + PANEL_PLANES * s->plane * sizeof(float);
+}
+
 static size_t direct_scratch(const struct map *m, int batch, int size)
 {
+    static char base[64];
     struct sweep s;
     (void)batch;
     (void)size;
     shape(&s, m);
-    const size_t segments = (size_t)(s.blocks * s.taps);
-    return (segments * sizeof(ptrdiff_t) + 63) / 64 * 64 + PANEL_PLANES * s.plane * sizeof(float);
+    return place_scratch(&s, base);
 }
 
 static size_t direct_shared(const struct map *m, int batch, int size)
@@ -190,31 +238,80 @@ static void fill_offsets(struct sweep *s)
                 for (int ky = py; ky < c->kh; ky += s->phases)
                     for (int kx = px; kx < c->kw; kx += s->phases)
                         *to++ = b * block + sign * (ky / s->phases * row + kx / s->phases * unit);
+    for (int i = 0; s->gather && i < row_segments(s); i++)
+        s->gathered_offsets[i] = (ptrdiff_t)i * s->group * s->pitch * unit;
 }
 
-/* A group of rows: image, row phase, first row of the phase, how many. */
+/* A group of rows of one row phase: rows first .. of `image`, or with gather of all images. */
 struct rows {
     int image, phase, first, count;
 };
 
-/* One phase of the columns of a group of rows for one panel. */
-static void make_phase(struct sweep *s, const struct task *t, const struct rows *r, int px,
-                       struct product *p)
+/* The i-th row of a group: its image and y. */
+static void row_at(const struct sweep *s, const struct rows *r, int i, int *image, int *y)
+{
+    const int count = phase_count(s, r->phase, s->h), row = r->first + i;
+    *image = s->gather ? row / count : r->image;
+    *y = phase_first(s, r->phase) + (s->gather ? row % count : row) * s->phases;
+}
+
+static const char *input_of(const struct sweep *s, const struct task *t, const struct rows *r,
+                            int i, int px)
 {
     const struct layout *in = &s->m->in;
+    int image, y;
+    row_at(s, r, i, &image, &y);
+    return (const char *)t->in + (size_t)image * layout_image_bytes(in) +
+           layout_at(in, 0, input_at(s, r->phase, y), input_at(s, px, phase_first(s, px)));
+}
+
+/* Copies the inputs of a group, every segment's positions next to each other. */
+static void gather_rows(const struct sweep *s, const struct task *t, const struct rows *r)
+{
+    const struct conv *c = &s->m->conv;
+    const ptrdiff_t *offsets = s->offsets;
+    const size_t segment = (size_t)(s->group * s->pitch) * TARGET_UNIT;
+    char *to = s->gathered;
+    for (int py = 0; py < r->phase; py++)
+        offsets += s->blocks * phase_taps(s, py, c->kh) * c->kw;
+    for (int px = 0; px < s->phases; px++) {
+        const int segments = s->blocks * phase_taps(s, r->phase, c->kh) * phase_taps(s, px, c->kw);
+        const int w = phase_count(s, px, s->w);
+        for (int i = 0; w > 0 && i < r->count; i++) {
+            const char *row = input_of(s, t, r, i, px);
+            for (int j = 0; j < s->pitch; j++) { /* beyond w: anything finite */
+                const char *from = row + (j < w ? j : w - 1) * s->step * TARGET_UNIT;
+                char *at = to + (size_t)(i * s->pitch + j) * TARGET_UNIT;
+                for (int k = 0; k < segments; k++)
+                    memcpy(at + (size_t)k * segment, from + offsets[k], TARGET_UNIT);
+            }
+        }
+        offsets += segments;
+        to += (size_t)segments * segment;
+    }
+}
+
+static void configure(struct sweep *s, int rows)
+{
+    if (s->configured != runs_rows(rows)) {
+        s->configured = runs_rows(rows);
+        TARGET_NAME(product_begin)(s->configured);
+    }
+}
+
+/* One phase of the columns of a group of rows for one panel; gathered: its inputs. */
+static void make_phase(struct sweep *s, const struct task *t, const struct rows *r, int px,
+                       struct product *p, const char *gathered)
+{
     const int w = phase_count(s, px, s->w), x = phase_first(s, px);
-    const char *image = (const char *)t->in + (size_t)r->image * layout_image_bytes(in);
     if (w == 0)
         return;
-    for (int i = 0; i < r->count; i += s->linear ? r->count : 1) {
-        const int y = phase_first(s, r->phase) + (r->first + i) * s->phases;
-        const int rows = s->linear ? (r->count - 1) * s->pitch + w : w;
-        if (s->configured != runs_rows(rows)) {
-            s->configured = runs_rows(rows);
-            TARGET_NAME(product_begin)(s->configured);
-        }
-        runs_cut(p, image + layout_at(in, 0, input_at(s, r->phase, y), input_at(s, px, x)),
-                 s->result + (size_t)(i * s->pitch * s->phases + x) * LANES, rows);
+    const bool whole = s->linear || s->gather;
+    for (int i = 0; i < r->count; i += whole ? r->count : 1) {
+        const int rows = whole ? (r->count - 1) * s->pitch + w : w;
+        float *to = s->result + (size_t)(i * s->pitch * s->phases + x) * LANES;
+        configure(s, rows);
+        runs_cut(p, s->gather ? gathered : input_of(s, t, r, i, px), to, rows);
     }
     runs_flush(p);
 }
@@ -223,19 +320,11 @@ static void finish_rows(const struct sweep *s, const struct task *t, const struc
                         int panel)
 {
     for (int i = 0; i < r->count; i++) {
-        const int y = phase_first(s, r->phase) + (r->first + i) * s->phases;
-        for (int plane = 0; plane < PANEL_PLANES; plane++) {
-            const struct place at = {.image = r->image,
-                                     .plane = panel * PANEL_PLANES + plane,
-                                     .y = y,
-                                     .x = 0,
-                                     .count = s->w};
-            if (at.plane * LANES >= s->outputs)
-                break;
-            TARGET_NAME(finish_run)
-            (t->epilogue, &at,
-             s->result + (size_t)plane * s->plane + (size_t)(i * s->pitch * s->phases) * LANES);
-        }
+        struct place at = {.plane = panel * PANEL_PLANES, .count = s->w};
+        row_at(s, r, i, &at.image, &at.y);
+        const float *v = s->result + (size_t)(i * s->pitch * s->phases) * LANES;
+        for (int p = 0; p < PANEL_PLANES && at.plane * LANES < s->outputs; p++, at.plane++)
+            TARGET_NAME(finish_run)(t->epilogue, &at, v + (size_t)p * s->plane);
     }
 }
 
@@ -243,18 +332,26 @@ static void finish_rows(const struct sweep *s, const struct task *t, const struc
 static void make_rows(struct sweep *s, const struct task *t, const struct rows *r, int from, int to)
 {
     const struct conv *c = &s->m->conv;
+    if (s->gather)
+        gather_rows(s, t, r);
     for (int panel = from; panel < to; panel++) {
-        struct product p = {.offsets = s->offsets,
-                            .row_bytes = s->step * TARGET_UNIT,
+        const ptrdiff_t *offsets = s->offsets;
+        const char *gathered = s->gathered;
+        struct product p = {.offsets = s->gathered_offsets,
+                            .row_bytes = (s->gather ? 1 : s->step) * TARGET_UNIT,
                             .b = (const char *)s->m->packed + (size_t)panel * panel_bytes(s),
                             .c_row = s->phases * LANES,
                             .c_plane = (ptrdiff_t)s->plane};
         for (int py = 0; py < s->phases; py++) {
             for (int px = 0; px < s->phases; px++) {
                 p.segments = s->blocks * phase_taps(s, py, c->kh) * phase_taps(s, px, c->kw);
-                if (py == r->phase)
-                    make_phase(s, t, r, px, &p);
-                p.offsets += p.segments;
+                if (!s->gather)
+                    p.offsets = offsets;
+                if (py == r->phase) {
+                    make_phase(s, t, r, px, &p, gathered);
+                    gathered += (size_t)(p.segments * s->group * s->pitch) * TARGET_UNIT;
+                }
+                offsets += p.segments;
                 p.b += (size_t)p.segments * SEGMENT_BYTES;
             }
         }
@@ -262,27 +359,34 @@ static void make_rows(struct sweep *s, const struct task *t, const struct rows *
     }
 }
 
-/* Groups of rows of one image; the index-th of them. */
-static int groups(const struct sweep *s)
+/* Rows of phase p that groups are cut from: of one image, or with gather of n. */
+static int rows_of_phase(const struct sweep *s, int p, int n)
 {
-    int n = 0;
-    for (int p = 0; p < s->phases; p++)
-        n += ceil_div(phase_count(s, p, s->h), s->group);
-    return n;
+    return phase_count(s, p, s->h) * (s->gather ? n : 1);
 }
 
-static struct rows group_at(const struct sweep *s, int index, int per_image)
+/* Groups of rows of one image, or with gather of n. */
+static int groups(const struct sweep *s, int n)
 {
-    struct rows r = {.image = index / per_image};
-    int i = index % per_image;
+    int sum = 0;
+    for (int p = 0; p < s->phases; p++)
+        sum += ceil_div(rows_of_phase(s, p, n), s->group);
+    return sum;
+}
+
+static struct rows group_at(const struct sweep *s, int index, int n)
+{
+    const int each = groups(s, n);
+    struct rows r = {.image = index / each};
+    int i = index % each;
     for (;; r.phase++) {
-        const int count = phase_count(s, r.phase, s->h), n = ceil_div(count, s->group);
-        if (i < n) {
+        const int count = rows_of_phase(s, r.phase, n), made = ceil_div(count, s->group);
+        if (i < made) {
             r.first = i * s->group;
             r.count = count - r.first < s->group ? count - r.first : s->group;
             return r;
         }
-        i -= n;
+        i -= made;
     }
 }
 
@@ -291,12 +395,10 @@ static void direct_run(const struct map *m, const struct task *t)
     struct sweep s;
     int first, end, from = 0, to;
     shape(&s, m);
-    const size_t segments = (size_t)(s.blocks * s.taps);
-    s.offsets = (ptrdiff_t *)(void *)t->scratch;
-    s.result = (float *)(void *)(t->scratch + (segments * sizeof(ptrdiff_t) + 63) / 64 * 64);
+    place_scratch(&s, t->scratch);
     fill_offsets(&s);
     TARGET_NAME(finish_margins)(t->epilogue, t->n, t->team, t->rank);
-    const int per_image = groups(&s), units = t->n * per_image;
+    const int units = groups(&s, t->n) * (s.gather ? 1 : t->n);
     const bool by_rows = units >= 4 * t->team->size || s.panels == 1;
     first = 0;
     end = units;
@@ -306,11 +408,11 @@ static void direct_run(const struct map *m, const struct task *t)
     else
         team_share(t->team, t->rank, s.panels, 1, &from, &to);
     /* As many panels at a time as stay in the cache while the images go by. */
-    const int together = later((int)(GROUP_BYTES / panel_bytes(&s)), 1);
+    const int together = s.gather ? s.panels : later((int)(GROUP_BYTES / panel_bytes(&s)), 1);
     for (int panel = from; panel < to; panel += together) {
         const int last = panel + together < to ? panel + together : to;
         for (int i = first; i < end; i++) {
-            const struct rows r = group_at(&s, i, per_image);
+            const struct rows r = group_at(&s, i, t->n);
             make_rows(&s, t, &r, panel, last);
         }
     }

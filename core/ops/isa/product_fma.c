@@ -4,13 +4,13 @@
 
 #include <string.h>
 
-enum { VECS = PANEL / VEC_LANES, PREFETCH = 4096 };
+enum { VECS = PANEL / VEC_LANES, FAR = 32768 };
 
 /* Keeps a broadcast in one register for all its uses; folded into each multiply-add, the loads
  * would become the bound. */
 static ALWAYS_INLINE vec in_register(vec v)
 {
-    __asm__("" : "+x"(v));
+    __asm__("" : "+v"(v));
     return v;
 }
 
@@ -37,12 +37,16 @@ static ALWAYS_INLINE void rows_of(const struct product *p, const int rows, const
     const float *b = (const float *)(const void *)p->b;
     for (int s = 0; s < p->segments; s++) {
         const char *a = p->a + p->offsets[s];
+        const char *next = p->a + p->offsets[s + 1 < p->segments ? s + 1 : s];
+#pragma GCC unroll 16
+        for (int r = 0; r < rows; r++)
+            __builtin_prefetch(next + r * step);
 #pragma GCC unroll 4
         for (int d = 0; d < TARGET_DEPTH; d++, b += PANEL) {
             vec w[VECS];
-            __builtin_prefetch((const char *)b + PREFETCH);
+            __builtin_prefetch((const char *)b + FAR, 0, 2);
             if (PANEL * sizeof(float) > 64)
-                __builtin_prefetch((const char *)b + PREFETCH + 64);
+                __builtin_prefetch((const char *)b + FAR + 64, 0, 2);
 #pragma GCC unroll 4
             for (int v = 0; v < VECS; v++)
                 w[v] = vec_load(b + v * VEC_LANES);
@@ -121,6 +125,6 @@ double TARGET_NAME(product_exercise)(void)
             sum[i] = in_register(sum[i]);
     }
     for (int i = 0; i < SUMS; i++)
-        __asm__ volatile("" ::"x"(sum[i]));
+        __asm__ volatile("" ::"v"(sum[i]));
     return (double)ROUNDS * SUMS * VEC_LANES;
 }

@@ -249,9 +249,8 @@ struct stage {
 
 /* The tiles of the block at hand. */
 struct block {
-    int first, count;
-    int runs,
-        start[TILES_MAX / RUN_MAX + 1]; /* first tile of a run, from the block's; and the end */
+    int first, count, runs;
+    int start[TILES_MAX / RUN_MAX + 1]; /* first tile of a run, from the block's; and the end */
     ptrdiff_t at[TILES_MAX];            /* bytes from the operand's start to a tile's input */
 };
 
