@@ -9,17 +9,19 @@
 #include "server/batcher.h"
 
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
-enum { SLICE = 4, PASSES = 15 };
+enum { SLICE = 4, PASSES = 15, STEPS_MAX = 10000000 };
 
 /* Something another thread ends and this one waits for. */
 struct latch {
     pthread_mutex_t mu;
     pthread_cond_t done;
-    bool over;  /* guarded by mu */
-    int result; /* guarded by mu */
+    _Atomic bool over; /* written under mu */
+    int result;        /* guarded by mu */
 };
 
 /* A ticket that somebody waits for. */
@@ -165,7 +167,25 @@ int bench_predict(struct bench *b, int n, int rounds, struct bench_span *out, st
     return 0;
 }
 
-int bench_steps(struct bench *b, int n, int steps, double *seconds, struct err *e)
+/* Waits until the group has done more than `seen` chain-steps and at least until `until_ns`; returns
+ * how many it has done, 0 when it stopped by itself. */
+static long long watch(const struct latch *l, struct chain_group *g, long long seen,
+                       int64_t until_ns)
+{
+    struct chain_progress p = {.steps_done = seen};
+    long long last = seen;
+    while (!l->over) {
+        const struct timespec nap = {.tv_nsec = 20000};
+        last = p.steps_done;
+        chain_group_progress(g, &p);
+        if (p.steps_done > seen && p.steps_done > last && timing_ns() >= until_ns)
+            return p.steps_done;
+        nanosleep(&nap, NULL);
+    }
+    return 0;
+}
+
+int bench_steps(struct bench *b, int n, double seconds, double *step_seconds, struct err *e)
 {
     const struct condition *conditions[BENCH_IMAGES_MAX];
     struct sampler sampler = b->model->d.sampler;
@@ -173,7 +193,7 @@ int bench_steps(struct bench *b, int n, int steps, double *seconds, struct err *
     for (int i = 0; i < n; i++)
         conditions[i] = &b->marginal;
     sampler.kind = SAMPLER_SGLD;
-    sampler.steps = steps;
+    sampler.steps = STEPS_MAX;
     sampler.cool_last = 0;
     sampler.start = START_NOISE;
     const struct chain_task t = {.model = b->model,
@@ -184,13 +204,18 @@ int bench_steps(struct bench *b, int n, int steps, double *seconds, struct err *
                                  .weight = 1,
                                  .done = on_group,
                                  .ctx = &b->group};
-    const int64_t begin = timing_ns();
     int rc = chains_submit(b->chains, &t, NULL, &g, e);
     if (rc != 0)
         return rc;
-    if (latch_wait(&b->group) != 0)
-        rc = fail(e, FAIL_NO_MEMORY, "no memory for the chains' workspace");
-    *seconds = (double)(timing_ns() - begin) * 1e-9 / steps;
+    const long long first = watch(&b->group, g, n, 0); /* every chain has begun */
+    const int64_t begin = timing_ns();
+    const long long last = watch(&b->group, g, first + 4LL * n, begin + (int64_t)(seconds * 1e9));
+    const int64_t end = timing_ns();
+    chain_group_cancel(g);
+    if (latch_wait(&b->group) != 0 || last == 0)
+        rc = fail(e, FAIL_NO_MEMORY, "no memory for the chains' workspace, or they diverged");
+    else
+        *step_seconds = (double)(end - begin) * 1e-9 / ((double)(last - first) / n);
     chain_group_free(g);
     return rc;
 }

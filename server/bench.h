@@ -21,8 +21,9 @@ int bench_open(struct bench **out, struct model *m, int threads, struct err *e);
 void bench_close(struct bench *b);
 /* Mean time of each of `rounds` predictions of n images, one after the other. */
 int bench_predict(struct bench *b, int n, int rounds, struct bench_span *out, struct err *e);
-/* Mean time of a step of n chains, all at once, over `steps` steps from fresh chains. */
-int bench_steps(struct bench *b, int n, int steps, double *seconds, struct err *e);
+/* Mean time of a step of n chains, all at once, over about `seconds` and at least four steps in the
+ * middle of their way. */
+int bench_steps(struct bench *b, int n, double seconds, double *step_seconds, struct err *e);
 /* Logits [n][L] of x[n][C][H][W], or the gradient of log p(x), [n][C][H][W]; n is any. */
 int bench_pass(struct bench *b, const float *x, size_t n, float *logits, float *gradient,
                struct err *e);

@@ -15,7 +15,7 @@ static void usage(FILE *out)
 {
     fprintf(
         out,
-        "usage: jemd bench [--threads N] [--images N] [--steps N] [--json] MODEL\n"
+        "usage: jemd bench [--threads N] [--images N] [--seconds N] [--json] MODEL\n"
         "       jemd bench --layers [--images N] MODEL\n"
         "       jemd bench --serve [--threads N] MODEL\n\n"
         "Prints medians of %d runs: images/s of predictions in batches of N images and one\n"
@@ -33,7 +33,8 @@ static void usage(FILE *out)
 
 struct arguments {
     const char *model;
-    int threads, images, steps;
+    int threads, images;
+    double seconds;
     bool json, layers, serve;
 };
 
@@ -56,15 +57,15 @@ static double median(double *v, int n)
     return v[n / 2];
 }
 
-/* RUNS of each kind in turn, about 0.1 s apiece; after a warm-up. */
+/* RUNS of each kind in turn, after a warm-up. */
 static int measure(struct bench *b, const struct arguments *a, struct figures *f, struct err *e)
 {
-    double batch[RUNS], single[RUNS], cpu[RUNS], steps[RUNS + 1];
+    double batch[RUNS], single[RUNS], cpu[RUNS], steps[RUNS];
     struct bench_span t = {0};
     int rc = 0;
     for (int i = 0; rc == 0 && i < 2; i++)
         rc = bench_predict(b, a->images, 1, &t, e);
-    const int rounds = t.wall > 0 && t.wall < 0.1 ? (int)(0.1 / t.wall) + 1 : 1;
+    const int rounds = t.wall > 0 && t.wall < a->seconds ? (int)(a->seconds / t.wall) + 1 : 1;
     for (int i = 0; rc == 0 && i < RUNS; i++) {
         rc = bench_predict(b, a->images, rounds, &t, e);
         batch[i] = t.wall;
@@ -72,14 +73,14 @@ static int measure(struct bench *b, const struct arguments *a, struct figures *f
             rc = bench_predict(b, 1, rounds, &t, e);
         single[i] = t.wall;
         cpu[i] = t.cpu;
+        if (rc == 0)
+            rc = bench_steps(b, a->images, a->seconds, &steps[i], e);
     }
-    for (int i = 0; rc == 0 && i <= RUNS; i++) /* the first one warms up */
-        rc = bench_steps(b, a->images, a->steps, &steps[i], e);
     if (rc == 0)
         *f = (struct figures){.batch_seconds = median(batch, RUNS),
                               .single_seconds = median(single, RUNS),
                               .single_cpu = median(cpu, RUNS),
-                              .step_seconds = median(steps + 1, RUNS)};
+                              .step_seconds = median(steps, RUNS)};
     return rc;
 }
 
@@ -142,18 +143,18 @@ static int parse(int argc, char **argv, struct arguments *a)
 {
     static const struct option options[] = {
         {"threads", required_argument, NULL, 't'}, {"images", required_argument, NULL, 'n'},
-        {"steps", required_argument, NULL, 's'},   {"json", no_argument, NULL, 'j'},
+        {"seconds", required_argument, NULL, 's'}, {"json", no_argument, NULL, 'j'},
         {"layers", no_argument, NULL, 'l'},        {"serve", no_argument, NULL, 'S'},
         {"help", no_argument, NULL, 'h'},          {NULL, 0, NULL, 0}};
     int c;
-    *a = (struct arguments){.threads = pool_cores(), .images = 16, .steps = 50};
+    *a = (struct arguments){.threads = pool_cores(), .images = 16, .seconds = 0.3};
     while ((c = getopt_long(argc, argv, "h", options, NULL)) != -1) {
         if (c == 't')
             a->threads = atoi(optarg);
         else if (c == 'n')
             a->images = atoi(optarg);
         else if (c == 's')
-            a->steps = atoi(optarg);
+            a->seconds = atof(optarg);
         else if (c == 'j')
             a->json = true;
         else if (c == 'l')
@@ -166,7 +167,8 @@ static int parse(int argc, char **argv, struct arguments *a)
         }
     }
     const int most = a->layers ? BENCH_IMAGES_MAX / 2 : BENCH_IMAGES_MAX;
-    if (optind != argc - 1 || a->threads < 1 || a->images < 1 || a->images > most || a->steps < 1) {
+    if (optind != argc - 1 || a->threads < 1 || a->images < 1 || a->images > most ||
+        !(a->seconds > 0 && a->seconds < 3600)) {
         usage(stderr);
         return 3;
     }

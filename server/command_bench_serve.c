@@ -3,8 +3,9 @@
  * `jemd bench --serve MODEL`: measurements on demand, for tests/bench/peers.py. One command a line
  * on standard input, one line of JSON for each on standard output:
  *
- *     forward BATCH SECONDS   {"seconds_per_call": median, "calls": n} of predictions, or of steps,
- *     step CHAINS SECONDS     for about so long after one that is not counted
+ *     forward BATCH SECONDS   {"seconds_per_call": median, "calls": n} of predictions for about so
+ *                             long, after one that is not counted
+ *     step CHAINS SECONDS     {"seconds_per_call": mean, "calls": n} of steps, after the first
  *     logits IN OUT N         {}: raw float32 [N][C][H][W] -> [N][L]
  *     gradient IN OUT N       {}: -> d log p(x) / dx, [N][C][H][W]
  *
@@ -27,40 +28,41 @@ static int ascending(const void *a, const void *b)
     return (x > y) - (x < y);
 }
 
-/* One call: a prediction, or a step; chains take `steps` at a time. */
-static int measure_once(struct bench *b, bool step, int n, int steps, double *seconds,
-                        struct err *e)
+static int measure_steps(struct bench *b, int n, double seconds, struct err *e)
 {
-    struct bench_span span = {0};
-    const int rc = step ? bench_steps(b, n, steps, seconds, e) : bench_predict(b, n, 1, &span, e);
-    if (rc == 0 && !step)
-        *seconds = span.wall;
+    double each;
+    const int rc = bench_steps(b, n, seconds, &each, e);
+    if (rc == 0)
+        printf("{\"seconds_per_call\":%.9g,\"calls\":%.0f}\n", each, seconds / each);
     return rc;
 }
 
-static int measure(struct bench *b, bool step, const char *line, struct err *e)
+static int measure_forward(struct bench *b, int n, double seconds, struct err *e)
 {
     static double times[SAMPLES];
-    int n, calls = 0, steps = 4;
-    double seconds, first = 0;
-    if (sscanf(line, "%*s %d %lf", &n, &seconds) != 2 || n < 1 || n > BENCH_IMAGES_MAX ||
-        !(seconds > 0 && seconds < 3600))
-        return fail(e, FAIL_BAD_REQUEST, "forward|step N SECONDS, N 1..%d", BENCH_IMAGES_MAX);
-    int rc = measure_once(b, step, n, steps, &first, e);
-    if (step && rc == 0 && first > 0) /* a fifth of the time in one go */
-        steps = seconds / 5 / first < 2      ? 2
-                : seconds / 5 / first < 4000 ? (int)(seconds / 5 / first)
-                                             : 4000;
-    const int64_t begin = timing_ns(), until = begin + (int64_t)(seconds * 1e9);
+    struct bench_span span = {0};
+    int calls = 0, rc = bench_predict(b, n, 1, &span, e);
+    const int64_t until = timing_ns() + (int64_t)(seconds * 1e9);
     do {
-        rc = rc == 0 ? measure_once(b, step, n, steps, &times[calls++], e) : rc;
+        if (rc == 0)
+            rc = bench_predict(b, n, 1, &span, e);
+        times[calls++] = span.wall;
     } while (rc == 0 && timing_ns() < until && calls < SAMPLES);
     if (rc != 0)
         return rc;
     qsort(times, (size_t)calls, sizeof *times, ascending);
-    printf("{\"seconds_per_call\":%.9g,\"calls\":%d}\n", times[calls / 2],
-           step ? calls * steps : calls);
+    printf("{\"seconds_per_call\":%.9g,\"calls\":%d}\n", times[calls / 2], calls);
     return 0;
+}
+
+static int measure(struct bench *b, bool step, const char *line, struct err *e)
+{
+    int n;
+    double seconds;
+    if (sscanf(line, "%*s %d %lf", &n, &seconds) != 2 || n < 1 || n > BENCH_IMAGES_MAX ||
+        !(seconds > 0 && seconds < 3600))
+        return fail(e, FAIL_BAD_REQUEST, "forward|step N SECONDS, N 1..%d", BENCH_IMAGES_MAX);
+    return step ? measure_steps(b, n, seconds, e) : measure_forward(b, n, seconds, e);
 }
 
 static int copy_through(struct bench *b, const struct model *m, const char *line, bool gradient,

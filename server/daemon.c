@@ -55,14 +55,19 @@ static void collect_models(const struct app *a, struct metrics_scrape *s)
 {
     struct models_entry *list = calloc(MODELS_MAX, sizeof *list);
     const int n = list ? models_list(a->models, list) : 0;
-    double bytes = 0;
+    double bytes = 0, shared = 0, private = 0;
     for (int i = 0; i < n; i++) {
         const struct model *m = list[i].model;
+        struct model_packed packed;
+        model_packed(m, &packed);
+        *(packed.shared ? &shared : &private) += (double)packed.bytes;
         metrics_emit(s, METRIC_MODEL_INFO, 1, m->d.name, m->d.version, m->digest);
         bytes += (double)m->file_bytes;
         model_put(list[i].model);
     }
     metrics_emit(s, METRIC_MODEL_MAPPED_BYTES, bytes);
+    metrics_emit(s, METRIC_MODEL_PACKED_BYTES, shared, "shared");
+    metrics_emit(s, METRIC_MODEL_PACKED_BYTES, private, "private");
     free(list);
 }
 

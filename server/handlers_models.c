@@ -29,6 +29,7 @@ static json_t *model_json(const struct models_entry *entry, bool whole)
 {
     const struct model *m = entry->model;
     const struct description *d = &m->d;
+    struct model_packed packed;
     json_t *root = json_pack(
         "{s:s, s:s, s:s, s:s, s:b, s:s, s:I, s:I, s:I, s:b, s:I, s:{s:i, s:i, s:i, s:[f, f]}}",
         "name", d->name, "version", d->version, "family", d->family, "digest", m->digest, "default",
@@ -39,6 +40,10 @@ static json_t *model_json(const struct models_entry *entry, bool whole)
         d->input.w, "range", (double)d->range_lo, (double)d->range_hi);
     if (!root)
         return NULL;
+    model_packed(m, &packed);
+    json_object_set_new(root, "compute", json_string(model_fingerprint(m)));
+    json_object_set_new(root, "packed_bytes", json_integer((json_int_t)packed.bytes));
+    json_object_set_new(root, "packed_shared", json_boolean(packed.shared));
     json_object_set_new(root, "attributes", attributes_json(&d->attributes));
     if (entry->error[0])
         json_object_set_new(root, "error", json_string(entry->error));

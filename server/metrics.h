@@ -44,6 +44,7 @@ enum metric {
     METRIC_MCMC_DIVERGENCES,             /* counter */
     METRIC_MODEL_INFO,                   /* gauge {model,version,digest}, always 1 */
     METRIC_MODEL_MAPPED_BYTES,           /* gauge */
+    METRIC_MODEL_PACKED_BYTES,           /* gauge {memory} */
     METRIC_STORE_OP_SECONDS,             /* histogram {op} */
     METRIC_PROCESS_CPU_SECONDS,          /* from here on filled in by metrics_render itself */
     METRIC_PROCESS_START_TIME_SECONDS,

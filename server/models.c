@@ -196,9 +196,16 @@ static int load(struct models *m, const char *path, const struct entry *own, str
 static void log_change(const char *what, const struct model *model)
 {
     char name[160], path[4200];
-    logger(LOGGER_INFO, what, "model=%s version=%s digest=%.12s path=%s",
+    struct model_packed packed;
+    model_packed(model, &packed);
+    logger(LOGGER_INFO, what,
+           "model=%s version=%s digest=%.12s path=%s compute=%s packed_mb=%zu packed=%s",
            logger_quote(model->d.name, name, sizeof name), model->d.version, model->digest,
-           logger_quote(model->path, path, sizeof path));
+           logger_quote(model->path, path, sizeof path), model_fingerprint(model),
+           packed.bytes >> 20,
+           packed.attached ? "attached"
+           : packed.shared ? "shared"
+                           : "private");
 }
 
 static void log_refusal(const struct err *e)

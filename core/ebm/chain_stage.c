@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The arithmetic of the chain engine: one step of every chain in a worker's slots. */
+#include "base/pool.h"
 #include "base/rng.h"
 #include "ebm/chains_internal.h"
 #include "ebm/start.h"
@@ -9,7 +10,26 @@
 
 enum { TRACE_ROW = CHAINS_TRACE_MAX + 1 };
 
-int stage_open(struct stage *s, struct model *m, int slots, struct err *e)
+static int open_workspaces(struct stage *s, struct model *m, int slots, struct pool *team,
+                           struct err *e)
+{
+    const struct engine *engine;
+    int rc = model_engine(m, &engine, e);
+    if (rc == 0)
+        rc = workspace_open_engine(&s->workspace, engine, slots, true, NULL, e);
+    if (rc != 0 || !team)
+        return rc;
+    s->few = pool_threads(team) - 1 < slots ? pool_threads(team) - 1 : slots;
+    return workspace_open_engine(&s->together, engine, s->few, true, team, e);
+}
+
+static void close_workspaces(struct stage *s)
+{
+    workspace_close(s->workspace);
+    workspace_close(s->together);
+}
+
+int stage_open(struct stage *s, struct model *m, int slots, struct pool *team, struct err *e)
 {
     struct stage made = {0};
     const size_t n = (size_t)slots, elements = model_elements(m);
@@ -19,14 +39,11 @@ int stage_open(struct stage *s, struct model *m, int slots, struct err *e)
         arena_round(elements * sizeof(float)) + 2 * arena_round(n * logits * sizeof(float)) +
         arena_round((k + 1) * sizeof(float)) + arena_round(n * k * sizeof(uint16_t)) +
         2 * arena_round(n * TRACE_ROW * sizeof(float));
-    const struct engine *engine;
-    int rc = model_engine(m, &engine, e);
-    if (rc == 0)
-        rc = workspace_open_engine(&made.workspace, engine, slots, true, NULL, e);
+    int rc = open_workspaces(&made, m, slots, team, e);
     if (rc == 0)
         rc = arena_init(&made.arena, bytes, e);
     if (rc != 0) {
-        workspace_close(made.workspace);
+        close_workspaces(&made);
         return rc;
     }
     made.slots = arena_take(&made.arena, n * sizeof(struct slot));
@@ -46,7 +63,7 @@ int stage_open(struct stage *s, struct model *m, int slots, struct err *e)
 
 void stage_close(struct stage *s)
 {
-    workspace_close(s->workspace);
+    close_workspaces(s);
     arena_fini(&s->arena);
     model_put(s->model);
     *s = (struct stage){0};
@@ -54,7 +71,8 @@ void stage_close(struct stage *s)
 
 size_t stage_bytes(const struct stage *s)
 {
-    return s->arena.size_bytes + workspace_bytes(s->workspace);
+    return s->arena.size_bytes + workspace_bytes(s->workspace) +
+           (s->together ? workspace_bytes(s->together) : 0);
 }
 
 void stage_enter(struct stage *s, struct chain_group *g, int chain, int64_t now_ns)
@@ -201,19 +219,20 @@ static void begin(struct stage *s, int i)
     slot->state.started = 1;
 }
 
-void stage_iterate(struct stage *s)
+void stage_iterate(struct stage *s, bool alone)
 {
     const size_t l = (size_t)model_logits(s->model);
+    struct workspace *w = alone && s->n <= s->few ? s->together : s->workspace;
     bool moving[CHAINS_SLOTS_MAX], any = false;
     for (int i = 0; i < s->n; i++)
         begin(s, i);
-    const float *logits = net_forward(s->workspace, s->n, s->x);
+    const float *logits = net_forward(w, s->n, s->x);
     for (int i = 0; i < s->n; i++) {
         moving[i] = look(s, i, logits + (size_t)i * l);
         any |= moving[i];
     }
     if (any)
-        net_backward_input(s->workspace, s->n, s->dlogits, s->grad);
+        net_backward_input(w, s->n, s->dlogits, s->grad);
     for (int i = 0; i < s->n; i++) {
         if (moving[i])
             move(s, i);

@@ -14,7 +14,7 @@
 #include <sys/resource.h>
 #include <unistd.h>
 
-enum { STAGES = 4 }; /* models a worker keeps a workspace for */
+enum { STAGES = 4, TEAM_MAX = 8 }; /* models a worker keeps a workspace for; threads */
 
 struct worker {
     struct chains *engine;
@@ -38,6 +38,9 @@ struct chains {
     long long steps_total;
     double step_seconds;
     size_t stage_bytes;
+    /* Of the worker that alone has chains, if there is one: no two use it at once, since every worker
+     * with chains in its slots is counted. NULL with one worker. */
+    struct pool *team;
     int n_workers;
     struct worker workers[];
 };
@@ -204,7 +207,7 @@ static int open_stage(struct worker *w, struct model *m, struct stage **out, str
         drop_stage(w, at);
     model_get(m);
     pthread_mutex_unlock(&c->mu);
-    const int rc = stage_open(&made, m, c->settings.slots, e);
+    const int rc = stage_open(&made, m, c->settings.slots, c->team, e);
     model_put(m);
     pthread_mutex_lock(&c->mu);
     if (rc == 0) {
@@ -317,9 +320,10 @@ static void *worker_main(void *arg)
                 pthread_cond_wait(&c->work, &c->mu);
             continue;
         }
+        const bool alone = c->in_slots == w->stage->n;
         pthread_mutex_unlock(&c->mu);
         const int64_t begin = timing_ns();
-        stage_iterate(w->stage);
+        stage_iterate(w->stage, alone);
         const int64_t ns = timing_ns() - begin;
         pthread_mutex_lock(&c->mu);
         account(w, ns);
@@ -329,6 +333,24 @@ static void *worker_main(void *arg)
             drop_stage(w, &w->stages[i]);
     pthread_mutex_unlock(&c->mu);
     return NULL;
+}
+
+static void step_back(void *ctx, int rank, int size)
+{
+    const struct chains_settings *s = ctx;
+    (void)size;
+    if (rank > 0 && s->nice > 0)
+        setpriority(PRIO_PROCESS, (id_t)gettid(), getpriority(PRIO_PROCESS, 0) + s->nice);
+}
+
+static int open_team(struct chains *c, struct err *e)
+{
+    if (c->n_workers == 1)
+        return 0;
+    const int rc = pool_open(&c->team, c->n_workers < TEAM_MAX ? c->n_workers : TEAM_MAX, e);
+    if (rc == 0)
+        pool_together(c->team, step_back, &c->settings);
+    return rc;
 }
 
 int chains_open(struct chains **out, const struct chains_settings *s, struct err *e)
@@ -344,6 +366,11 @@ int chains_open(struct chains **out, const struct chains_settings *s, struct err
     c->n_workers = n;
     pthread_mutex_init(&c->mu, NULL);
     pthread_cond_init(&c->work, NULL);
+    const int rc = open_team(c, e);
+    if (rc != 0) {
+        chains_close(c);
+        return rc;
+    }
     for (int i = 0; i < n; i++) {
         struct worker *w = &c->workers[i];
         w->engine = c;
@@ -375,6 +402,7 @@ void chains_close(struct chains *c)
     if (!c)
         return;
     chains_stop(c);
+    pool_close(c->team);
     pthread_cond_destroy(&c->work);
     pthread_mutex_destroy(&c->mu);
     free(c);

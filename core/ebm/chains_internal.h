@@ -7,6 +7,8 @@
 
 #include <pthread.h>
 
+struct pool;
+
 /* Where a chain is between quanta. Guarded by the engine's mu. */
 struct chain_state {
     uint32_t step;
@@ -55,6 +57,9 @@ struct slot {
 struct stage {
     struct model *model; /* one reference; NULL = unused */
     struct workspace *workspace;
+    struct workspace
+        *together; /* for up to `few` chains, computed by the whole team; may be NULL */
+    int few;
     struct arena arena;
     int n; /* occupied */
     struct slot *slots;
@@ -67,7 +72,8 @@ struct stage {
     uint64_t used;                   /* for eviction: when it was last chosen */
 };
 
-int stage_open(struct stage *s, struct model *m, int slots, struct err *e);
+/* `team` (may be NULL) is borrowed. */
+int stage_open(struct stage *s, struct model *m, int slots, struct pool *team, struct err *e);
 void stage_close(struct stage *s);
 size_t stage_bytes(const struct stage *s);
 /* Puts chain `chain` of g into the next free row. Caller holds mu. */
@@ -76,8 +82,9 @@ void stage_enter(struct stage *s, struct chain_group *g, int chain, int64_t now_
 void stage_save(struct stage *s, int i);
 /* Frees row i (after stage_save): the last row moves into it. */
 void stage_remove(struct stage *s, int i);
-/* One step of every chain in the stage. No lock, no allocation. */
-void stage_iterate(struct stage *s);
+/* One step of every chain in the stage, `alone`: by the whole team if there are few. The bits are
+ * the same. No lock, no allocation. */
+void stage_iterate(struct stage *s, bool alone);
 
 /* Allocates a group, all chains ready at step 0. */
 int group_new(struct chain_group **out, const struct chain_task *t, struct err *e);

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "ebm/model.h"
 
+#include "file/segment.h"
 #include "ops/kernels.h"
 
 #include <math.h>
@@ -8,6 +9,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+
+/* Of the estimated time of one image, that an engine of its own must save. */
+static const double SINGLE_GAIN = 0.85;
 
 struct copy {
     struct copy *next;
@@ -167,6 +171,24 @@ int model_open(struct model **out, const char *path, const char *cache_dir, bool
     return rc;
 }
 
+/* An engine for one image, if it is worth its memory. */
+static int open_single(struct model *m, const struct engine_options *base, struct err *e)
+{
+    struct engine *plan;
+    struct engine_options o = *base;
+    o.base = m->engine;
+    o.backward = false;
+    o.images = 1;
+    o.plan_only = true;
+    int rc = engine_open(&plan, m->net, &o, e);
+    if (rc != 0)
+        return rc;
+    const bool faster = engine_seconds(plan, 1) < SINGLE_GAIN * engine_seconds(m->engine, 1);
+    engine_close(plan);
+    o.plan_only = false;
+    return faster ? engine_open(&m->single, m->net, &o, e) : 0;
+}
+
 int model_prepare(struct model *m, const struct model_compute *c, struct err *e)
 {
     const struct engine_options o = {.kernels = kernels_of_form(c->operands),
@@ -181,14 +203,8 @@ int model_prepare(struct model *m, const struct model_compute *c, struct err *e)
     pthread_mutex_lock(&m->mu);
     if (!m->engine)
         rc = engine_open(&m->engine, m->net, &o, e);
-    if (rc == 0 && !m->single) {
-        struct engine_options single = o;
-        single.kernels = engine_kernels(m->engine);
-        single.base = m->engine;
-        single.backward = false;
-        single.images = 1;
-        rc = engine_open(&m->single, m->net, &single, e);
-    }
+    if (rc == 0 && !m->single)
+        rc = open_single(m, &o, e);
     pthread_mutex_unlock(&m->mu);
     return rc;
 }
@@ -205,9 +221,25 @@ int model_engine(struct model *m, const struct engine **out, struct err *e)
 int model_engine_single(struct model *m, const struct engine **out, struct err *e)
 {
     const int rc = model_engine(m, out, e);
-    if (rc == 0 && engine_packed_bytes(m->single) > 0)
+    if (rc == 0 && m->single)
         *out = m->single;
     return rc;
+}
+
+void model_packed(const struct model *m, struct model_packed *out)
+{
+    const struct engine *const engines[2] = {m->engine, m->single};
+    *out = (struct model_packed){.shared = m->engine != NULL, .attached = true, .reason = ""};
+    for (int i = 0; i < 2; i++) {
+        const struct segment *s = engines[i] ? engine_segment(engines[i]) : NULL;
+        if (!s)
+            continue;
+        out->bytes += segment_bytes(s);
+        out->shared &= segment_shared(s);
+        out->attached &= segment_attached(s);
+        if (!segment_shared(s))
+            out->reason = segment_reason(s);
+    }
 }
 
 const char *model_fingerprint(const struct model *m)

@@ -13,6 +13,7 @@
 #include "ops/layout.h"
 
 #include <pthread.h>
+#include <stdbool.h>
 
 struct model {
     _Atomic int refs; /* private */
@@ -57,6 +58,14 @@ int model_engine(struct model *m, const struct engine **out, struct err *e);
  * is faster, since few images do not pay for large transformed weights, a result may differ in its
  * last digits. The same as model_engine where none is. */
 int model_engine_single(struct model *m, const struct engine **out, struct err *e);
+/* The packed weights of a prepared model. */
+struct model_packed {
+    size_t bytes;
+    bool shared;        /* other processes attach to them */
+    bool attached;      /* another process has packed them */
+    const char *reason; /* why not shared, "" when they are */
+};
+void model_packed(const struct model *m, struct model_packed *out);
 /* What a result depends on beside model and seed: "<kernels>/<layout version>". NULL: of a model
  * prepared with the defaults. */
 const char *model_fingerprint(const struct model *m);

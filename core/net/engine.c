@@ -269,3 +269,12 @@ double engine_exercise(const struct engine *engine)
 {
     return engine->program.kernels->exercise();
 }
+
+double engine_seconds(const struct engine *engine, int images)
+{
+    double sum = 0;
+    for (int i = 0; i < engine->program.n_maps; i++)
+        if (!engine->program.maps[i].backward)
+            sum += map_seconds(&engine->program.maps[i], images);
+    return sum;
+}

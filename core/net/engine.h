@@ -57,6 +57,9 @@ struct engine_stage {
     size_t packed_bytes;
 };
 
+/* About how long the forward convolutions of so many images take: for comparing engines. */
+double engine_seconds(const struct engine *engine, int images);
+
 int engine_stages(const struct engine *engine);
 void engine_stage(const struct engine *engine, int i, struct engine_stage *out);
 

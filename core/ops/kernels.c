@@ -103,3 +103,8 @@ void map_init(struct map *m, const struct kernels *k, const struct conv *c, bool
     m->algorithm = choose(m, w);
     m->packed_bytes = k->methods[m->algorithm]->packed_bytes(m);
 }
+
+double map_seconds(const struct map *m, int images)
+{
+    return seconds(m, m->algorithm, images);
+}

@@ -148,6 +148,8 @@ struct wish {
     enum algorithm algorithm; /* if it fits; ALGORITHMS = the fastest */
 };
 
+/* About how long a prepared convolution of so many images takes: for comparisons. */
+double map_seconds(const struct map *m, int images);
 /* Prepares one direction of a convolution and chooses its algorithm, by layer, table and wish, never
  * by the batch that comes. Leaves it to the caller to grow the margins of `in`, and `packed`. */
 void map_init(struct map *m, const struct kernels *k, const struct conv *c, bool backward,

@@ -50,7 +50,7 @@ def cpu_of(pid):
 
 def engine(jemd, model, threads):
     out = subprocess.run([jemd, "bench", "--json", "--threads", str(threads), "--images",
-                          str(BATCH), "--steps", "1", model], capture_output=True, check=True)
+                          str(BATCH), "--seconds", "0.1", model], capture_output=True, check=True)
     return json.loads(out.stdout)
 
 

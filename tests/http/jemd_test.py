@@ -68,7 +68,8 @@ class Daemon:
         self.folder = tempfile.TemporaryDirectory(prefix="jemd-test-")
         self.log_path = os.path.join(self.folder.name, "log")
         self.flags = ["--http.port=0", "--models.directory=" + MODELS,
-                      "--models.cache=" + os.path.join(self.folder.name, "cache"), *flags]
+                      "--models.cache=" + os.path.join(self.folder.name, "cache"),
+                      "--compute.share=" + self.folder.name, *flags]
         self.environment = {k: v for k, v in os.environ.items()
                             if not k.startswith(("JEMD_", "LISTEN_", "NOTIFY_"))}
         self.environment.update(environment or {})

@@ -194,6 +194,7 @@ static void forward_row(const struct map *m, const struct task *t, const struct 
                                   .a = direct ? (const char *)a->strips : a->patches,
                                   .rows = c->wout,
                                   .b = (const char *)m->packed + (size_t)panel * s.panel_bytes,
+                                  .ahead = m->packed,
                                   .c = a->result,
                                   .c_row = LANES,
                                   .c_plane = c->wout * LANES};
@@ -224,6 +225,7 @@ static void make_strip(const struct map *m, const struct task *t, const struct a
                                        layout_at(&m->in, 0, at->y, 0),
                                   .rows = c->wout,
                                   .b = (const char *)m->packed + (size_t)panel * s.panel_bytes,
+                                  .ahead = m->packed,
                                   .c = a->result + panel * PANEL,
                                   .c_row = width,
                                   .c_plane = LANES};

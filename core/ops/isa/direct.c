@@ -12,7 +12,7 @@
 
 #include <string.h>
 
-enum { GROUP_BYTES = 768 * 1024, GATHER_BYTES = 1536 * 1024, POSITIONS = 64 };
+enum { GROUP_BYTES = 768 * 1024, GATHER_BYTES = 3072 * 1024, POSITIONS = 64 };
 
 /* The outputs of one direction as a grid: rows of phases. Forward has one phase. */
 struct sweep {
@@ -307,6 +307,8 @@ static void make_phase(struct sweep *s, const struct task *t, const struct rows 
     if (w == 0)
         return;
     const bool whole = s->linear || s->gather;
+    const int most = whole ? runs_count((r->count - 1) * s->pitch + w) : r->count * runs_count(w);
+    runs_fetch(p, panel_bytes(s), most);
     for (int i = 0; i < r->count; i += whole ? r->count : 1) {
         const int rows = whole ? (r->count - 1) * s->pitch + w : w;
         float *to = s->result + (size_t)(i * s->pitch * s->phases + x) * LANES;

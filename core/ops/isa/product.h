@@ -21,6 +21,8 @@ struct product {
     float *c;        /* row r, plane p of the panel: c[r c_row + p c_plane + lane] */
     ptrdiff_t c_row; /* floats */
     ptrdiff_t c_plane;
+    const char *ahead; /* weights needed soon: fetched ahead_step bytes further at every depth */
+    ptrdiff_t ahead_step;
     const char *a2; /* NULL = one run */
     float *c2;
 };

@@ -4,7 +4,7 @@
 
 #include <string.h>
 
-enum { VECS = PANEL / VEC_LANES, FAR = 32768 };
+enum { VECS = PANEL / VEC_LANES };
 
 /* Keeps a broadcast in one register for all its uses; folded into each multiply-add, the loads
  * would become the bound. */
@@ -35,6 +35,7 @@ static ALWAYS_INLINE void rows_of(const struct product *p, const int rows, const
         for (int v = 0; v < VECS; v++)
             sum[r][v] = vec_zero();
     const float *b = (const float *)(const void *)p->b;
+    const char *ahead = p->ahead;
     for (int s = 0; s < p->segments; s++) {
         const char *a = p->a + p->offsets[s];
         const char *next = p->a + p->offsets[s + 1 < p->segments ? s + 1 : s];
@@ -42,11 +43,9 @@ static ALWAYS_INLINE void rows_of(const struct product *p, const int rows, const
         for (int r = 0; r < rows; r++)
             __builtin_prefetch(next + r * step);
 #pragma GCC unroll 4
-        for (int d = 0; d < TARGET_DEPTH; d++, b += PANEL) {
+        for (int d = 0; d < TARGET_DEPTH; d++, b += PANEL, ahead += p->ahead_step) {
             vec w[VECS];
-            __builtin_prefetch((const char *)b + FAR, 0, 2);
-            if (PANEL * sizeof(float) > 64)
-                __builtin_prefetch((const char *)b + FAR + 64, 0, 2);
+            __builtin_prefetch(ahead, 0, 2);
 #pragma GCC unroll 4
             for (int v = 0; v < VECS; v++)
                 w[v] = vec_load(b + v * VEC_LANES);

@@ -40,8 +40,10 @@ static inline void runs_add(struct product *p, const char *a, float *c)
     p->a = a;
     p->c = c;
     p->a2 = NULL;
-    if (TARGET_RUNS == 1)
+    if (TARGET_RUNS == 1) {
         TARGET_NAME(product)(p);
+        p->ahead += p->ahead_step * p->segments * TARGET_DEPTH;
+    }
 }
 
 static inline void runs_flush(struct product *p)
@@ -60,6 +62,13 @@ static inline void runs_cut(struct product *p, const char *a, float *c, int tota
         p->rows = total - first < rows ? total - first : rows;
         runs_add(p, a + first * p->row_bytes, c + first * p->c_row);
     }
+}
+
+/* Lets `products` of them fetch the weights that lie `bytes` after p->b, a share each. */
+static inline void runs_fetch(struct product *p, size_t bytes, int products)
+{
+    p->ahead = p->b + bytes;
+    p->ahead_step = SEGMENT_BYTES / TARGET_DEPTH / products;
 }
 
 /* All of p's rows: p->a and p->c are the first row's, p->rows the total. */
