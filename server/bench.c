@@ -175,7 +175,7 @@ static long long watch(const struct latch *l, struct chain_group *g, long long s
     struct chain_progress p = {.steps_done = seen};
     long long last = seen;
     while (!l->over) {
-        const struct timespec nap = {.tv_nsec = 20000};
+        const struct timespec nap = {.tv_nsec = 500000};
         last = p.steps_done;
         chain_group_progress(g, &p);
         if (p.steps_done > seen && p.steps_done > last && timing_ns() >= until_ns)

@@ -10,8 +10,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Of the estimated time of one image, that an engine of its own must save. */
-static const double SINGLE_GAIN = 0.85;
+/* What an engine of its own must save of the time of one image: a share, and seconds. */
+static const double SINGLE_SHARE = 0.08, SINGLE_SECONDS = 3e-4;
 
 struct copy {
     struct copy *next;
@@ -183,10 +183,12 @@ static int open_single(struct model *m, const struct engine_options *base, struc
     int rc = engine_open(&plan, m->net, &o, e);
     if (rc != 0)
         return rc;
-    const bool faster = engine_seconds(plan, 1) < SINGLE_GAIN * engine_seconds(m->engine, 1);
+    const double now = engine_seconds(m->engine, 1), saved = now - engine_seconds(plan, 1);
     engine_close(plan);
     o.plan_only = false;
-    return faster ? engine_open(&m->single, m->net, &o, e) : 0;
+    return saved > SINGLE_SECONDS && saved > SINGLE_SHARE * now
+               ? engine_open(&m->single, m->net, &o, e)
+               : 0;
 }
 
 int model_prepare(struct model *m, const struct model_compute *c, struct err *e)

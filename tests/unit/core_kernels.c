@@ -15,7 +15,7 @@
 
 #include <cmocka.h>
 
-enum { TEAM_MAX = 3 };
+enum { TEAM_MAX = 3, RANDOM_SHAPES = 60 };
 
 static float *numbers(size_t n, uint32_t stream)
 {
@@ -162,7 +162,8 @@ static double tolerance(const struct kernels *k)
     return k->operand == FORM_BF16 ? 1e-2 : 1e-5;
 }
 
-static void check(const struct kernels *k, const struct conv *c, enum algorithm a, bool backward)
+static void check(const struct kernels *k, const struct conv *c, enum algorithm a, bool backward,
+                  int n)
 {
     struct map m;
     const struct wish wish = {.image = a == ALGORITHM_COLUMNS, .images = 1, .algorithm = a};
@@ -172,7 +173,6 @@ static void check(const struct kernels *k, const struct conv *c, enum algorithm 
     const size_t in = (size_t)c->cin * (size_t)c->hin * (size_t)c->win;
     const size_t out = (size_t)c->cout * (size_t)c->hout * (size_t)c->wout;
     const size_t from = backward ? out : in, to = backward ? in : out;
-    const int n = 3;
     float *x = numbers(from * (size_t)n, 5), *expected = exact(to * (size_t)n * sizeof *expected);
     float *scratch = exact(ops_ref.conv_scratch(c) * sizeof *scratch);
     char *packed = exact(m.packed_bytes);
@@ -195,8 +195,9 @@ static void check(const struct kernels *k, const struct conv *c, enum algorithm 
         assert_memory_equal(shared, got, to * (size_t)n * sizeof *got);
         free(shared);
     }
-    float *alone = result_of(&m, x + from, 1, 1);
-    assert_memory_equal(alone, got + to, to * sizeof *got);
+    const size_t last = (size_t)n - 1;
+    float *alone = result_of(&m, x + last * from, 1, 1);
+    assert_memory_equal(alone, got + last * to, to * sizeof *got);
     free(alone);
     free(got);
     free(packed);
@@ -218,33 +219,67 @@ static const int shapes[][8] = {
     {16, 65, 65, 16, 3, 3, 1, 1}, {16, 2, 2, 16, 2, 2, 2, 0},   {32, 1, 1, 32, 3, 3, 1, 1},
     {34, 64, 64, 3, 4, 4, 2, 1},  {16, 16, 48, 32, 3, 3, 1, 1}, {96, 2, 2, 96, 3, 3, 2, 1}};
 
-static void methods_agree_with_the_plain_loops_on_odd_shapes(void **state)
+/* Every method that fits, of every table, in both directions; cin, hin, win, cout, kh, kw, stride,
+ * pad. */
+static void check_shape(const int s[8], int n)
 {
     const struct kernels *tables[KERNELS_MAX];
     const int n_tables = kernels_available(tables);
+    struct conv c = {.cin = s[0],
+                     .hin = s[1],
+                     .win = s[2],
+                     .cout = s[3],
+                     .hout = (s[1] + 2 * s[7] - s[4]) / s[6] + 1,
+                     .wout = (s[2] + 2 * s[7] - s[5]) / s[6] + 1,
+                     .kh = s[4],
+                     .kw = s[5],
+                     .stride = s[6],
+                     .pad = s[7]};
+    float *weight = numbers((size_t)c.cout * (size_t)(c.cin * c.kh * c.kw), 1);
+    float *bias = numbers((size_t)c.cout, 2);
+    c.weight = weight;
+    c.bias = bias;
+    for (int t = 0; t < n_tables; t++)
+        for (int a = 0; a < ALGORITHMS; a++)
+            for (int backward = 0; backward < 2; backward++)
+                check(tables[t], &c, (enum algorithm)a, backward, n);
+    free(weight);
+    free(bias);
+}
+
+static void methods_agree_with_the_plain_loops_on_odd_shapes(void **state)
+{
     (void)state;
-    for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {
-        const int *s = shapes[i];
-        struct conv c = {.cin = s[0],
-                         .hin = s[1],
-                         .win = s[2],
-                         .cout = s[3],
-                         .hout = (s[1] + 2 * s[7] - s[4]) / s[6] + 1,
-                         .wout = (s[2] + 2 * s[7] - s[5]) / s[6] + 1,
-                         .kh = s[4],
-                         .kw = s[5],
-                         .stride = s[6],
-                         .pad = s[7]};
-        float *weight = numbers((size_t)c.cout * (size_t)(c.cin * c.kh * c.kw), 1);
-        float *bias = numbers((size_t)c.cout, 2);
-        c.weight = weight;
-        c.bias = bias;
-        for (int t = 0; t < n_tables; t++)
-            for (int a = 0; a < ALGORITHMS; a++)
-                for (int backward = 0; backward < 2; backward++)
-                    check(tables[t], &c, (enum algorithm)a, backward);
-        free(weight);
-        free(bias);
+    for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++)
+        check_shape(shapes[i], 3);
+}
+
+static int between(struct rng_stream *s, int lo, int hi)
+{
+    uint32_t word[4];
+    rng_block(s, s->step++, word);
+    return lo + (int)(word[0] % (uint32_t)(hi - lo + 1));
+}
+
+/* Sides from 1 to 65, strides 1 to 4, every padding below the kernel, 1 to 33 images. */
+static void methods_agree_with_the_plain_loops_on_random_shapes(void **state)
+{
+    struct rng_stream s = {.seed = 2026, .chain = 77};
+    int done = 0;
+    (void)state;
+    while (done < RANDOM_SHAPES) {
+        const int kh = between(&s, 1, 5), kw = between(&s, 1, 5);
+        const int pad = between(&s, 0, (kh < kw ? kh : kw) - 1), n = between(&s, 1, 33);
+        const int shape[8] = {between(&s, 1, 70),         between(&s, 1, 65),
+                              between(&s, 1, 65),         between(&s, 1, 70),
+                              between(&s, 0, 1) ? 3 : kh, between(&s, 0, 1) ? 3 : kw,
+                              between(&s, 1, 4),          pad};
+        const double macs = (double)n * shape[0] * shape[1] * shape[2] * shape[3] * 9;
+        if (shape[1] + 2 * pad < shape[4] || shape[2] + 2 * pad < shape[5] || macs > 2e7 ||
+            pad >= shape[4] || pad >= shape[5])
+            continue;
+        check_shape(shape, n);
+        done++;
     }
 }
 
@@ -252,6 +287,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(methods_agree_with_the_plain_loops_on_odd_shapes),
+        cmocka_unit_test(methods_agree_with_the_plain_loops_on_random_shapes),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

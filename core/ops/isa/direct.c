@@ -28,7 +28,7 @@ struct sweep {
     int pitch;          /* positions from a row to the next in the results' scratch */
     ptrdiff_t *offsets; /* [taps][blocks], phase by phase */
     ptrdiff_t *gathered_offsets;
-    char *gathered; /* [column phase][segment][group pitch][unit] */
+    char *gathered; /* [column phase][segment]: group pitch units, gathered_bytes */
     float *result;  /* [PANEL_PLANES][group pitch phases + LANES][16] */
     size_t plane;   /* floats of a plane of it */
     int configured; /* rows product_begin was last called with */
@@ -111,7 +111,8 @@ static void shape(struct sweep *s, const struct map *m)
             runs = runs_count(along);
         }
     }
-    if (10 * s->group * w < 7 * runs * RUN_MAX)
+    const int rows = runs_rows(s->linear ? (s->group - 1) * s->pitch + w : w);
+    if (100 * s->group * w < 82 * runs * rows || rows < RUN_MAX * TARGET_RUNS / 2)
         shape_gather(s, w);
     s->plane = (size_t)((s->group * s->pitch + 1) * s->phases) * LANES;
 }
@@ -184,6 +185,13 @@ static void direct_pack(const struct map *m, void *packed, int part, int parts)
     }
 }
 
+/* Of one segment of a group: an odd number of lines, that segments fall into different sets of a
+ * cache. */
+static size_t gathered_bytes(const struct sweep *s)
+{
+    return (size_t)(s->group * s->pitch * (TARGET_UNIT / 64) | 1) * 64;
+}
+
 static size_t line(size_t bytes)
 {
     return (bytes + 63) / 64 * 64;
@@ -200,7 +208,7 @@ static size_t place_scratch(struct sweep *s, char *scratch)
         s->gathered_offsets = (ptrdiff_t *)(void *)(scratch + at);
         at += line(segments * sizeof(ptrdiff_t));
         s->gathered = scratch + at;
-        at += segments * (size_t)(s->group * s->pitch) * TARGET_UNIT;
+        at += segments * gathered_bytes(s);
     }
     s->result = (float *)(void *)(scratch + at);
     return at + PANEL_PLANES * s->plane * sizeof(float);
@@ -239,7 +247,7 @@ static void fill_offsets(struct sweep *s)
                     for (int kx = px; kx < c->kw; kx += s->phases)
                         *to++ = b * block + sign * (ky / s->phases * row + kx / s->phases * unit);
     for (int i = 0; s->gather && i < row_segments(s); i++)
-        s->gathered_offsets[i] = (ptrdiff_t)i * s->group * s->pitch * unit;
+        s->gathered_offsets[i] = i * (ptrdiff_t)gathered_bytes(s);
 }
 
 /* A group of rows of one row phase: rows first .. of `image`, or with gather of all images. */
@@ -270,7 +278,7 @@ static void gather_rows(const struct sweep *s, const struct task *t, const struc
 {
     const struct conv *c = &s->m->conv;
     const ptrdiff_t *offsets = s->offsets;
-    const size_t segment = (size_t)(s->group * s->pitch) * TARGET_UNIT;
+    const size_t segment = gathered_bytes(s);
     char *to = s->gathered;
     for (int py = 0; py < r->phase; py++)
         offsets += s->blocks * phase_taps(s, py, c->kh) * c->kw;
@@ -351,7 +359,7 @@ static void make_rows(struct sweep *s, const struct task *t, const struct rows *
                     p.offsets = offsets;
                 if (py == r->phase) {
                     make_phase(s, t, r, px, &p, gathered);
-                    gathered += (size_t)(p.segments * s->group * s->pitch) * TARGET_UNIT;
+                    gathered += (size_t)p.segments * gathered_bytes(s);
                 }
                 offsets += p.segments;
                 p.b += (size_t)p.segments * SEGMENT_BYTES;

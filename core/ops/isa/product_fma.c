@@ -46,6 +46,7 @@ static ALWAYS_INLINE void rows_of(const struct product *p, const int rows, const
         for (int d = 0; d < TARGET_DEPTH; d++, b += PANEL, ahead += p->ahead_step) {
             vec w[VECS];
             __builtin_prefetch(ahead, 0, 2);
+            __builtin_prefetch(ahead + 64, 0, 2);
 #pragma GCC unroll 4
             for (int v = 0; v < VECS; v++)
                 w[v] = vec_load(b + v * VEC_LANES);

@@ -3,6 +3,8 @@
 /* Cutting rows into the runs that `product` takes. */
 #include "ops/isa/product.h"
 
+enum { FETCH_MAX = 768 * 1024, FETCH_NEAR = 8192 };
+
 /* Rows of each run when `total` are cut: targets with TARGET_RUNS 2 need all runs alike. */
 static inline int runs_rows(int total)
 {
@@ -42,7 +44,8 @@ static inline void runs_add(struct product *p, const char *a, float *c)
     p->a2 = NULL;
     if (TARGET_RUNS == 1) {
         TARGET_NAME(product)(p);
-        p->ahead += p->ahead_step * p->segments * TARGET_DEPTH;
+        if (p->ahead_step < SEGMENT_BYTES / TARGET_DEPTH)
+            p->ahead += p->ahead_step * p->segments * TARGET_DEPTH;
     }
 }
 
@@ -64,11 +67,13 @@ static inline void runs_cut(struct product *p, const char *a, float *c, int tota
     }
 }
 
-/* Lets `products` of them fetch the weights that lie `bytes` after p->b, a share each. */
+/* Has weights fetched in time: those that lie `bytes` after p->b, a share by each of the next
+ * `products`; where so many would drive out the present ones, those just ahead. */
 static inline void runs_fetch(struct product *p, size_t bytes, int products)
 {
-    p->ahead = p->b + bytes;
-    p->ahead_step = SEGMENT_BYTES / TARGET_DEPTH / products;
+    const bool far = bytes <= FETCH_MAX;
+    p->ahead = p->b + (far ? bytes : FETCH_NEAR);
+    p->ahead_step = SEGMENT_BYTES / TARGET_DEPTH / (far ? products : 1);
 }
 
 /* All of p's rows: p->a and p->c are the first row's, p->rows the total. */

@@ -38,5 +38,5 @@ static inline vec vec_sigmoid(vec x)
     p = vec_fma(p, r, vec_set(1.6666665459e-1f));
     p = vec_fma(p, r, vec_set(5.0000001201e-1f));
     p = vec_fma(p, r * r, r) + one;
-    return one / vec_fma(p, vec_exp2_shifted(shifted), one);
+    return vec_reciprocal(vec_fma(p, vec_exp2_shifted(shifted), one));
 }

@@ -36,6 +36,12 @@ static inline vec vec_fma(vec a, vec b, vec c)
     return _mm256_fmadd_ps(a, b, c);
 }
 
+/* 1 / v for v in [1, 2^126] */
+static inline vec vec_reciprocal(vec v)
+{
+    return _mm256_set1_ps(1.0f) / v;
+}
+
 static inline vec vec_min(vec a, vec b)
 {
     return _mm256_min_ps(a, b);

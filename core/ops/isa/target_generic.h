@@ -39,6 +39,12 @@ static inline vec vec_fma(vec a, vec b, vec c)
     return a * b + c;
 }
 
+/* 1 / v for v in [1, 2^126] */
+static inline vec vec_reciprocal(vec v)
+{
+    return vec_set(1.0f) / v;
+}
+
 static inline vec vec_from_bits(veci v)
 {
     vec f;

@@ -10,7 +10,7 @@ enum {
     BLOCK_TILES = 28,       /* while V and M lie in the second-level cache beside the weights */
     LARGE_TILES = 64,       /* where streaming the weights costs more than that */
     LARGE_BYTES = 32 << 20, /* packed weights */
-    PRIVATE_TILES = 14,     /* so many a thread: better alone than with barriers */
+    PRIVATE_TILES = 28,     /* so many a thread: better alone than with barriers */
     STRIP_PIXELS = 32       /* a row of outputs on its way to the epilogue */
 };
 
