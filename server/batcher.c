@@ -194,7 +194,8 @@ static void compute_part(void *ctx, int item, int worker)
 static void compute_batch(struct pool *pool, struct batch *b)
 {
     const int threads = pool_threads(pool);
-    const bool single = b->n == 1 && !b->rows[0].ticket->gradient;
+    const struct ticket *first = b->rows[0].ticket;
+    const bool single = b->n == 1 && first->n == 1 && !first->gradient;
     if (!single && b->n >= threads) {
         const int each = (b->n + threads - 1) / threads;
         b->each = each < SLICE ? each : SLICE;

@@ -3,6 +3,7 @@
 
 #include "base/pool.h"
 #include "server/bench.h"
+#include "server/settings.h"
 
 #include <getopt.h>
 #include <stdio.h>
@@ -23,6 +24,7 @@ static void usage(FILE *out)
         "  --threads N   of the engine (default: one a core)\n"
         "  --images N    images of a batch, chains (default 16)\n"
         "  --steps N     Langevin steps of a run (default 50)\n"
+        "  --precision P of operands: float (default), bfloat16x3 or bfloat16\n"
         "  --json        one line of JSON\n"
         "  --layers      every stage of a step on one thread: its algorithm, time, speed, and\n"
         "                that as a share of what the CPU can multiply and add directly\n"
@@ -36,6 +38,7 @@ struct arguments {
     int threads, images;
     double seconds;
     bool json, layers, serve;
+    enum form operands;
 };
 
 struct figures {
@@ -141,11 +144,15 @@ static int print_layers(struct bench *b, struct model *m, int images, struct err
 /* 0 to go on, else 1 + the exit code. */
 static int parse(int argc, char **argv, struct arguments *a)
 {
-    static const struct option options[] = {
-        {"threads", required_argument, NULL, 't'}, {"images", required_argument, NULL, 'n'},
-        {"seconds", required_argument, NULL, 's'}, {"json", no_argument, NULL, 'j'},
-        {"layers", no_argument, NULL, 'l'},        {"serve", no_argument, NULL, 'S'},
-        {"help", no_argument, NULL, 'h'},          {NULL, 0, NULL, 0}};
+    static const struct option options[] = {{"threads", required_argument, NULL, 't'},
+                                            {"images", required_argument, NULL, 'n'},
+                                            {"precision", required_argument, NULL, 'p'},
+                                            {"seconds", required_argument, NULL, 's'},
+                                            {"json", no_argument, NULL, 'j'},
+                                            {"layers", no_argument, NULL, 'l'},
+                                            {"serve", no_argument, NULL, 'S'},
+                                            {"help", no_argument, NULL, 'h'},
+                                            {NULL, 0, NULL, 0}};
     int c;
     *a = (struct arguments){.threads = pool_cores(), .images = 16, .seconds = 0.3};
     while ((c = getopt_long(argc, argv, "h", options, NULL)) != -1) {
@@ -155,6 +162,8 @@ static int parse(int argc, char **argv, struct arguments *a)
             a->images = atoi(optarg);
         else if (c == 's')
             a->seconds = atof(optarg);
+        else if (c == 'p' && settings_precision(optarg, &a->operands) == 0)
+            continue;
         else if (c == 'j')
             a->json = true;
         else if (c == 'l')
@@ -188,7 +197,7 @@ int command_bench(int argc, char **argv)
         return stop - 1;
     int rc = model_open(&m, a.model, NULL, false, &e);
     if (rc == 0)
-        rc = bench_open(&b, m, a.threads, &e);
+        rc = bench_open(&b, m, a.threads, a.operands, &e);
     if (rc == 0 && a.serve)
         rc = bench_serve(b, m);
     else if (rc == 0 && a.layers)

@@ -74,6 +74,7 @@ static void print_compute(const struct model *m)
            model_fingerprint(m), (double)engine_packed_bytes(plan) * mb,
            (double)workspace_estimate_engine(plan, 1, true, 1) * mb,
            (double)workspace_estimate_engine(plan, 16, true, 1) * mb);
+    printf("kernels:     %s\n", engine_detail(plan));
     for (int i = 0; i < engine_stages(plan); i++) {
         struct engine_stage s;
         engine_stage(plan, i, &s);

@@ -60,7 +60,8 @@ static void collect_models(const struct app *a, struct metrics_scrape *s)
         const struct model *m = list[i].model;
         struct model_packed packed;
         model_packed(m, &packed);
-        *(packed.shared ? &shared : &private) += (double)packed.bytes;
+        shared += (double)packed.shared_bytes;
+        private += (double)(packed.bytes - packed.shared_bytes);
         metrics_emit(s, METRIC_MODEL_INFO, 1, m->d.name, m->d.version, m->digest);
         bytes += (double)m->file_bytes;
         model_put(list[i].model);
@@ -194,7 +195,7 @@ static int open_http(struct app *a, int listen_fd, struct err *e)
 
 static int start(struct app *a, int listen_fd, struct err *e)
 {
-    const char *compute = model_fingerprint(NULL);
+    const char *compute = model_fingerprint_of(settings_operands(&a->settings));
     char isa[32];
     snprintf(isa, sizeof isa, "%.*s", (int)strcspn(compute, "/"), compute);
     metrics_set(METRIC_BUILD_INFO, 1, JEMD_VERSION, isa, compute);
@@ -338,8 +339,8 @@ static void say_hello(const struct app *a)
         model_put(m);
     }
     logger(LOGGER_INFO, "ready", "address=%s port=%d model=%s compute=%s pid=%ld",
-           a->settings.http.address, http_port(a->http), name, model_fingerprint(NULL),
-           (long)getpid());
+           a->settings.http.address, http_port(a->http), name,
+           model_fingerprint_of(settings_operands(&a->settings)), (long)getpid());
 }
 
 /* Left alone, the C library keeps tens of megabytes a thread once large bodies have come and gone. */

@@ -11,6 +11,7 @@
 
 #include <dirent.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <math.h>
 #include <pthread.h>
 #include <stdio.h>
@@ -43,42 +44,67 @@ struct models {
 
 size_t models_need_bytes(const struct model *m, int images)
 {
+    enum { TOO_MUCH_SHARE = 2 * MODELS_MAX };
     const struct engine_options o = {.backward = true, .plan_only = true};
     struct engine *plan = NULL;
     struct err e;
     if (engine_open(&plan, m->net, &o, &e) != 0)
-        return SIZE_MAX / MODELS_MAX / 2;
-    const size_t bytes = m->file_bytes + m->private_bytes + engine_packed_bytes(plan) +
-                         workspace_estimate_engine(plan, images, true, 1);
+        return SIZE_MAX / TOO_MUCH_SHARE;
+    const size_t workspaces = workspace_estimate_engine(plan, images, true, 1);
+    const size_t packed = engine_packed_bytes(plan);
     engine_close(plan);
-    return bytes;
+    if (workspaces > SIZE_MAX / TOO_MUCH_SHARE || packed > SIZE_MAX / TOO_MUCH_SHARE)
+        return SIZE_MAX / TOO_MUCH_SHARE;
+    return m->file_bytes + m->private_bytes + packed + workspaces;
 }
 
-/* Logits and input gradient of one fixed image with the given operations (NULL = the engine). */
-static int probe(struct model *m, const struct ops *ops, float *logits, float *grad, struct err *e)
+/* Logits of one fixed image, and its input gradient unless grad is NULL. */
+static int look_at_image(struct workspace *w, const struct model *m, float *logits, float *grad,
+                         struct err *e)
 {
     const struct rng_stream stream = {.seed = 1, .purpose = RNG_START_UNIFORM};
     const size_t n = model_elements(m), l = (size_t)model_logits(m);
+    float *x = malloc((n + l) * sizeof *x);
+    if (!x)
+        return fail(e, FAIL_NO_MEMORY, "cannot allocate a test image");
+    rng_uniform(&stream, x, n);
+    for (size_t i = 0; i < n; i++)
+        x[i] = m->d.range_lo + x[i] * (m->d.range_hi - m->d.range_lo);
+    memcpy(logits, net_forward(w, 1, x), l * sizeof *logits);
+    score_log_px(&m->d.attributes, logits, x + n);
+    if (grad)
+        net_backward_input(w, 1, x + n, grad);
+    free(x);
+    return 0;
+}
+
+static int probe_walk(const struct model *m, float *logits, float *grad, struct err *e)
+{
+    struct workspace *w;
+    int rc = workspace_open(&w, m->net, ops_openblas(), 1, true, e);
+    if (rc != 0)
+        return rc;
+    rc = look_at_image(w, m, logits, grad, e);
+    workspace_close(w);
+    return rc;
+}
+
+/* With the engine for batches and chains, or (grad NULL) that for one image; on all cores. */
+static int probe_engine(struct model *m, float *logits, float *grad, struct err *e)
+{
     const struct engine *engine;
     struct workspace *w = NULL;
-    float *x = malloc((n + l) * sizeof *x);
-    int rc = x ? 0 : fail(e, FAIL_NO_MEMORY, "cannot allocate a test image");
-    if (rc == 0 && ops)
-        rc = workspace_open(&w, m->net, ops, 1, true, e);
-    if (rc == 0 && !ops)
-        rc = model_engine(m, &engine, e);
-    if (rc == 0 && !ops)
-        rc = workspace_open_engine(&w, engine, 1, true, NULL, e);
-    if (rc == 0) {
-        rng_uniform(&stream, x, n);
-        for (size_t i = 0; i < n; i++)
-            x[i] = m->d.range_lo + x[i] * (m->d.range_hi - m->d.range_lo);
-        memcpy(logits, net_forward(w, 1, x), l * sizeof *logits);
-        score_log_px(&m->d.attributes, logits, x + n);
-        net_backward_input(w, 1, x + n, grad);
-    }
+    struct pool *pool;
+    int rc = pool_open(&pool, 0, e);
+    if (rc != 0)
+        return rc;
+    rc = grad ? model_engine(m, &engine, e) : model_engine_single(m, &engine, e);
+    if (rc == 0)
+        rc = workspace_open_engine(&w, engine, 1, grad != NULL, pool, e);
+    if (rc == 0)
+        rc = look_at_image(w, m, logits, grad, e);
     workspace_close(w);
-    free(x);
+    pool_close(pool);
     return rc;
 }
 
@@ -98,16 +124,23 @@ static double difference(const float *a, const float *b, size_t n)
 int models_self_test(struct model *m, struct err *e)
 {
     const size_t n = model_elements(m), l = (size_t)model_logits(m);
-    float *buffer = malloc(2 * (n + l) * sizeof *buffer);
+    float *buffer = malloc((2 * n + 3 * l) * sizeof *buffer);
     if (!buffer)
         return fail(e, FAIL_NO_MEMORY, "cannot allocate the self-test");
-    float *logits = buffer, *grad = logits + l, *ref_logits = grad + n, *ref_grad = ref_logits + l;
-    const struct ops *other = net_macs(m->net) <= REFERENCE_MACS_MAX ? ops_openblas() : NULL;
-    int rc = probe(m, NULL, logits, grad, e);
+    float *logits = buffer, *single = logits + l, *grad = single + l, *other = grad + n,
+          *other_grad = other + l;
+    double worst = 0;
+    int rc = probe_engine(m, logits, grad, e);
     if (rc == 0)
-        rc = probe(m, other, ref_logits, ref_grad, e);
-    const double worst =
-        rc != 0 ? 0 : fmax(difference(logits, ref_logits, l), difference(grad, ref_grad, n));
+        rc = probe_engine(m, single, NULL, e);
+    if (rc == 0)
+        worst = fmax(difference(single, logits, l), difference(grad, grad, n));
+    if (rc == 0 && net_macs(m->net) <= REFERENCE_MACS_MAX) {
+        rc = probe_walk(m, other, other_grad, e);
+        if (rc == 0)
+            worst =
+                fmax(worst, fmax(difference(logits, other, l), difference(grad, other_grad, n)));
+    }
     if (rc == 0 && !(worst < (model_operands(m) == FORM_F32 ? 1e-3 : 0.3)))
         rc = fail(e, FAIL_BAD_MODEL,
                   "%s: self-test failed: outputs are not finite or differ from the reference "
@@ -168,6 +201,27 @@ static int prepare(const struct models *m, struct model *made, struct err *e)
     return rc;
 }
 
+/* The self-test, unless it was passed before by this build on the same packed weights: an empty file
+ * in the cache says so. */
+static int test_once(const struct models *m, struct model *made, struct err *e)
+{
+    struct model_packed packed;
+    char path[512], compute[64];
+    snprintf(compute, sizeof compute, "%s", model_fingerprint(made));
+    compute[strcspn(compute, "/")] = '\0';
+    snprintf(path, sizeof path, "%s/tested-%.32s-%s-%.32s", m->cache, made->digest, compute,
+             build_id());
+    model_packed(made, &packed);
+    if (m->cache[0] && packed.attached && packed.bytes > 0 && access(path, F_OK) == 0)
+        return 0;
+    const int rc = models_self_test(made, e);
+    const int fd =
+        rc == 0 && m->cache[0] ? open(path, O_WRONLY | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0600) : -1;
+    if (fd >= 0)
+        close(fd);
+    return rc;
+}
+
 /* Opens and tests a file for `own` (NULL = a new one). */
 static int load(struct models *m, const char *path, const struct entry *own, struct model **out,
                 struct err *e)
@@ -185,7 +239,7 @@ static int load(struct models *m, const char *path, const struct entry *own, str
     if (rc == 0)
         rc = prepare(m, made, e);
     if (rc == 0)
-        rc = models_self_test(made, e);
+        rc = test_once(m, made, e);
     if (rc != 0)
         model_put(made);
     else
@@ -203,9 +257,9 @@ static void log_change(const char *what, const struct model *model)
            logger_quote(model->d.name, name, sizeof name), model->d.version, model->digest,
            logger_quote(model->path, path, sizeof path), model_fingerprint(model),
            packed.bytes >> 20,
-           packed.attached ? "attached"
-           : packed.shared ? "shared"
-                           : "private");
+           packed.shared_bytes < packed.bytes ? "private"
+           : packed.attached                  ? "attached"
+                                              : "shared");
 }
 
 static void log_refusal(const struct err *e)

@@ -434,6 +434,11 @@ void settings_print_reference(FILE *out)
     }
 }
 
+int settings_precision(const char *text, enum form *out)
+{
+    return precision_parse(text, out);
+}
+
 enum form settings_operands(const struct settings *s)
 {
     enum form operands = FORM_F32;

@@ -88,6 +88,7 @@ int settings_load(struct settings *out, const char *path, const char *const *ove
 int settings_parse(struct settings *out, const char *name, const char *text, size_t size,
                    struct err *e);
 /* compute.precision: "float", "bfloat16x3" or "bfloat16" as the form of operands. */
+int settings_precision(const char *text, enum form *out); /* 0, or -1 for another word */
 enum form settings_operands(const struct settings *s);
 /* The check of http.address for a socket that somebody else has bound (socket activation): a
  * listener that others can reach needs keys or auth.allow_anonymous. Unix sockets pass, their file

@@ -203,10 +203,16 @@ int model_prepare(struct model *m, const struct model_compute *c, struct err *e)
         return fail(e, FAIL_UNSUPPORTED,
                     "bfloat16 needs a CPU with AMX tiles (and JEMD_ISA unset)");
     pthread_mutex_lock(&m->mu);
-    if (!m->engine)
+    if (!m->prepared) {
         rc = engine_open(&m->engine, m->net, &o, e);
-    if (rc == 0 && !m->single)
-        rc = open_single(m, &o, e);
+        if (rc == 0)
+            rc = open_single(m, &o, e);
+        if (rc != 0) {
+            engine_close(m->engine);
+            m->engine = NULL;
+        }
+        m->prepared = rc == 0;
+    }
     pthread_mutex_unlock(&m->mu);
     return rc;
 }
@@ -214,7 +220,10 @@ int model_prepare(struct model *m, const struct model_compute *c, struct err *e)
 int model_engine(struct model *m, const struct engine **out, struct err *e)
 {
     static const struct model_compute plain = {.operands = FORM_F32};
-    const int rc = model_prepare(m, &plain, e);
+    pthread_mutex_lock(&m->mu);
+    const bool prepared = m->prepared;
+    pthread_mutex_unlock(&m->mu);
+    const int rc = prepared ? 0 : model_prepare(m, &plain, e);
     if (rc == 0)
         *out = m->engine;
     return rc;
@@ -231,13 +240,13 @@ int model_engine_single(struct model *m, const struct engine **out, struct err *
 void model_packed(const struct model *m, struct model_packed *out)
 {
     const struct engine *const engines[2] = {m->engine, m->single};
-    *out = (struct model_packed){.shared = m->engine != NULL, .attached = true, .reason = ""};
+    *out = (struct model_packed){.attached = true, .reason = ""};
     for (int i = 0; i < 2; i++) {
         const struct segment *s = engines[i] ? engine_segment(engines[i]) : NULL;
         if (!s)
             continue;
         out->bytes += segment_bytes(s);
-        out->shared &= segment_shared(s);
+        out->shared_bytes += segment_shared(s) ? segment_bytes(s) : 0;
         out->attached &= segment_attached(s);
         if (!segment_shared(s))
             out->reason = segment_reason(s);
@@ -246,7 +255,13 @@ void model_packed(const struct model *m, struct model_packed *out)
 
 const char *model_fingerprint(const struct model *m)
 {
-    return (m && m->engine ? engine_kernels(m->engine) : kernels_choose())->fingerprint;
+    return m->engine ? engine_kernels(m->engine)->fingerprint : model_fingerprint_of(FORM_F32);
+}
+
+const char *model_fingerprint_of(enum form operands)
+{
+    const struct kernels *k = kernels_of_form(operands);
+    return k ? k->fingerprint : "none";
 }
 
 enum form model_operands(const struct model *m)

@@ -26,6 +26,7 @@ struct model {
     pthread_mutex_t mu;       /* private */
     struct engine *engine;    /* private, guarded by mu until it is there; see model_engine */
     struct engine *single;    /* the same; see model_engine_single */
+    bool prepared;            /* private, guarded by mu */
     struct safetensors *file; /* keeps the mapping */
     void *copies;             /* private, list of copied weights */
 
@@ -60,15 +61,15 @@ int model_engine(struct model *m, const struct engine **out, struct err *e);
 int model_engine_single(struct model *m, const struct engine **out, struct err *e);
 /* The packed weights of a prepared model. */
 struct model_packed {
-    size_t bytes;
-    bool shared;        /* other processes attach to them */
-    bool attached;      /* another process has packed them */
-    const char *reason; /* why not shared, "" when they are */
+    size_t bytes, shared_bytes; /* in all; those that other processes can attach to */
+    bool attached;              /* another process has packed them all */
+    const char *reason;         /* why not all are shared, "" when they are */
 };
 void model_packed(const struct model *m, struct model_packed *out);
-/* What a result depends on beside model and seed: "<kernels>/<layout version>". NULL: of a model
- * prepared with the defaults. */
+/* What a result depends on beside model and seed: "<kernels>/<layout version>"; of a model, or of any
+ * that is prepared with these operands. */
 const char *model_fingerprint(const struct model *m);
+const char *model_fingerprint_of(enum form operands);
 enum form model_operands(const struct model *m);
 
 struct model *model_get(struct model *m);

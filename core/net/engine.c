@@ -25,7 +25,7 @@ static int parts_of(const struct map *m)
 /* Takes the weights that `base` has packed the same way. */
 static void borrow(struct program *p, const struct program *base)
 {
-    for (int i = 0; i < p->n_maps; i++) {
+    for (int i = 0; i < p->n_maps && p->kernels == base->kernels; i++) {
         struct map *m = &p->maps[i];
         for (int j = 0; j < base->n_maps && !m->packed; j++) {
             const struct map *b = &base->maps[j];
@@ -155,8 +155,6 @@ int engine_open(struct engine **out, const struct net *net, const struct engine_
                 struct err *e)
 {
     const struct kernels *kernels = o->kernels ? o->kernels : kernels_choose();
-    if (!kernels)
-        return fail(e, FAIL_UNSUPPORTED, "JEMD_ISA names no instruction set that runs here");
     struct engine *engine = calloc(1, sizeof *engine);
     if (!engine)
         return fail(e, FAIL_NO_MEMORY, "cannot allocate an engine");
@@ -277,4 +275,9 @@ double engine_seconds(const struct engine *engine, int images)
         if (!engine->program.maps[i].backward)
             sum += map_seconds(&engine->program.maps[i], images);
     return sum;
+}
+
+const char *engine_detail(const struct engine *engine)
+{
+    return engine->program.kernels->detail;
 }

@@ -35,14 +35,14 @@ struct engine_options {
     const char *key;
 };
 
-/* The options are borrowed for the call; the net outlives the engine. Errors: UNSUPPORTED (JEMD_ISA names nothing that runs here),
- * NO_MEMORY. */
+/* The options are borrowed for the call; the net outlives the engine. Errors: NO_MEMORY. */
 int engine_open(struct engine **out, const struct net *net, const struct engine_options *o,
                 struct err *e);
 void engine_close(struct engine *engine);
 
 const struct net *engine_net(const struct engine *engine);
 const struct kernels *engine_kernels(const struct engine *engine);
+const char *engine_detail(const struct engine *engine); /* its kernels, for people */
 size_t engine_packed_bytes(const struct engine *engine);
 /* Where they are; NULL when there are none. */
 const struct segment *engine_segment(const struct engine *engine);

@@ -96,7 +96,7 @@ static int add_conv(const struct builder *b, struct layer *l, struct net_shape i
     if (!between(s->kernel_h, 1, NET_KERNEL_MAX) || !between(s->kernel_w, 1, NET_KERNEL_MAX) ||
         !between(s->stride, 1, NET_KERNEL_MAX) || !between(s->pad, 0, NET_KERNEL_MAX - 1))
         return complain(b, "kernel and stride must be 1..64, pad 0..63");
-    if (!between(s->out, 1, NET_CHANNELS_MAX) || s->in != in.c)
+    if (!between(s->out, 1, NET_CHANNELS_MAX) || s->in != in.c || in.c > NET_CHANNELS_MAX)
         return complain(b, "\"in\" must be the channels of its input, \"out\" 1..65536");
     if (s->pad >= s->kernel_h || s->pad >= s->kernel_w)
         return complain(b, "pad must be smaller than the kernel");

@@ -40,12 +40,20 @@ struct stage compiler_blank(enum stage_kind kind, int layer, int in)
                           .dense_out = PROGRAM_NONE};
 }
 
+/* How a linear layer sees its input: as it is, unless its channels would leave most of their blocks
+ * empty. */
+static struct net_shape linear_input(struct net_shape in)
+{
+    const bool wasteful = in.c < 2 * LANES && in.c % LANES != 0;
+    return wasteful ? (struct net_shape){(int)net_shape_elements(in), 1, 1} : in;
+}
+
 /* A linear layer reads its input in the order of a kernel that covers it whole. */
 static struct conv conv_of(const struct compiler *c, const struct layer *l)
 {
     if (l->kind == LAYER_CONV)
         return l->u.conv;
-    const struct net_shape in = c->net->values[l->in].shape;
+    const struct net_shape in = linear_input(c->net->values[l->in].shape);
     return (struct conv){.cin = in.c,
                          .hin = in.h,
                          .win = in.w,
@@ -76,7 +84,8 @@ struct net_shape compiler_seen(const struct compiler *c, int layer, bool with)
         return (struct net_shape){l->u.conv.cin, l->u.conv.hin, l->u.conv.win};
     if (l->kind == LAYER_AVGPOOL || l->kind == LAYER_SUMPOOL)
         return (struct net_shape){l->u.window.channels, l->u.window.hin, l->u.window.win};
-    return c->net->values[with ? l->out : l->in].shape;
+    const struct net_shape shape = c->net->values[with ? l->out : l->in].shape;
+    return l->kind == LAYER_LINEAR ? linear_input(shape) : shape;
 }
 
 enum activation program_activation(const struct net *net, int layer)

@@ -5,4 +5,3 @@
 
 /* Replaces what is faster here than in `ref`; puts OpenBLAS on one thread (the threads are ours). */
 void gemm_override(struct ops *o);
-/* The CPU kernel set OpenBLAS chose, e.g. "SkylakeX". */

@@ -5,8 +5,8 @@
 
 #include <string.h>
 
-const char *const algorithm_names[ALGORITHMS] = {"direct", "winograd", "polyphase", "dense",
-                                                 "columns"};
+const char *const algorithm_names[ALGORITHMS] = {"direct",    "winograd", "winograd2",
+                                                 "polyphase", "dense",    "columns"};
 
 int kernels_available(const struct kernels *out[KERNELS_MAX])
 {
@@ -38,16 +38,6 @@ const struct kernels *kernels_choose(void)
     return kernels_of_form(FORM_F32);
 }
 
-const struct kernels *kernels_find(const char *name)
-{
-    const struct kernels *available[KERNELS_MAX];
-    const int n = kernels_available(available);
-    for (int i = 0; i < n; i++)
-        if (strcmp(available[i]->name, name) == 0)
-            return available[i];
-    return NULL;
-}
-
 static bool fits(const struct map *m, enum algorithm a)
 {
     const struct method *method = m->kernels->methods[a];
@@ -56,28 +46,32 @@ static bool fits(const struct map *m, enum algorithm a)
 
 /* What a method does in a second and how fast packed weights arrive, as measured with AVX-512
  * (docs/performance.md): only their proportions matter. */
-static const double DIRECT_MACS = 80e9, WINOGRAD_MACS = 270e9, POLYPHASE_MACS = 190e9,
-                    POLYPHASE_PADDED_MACS = 125e9, WEIGHT_BYTES = 19e9;
+static const double DIRECT_MACS = 80e9, WINOGRAD_MACS = 270e9, WINOGRAD2_MACS = 150e9,
+                    POLYPHASE_MACS = 190e9, POLYPHASE_PADDED_MACS = 125e9, WEIGHT_BYTES = 19e9;
 
 /* About how long a convolution of so many images takes. */
 static double seconds(const struct map *m, enum algorithm a, int images)
 {
     const struct conv *c = &m->conv;
-    const int h = (c->hout + 3) / 4, w = (c->wout + 3) / 4;
+    const int side = a == ALGORITHM_WINOGRAD2 ? 2 : 4; /* of a tile */
+    const int h = (c->hout + side - 1) / side, w = (c->wout + side - 1) / side;
     double pixels = (double)c->hout * c->wout, rate = DIRECT_MACS;
     if (a == ALGORITHM_WINOGRAD)
         rate = WINOGRAD_MACS;
+    if (a == ALGORITHM_WINOGRAD2)
+        rate = WINOGRAD2_MACS;
     if (a == ALGORITHM_POLYPHASE)
         rate = c->kh == 4 ? POLYPHASE_MACS : POLYPHASE_PADDED_MACS;
-    if (a != ALGORITHM_DIRECT)
-        pixels = 16.0 * h * w; /* whole tiles */
+    if (a != ALGORITHM_DIRECT && a != ALGORITHM_DENSE && a != ALGORITHM_COLUMNS)
+        pixels = (double)side * side * h * w; /* whole tiles */
     const double macs = pixels * c->cin * c->cout * c->kh * c->kw * images;
     return macs / rate + (double)m->kernels->methods[a]->packed_bytes(m) / WEIGHT_BYTES;
 }
 
 static enum algorithm choose(const struct map *m, const struct wish *w)
 {
-    static const enum algorithm tiled[] = {ALGORITHM_WINOGRAD, ALGORITHM_POLYPHASE};
+    static const enum algorithm tiled[] = {ALGORITHM_WINOGRAD, ALGORITHM_WINOGRAD2,
+                                           ALGORITHM_POLYPHASE};
     const int most = m->conv.cin > m->conv.cout ? m->conv.cin : m->conv.cout;
     enum algorithm best = ALGORITHM_DIRECT;
     if (w->algorithm != ALGORITHMS && fits(m, w->algorithm))
@@ -86,7 +80,7 @@ static enum algorithm choose(const struct map *m, const struct wish *w)
         return ALGORITHM_COLUMNS;
     if (fits(m, ALGORITHM_DENSE))
         return ALGORITHM_DENSE;
-    for (int i = 0; i < 2 && most >= LANES; i++) /* else the blocks are mostly zeros */
+    for (int i = 0; i < 3 && most >= LANES; i++) /* else the blocks are mostly zeros */
         if (fits(m, tiled[i]) && seconds(m, tiled[i], w->images) < seconds(m, best, w->images))
             best = tiled[i];
     return best;

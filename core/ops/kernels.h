@@ -63,6 +63,7 @@ struct epilogue {
 enum algorithm {
     ALGORITHM_DIRECT,    /* any convolution */
     ALGORITHM_WINOGRAD,  /* F(4x4, 3x3): 3x3, stride 1 */
+    ALGORITHM_WINOGRAD2, /* F(2x2, 3x3): the same with less than half the packed weights */
     ALGORITHM_POLYPHASE, /* F(4x4, 2x2) over four phases: 3x3 and 4x4, stride 2 */
     ALGORITHM_DENSE,     /* the kernel covers the whole image: linear layers */
     ALGORITHM_COLUMNS,   /* an image of few channels, read and written as float [n][c][h][w] */
@@ -118,7 +119,7 @@ struct kernels {
     const struct method *methods[ALGORITHMS];
     /* Some milliseconds of what products are made of, in registers; returns the multiply-adds. */
     double (*exercise)(void);
-    /* v = x (FORM_F32, or NULL: zeros), then the epilogue. `shape` gives channels, h, w. */
+    /* v = x (FORM_F32), then the epilogue. `shape` gives channels, h, w. */
     void (*elementwise)(const struct task *t, const struct layout *x_layout);
     /* v = pooled x (t->in), then the epilogue. Backward: v = the gradient at the pool's input. */
     void (*pool_forward)(const struct window *p, const struct task *t, const struct layout *x);
@@ -139,8 +140,6 @@ int kernels_available(const struct kernels *out[KERNELS_MAX]);
 const struct kernels *kernels_choose(void);
 /* The best table of operands in this form; NULL when there is none. */
 const struct kernels *kernels_of_form(enum form operands);
-/* By name; NULL when this CPU cannot run it or JEMD_ISA rules it out. */
-const struct kernels *kernels_find(const char *name);
 
 struct wish {
     bool image;               /* the side of few channels is the network's own input */

@@ -9,7 +9,7 @@ import time
 import unittest
 
 import jemd_test
-from jemd_test import SLOW, parse_answer, patience, read_all, sample, submit, wait_until
+from jemd_test import SLOW, parse_answer, patience, read_all, run_job, sample, submit, wait_until
 
 RSS_MARGIN_KB = 24 << 10
 
@@ -19,6 +19,8 @@ class Bad(jemd_test.Case):
     def setUpClass(cls):
         super().setUpClass()
         cls.want = cls.daemon.post("/v1/predict", sample(), "image/png").json()["results"]
+        run_job(cls.daemon, {"type": "sample", "conditions": [{"count": 64}],
+                             "sampler": {"steps": 2}})  # opens all workspaces
 
     def setUp(self):
         time.sleep(0.1)  # what the test before has closed is gone

@@ -36,6 +36,7 @@ class Bad(jemd_test.Case):
         super().setUpClass()
         for _ in range(3):
             cls.want = cls.daemon.post("/v1/predict", sample(), "image/png").json()["results"]
+        run_job(cls.daemon, {**JOB, "conditions": [{"count": 64}]})  # opens all workspaces
         big = save(Image.new("RGB", (4000, 4000)), "PNG", compress_level=1)
         for _ in range(2):
             cls.daemon.post("/v1/predict", big, "image/png")

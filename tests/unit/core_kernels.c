@@ -208,16 +208,17 @@ static void check(const struct kernels *k, const struct conv *c, enum algorithm 
 
 /* cin, hin, win, cout, kh, kw, stride, pad */
 static const int shapes[][8] = {
-    {16, 8, 8, 32, 3, 3, 1, 1},   {5, 7, 9, 11, 3, 3, 1, 1},    {33, 1, 65, 17, 3, 3, 1, 1},
-    {64, 4, 4, 40, 3, 3, 1, 1},   {20, 13, 6, 70, 3, 3, 1, 0},  {18, 5, 5, 9, 3, 3, 1, 2},
-    {32, 32, 32, 32, 3, 3, 1, 1}, {24, 8, 8, 48, 4, 4, 2, 1},   {17, 9, 7, 31, 4, 4, 2, 1},
-    {16, 10, 10, 16, 3, 3, 2, 1}, {40, 7, 7, 33, 3, 3, 2, 1},   {48, 16, 16, 20, 1, 1, 2, 0},
-    {32, 6, 10, 64, 1, 1, 1, 0},  {19, 11, 3, 5, 1, 1, 1, 0},   {21, 9, 12, 13, 5, 3, 1, 2},
-    {16, 12, 12, 24, 5, 5, 3, 2}, {3, 32, 32, 16, 3, 3, 1, 1},  {1, 5, 6, 4, 3, 3, 1, 1},
-    {3, 16, 16, 20, 4, 4, 2, 1},  {2, 33, 17, 37, 5, 5, 2, 2},  {640, 1, 1, 10, 1, 1, 1, 0},
-    {24, 4, 4, 100, 4, 4, 1, 0},  {7, 3, 2, 33, 3, 2, 1, 0},    {130, 1, 1, 7, 1, 1, 1, 0},
-    {16, 65, 65, 16, 3, 3, 1, 1}, {16, 2, 2, 16, 2, 2, 2, 0},   {32, 1, 1, 32, 3, 3, 1, 1},
-    {34, 64, 64, 3, 4, 4, 2, 1},  {16, 16, 48, 32, 3, 3, 1, 1}, {96, 2, 2, 96, 3, 3, 2, 1}};
+    {16, 8, 8, 32, 3, 3, 1, 1},   {5, 7, 9, 11, 3, 3, 1, 1},   {33, 1, 65, 17, 3, 3, 1, 1},
+    {64, 4, 4, 40, 3, 3, 1, 1},   {20, 13, 6, 70, 3, 3, 1, 0}, {18, 5, 5, 9, 3, 3, 1, 2},
+    {32, 32, 32, 32, 3, 3, 1, 1}, {24, 8, 8, 48, 4, 4, 2, 1},  {17, 9, 7, 31, 4, 4, 2, 1},
+    {16, 10, 10, 16, 3, 3, 2, 1}, {40, 7, 7, 33, 3, 3, 2, 1},  {48, 16, 16, 20, 1, 1, 2, 0},
+    {32, 6, 10, 64, 1, 1, 1, 0},  {19, 11, 3, 5, 1, 1, 1, 0},  {21, 9, 12, 13, 5, 3, 1, 2},
+    {16, 12, 12, 24, 5, 5, 3, 2}, {3, 32, 32, 16, 3, 3, 1, 1}, {1, 5, 6, 4, 3, 3, 1, 1},
+    {3, 16, 16, 20, 4, 4, 2, 1},  {2, 33, 17, 37, 5, 5, 2, 2}, {640, 1, 1, 10, 1, 1, 1, 0},
+    {24, 4, 4, 100, 4, 4, 1, 0},  {7, 3, 2, 33, 3, 2, 1, 0},   {130, 1, 1, 7, 1, 1, 1, 0},
+    {16, 65, 65, 16, 3, 3, 1, 1}, {16, 2, 2, 16, 2, 2, 2, 0},  {32, 1, 1, 32, 3, 3, 1, 1},
+    {1, 28, 28, 20, 3, 3, 1, 1},  {34, 64, 64, 3, 4, 4, 2, 1}, {16, 16, 48, 32, 3, 3, 1, 1},
+    {96, 2, 2, 96, 3, 3, 2, 1}};
 
 /* Every method that fits, of every table, in both directions; cin, hin, win, cout, kh, kw, stride,
  * pad. */
@@ -283,9 +284,33 @@ static void methods_agree_with_the_plain_loops_on_random_shapes(void **state)
     }
 }
 
+/* 640 channels of 8x8: one image waits for the weights, eight for the products. */
+static void one_image_takes_the_smaller_tiles_where_weights_are_many(void **state)
+{
+    const struct kernels *k = kernels_choose();
+    const struct conv c = {.cin = 640,
+                           .hin = 8,
+                           .win = 8,
+                           .cout = 640,
+                           .hout = 8,
+                           .wout = 8,
+                           .kh = 3,
+                           .kw = 3,
+                           .stride = 1,
+                           .pad = 1};
+    struct map one, eight;
+    (void)state;
+    map_init(&one, k, &c, false, &(struct wish){.images = 1, .algorithm = ALGORITHMS});
+    map_init(&eight, k, &c, false, &(struct wish){.images = 8, .algorithm = ALGORITHMS});
+    assert_int_equal(one.algorithm, ALGORITHM_WINOGRAD2);
+    assert_int_equal(eight.algorithm, ALGORITHM_WINOGRAD);
+    assert_true(2 * one.packed_bytes < eight.packed_bytes);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(one_image_takes_the_smaller_tiles_where_weights_are_many),
         cmocka_unit_test(methods_agree_with_the_plain_loops_on_odd_shapes),
         cmocka_unit_test(methods_agree_with_the_plain_loops_on_random_shapes),
     };

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Convolutions by tiles (core/ops/isa/winograd.c, polyphase.c) on every instruction set of this
- * machine, against plain loops. Buffers are just as large as the contract says, and begin as NaN. */
+/* Convolutions by tiles (core/ops/isa/winograd.c, winograd2.c, polyphase.c) on every instruction set
+ * of this machine, against plain loops. Buffers are just as large as the contract says, and begin as
+ * NaN. */
 #include "ops/kernels.h"
 
 #include <math.h>
@@ -19,6 +20,7 @@ enum { TEAM_MAX = 3 };
 
 static const struct kernels *targets[KERNELS_MAX];
 static int n_targets;
+static enum algorithm three_by_three; /* the scheme of stride 1 at hand */
 
 static float draw(uint64_t *state)
 {
@@ -128,7 +130,7 @@ static void setup_init(struct setup *s, const struct kernels *k, const struct co
     s->map.conv.weight = s->weight;
     s->map.conv.bias = s->bias;
     s->map.backward = backward;
-    s->map.algorithm = c->stride == 1 ? ALGORITHM_WINOGRAD : ALGORITHM_POLYPHASE;
+    s->map.algorithm = c->stride == 1 ? three_by_three : ALGORITHM_POLYPHASE;
     s->map.kernels = k;
     s->method = k->methods[s->map.algorithm];
     assert_non_null(s->method);
@@ -327,7 +329,7 @@ static void other_kernels_do_not_fit(void **state)
 {
     (void)state;
     for (int t = 0; t < n_targets; t++) {
-        const struct method *w = targets[t]->methods[ALGORITHM_WINOGRAD];
+        const struct method *w = targets[t]->methods[three_by_three];
         const struct method *p = targets[t]->methods[ALGORITHM_POLYPHASE];
         const struct conv one = conv_of(3, 1, 1, (const int[4]){16, 16, 8, 8});
         const struct conv two = conv_of(3, 2, 1, (const int[4]){16, 16, 8, 8});
@@ -605,5 +607,10 @@ int main(void)
     for (int i = 0; i < n; i++)
         if (all[i]->methods[ALGORITHM_WINOGRAD])
             targets[n_targets++] = all[i];
-    return n_targets == 0 ? 1 : cmocka_run_group_tests(tests, NULL, NULL);
+    int failed = n_targets == 0;
+    three_by_three = ALGORITHM_WINOGRAD;
+    failed += cmocka_run_group_tests_name("winograd, polyphase", tests, NULL, NULL);
+    three_by_three = ALGORITHM_WINOGRAD2;
+    failed += cmocka_run_group_tests_name("winograd2, polyphase", tests, NULL, NULL);
+    return failed;
 }

@@ -44,7 +44,8 @@ static struct shape shape_of(const struct map *m)
     s.segments = ceil_div(m->backward ? c->cout : s.depth, TARGET_DEPTH);
     s.panels = ceil_div(m->backward ? s.depth : c->cout, PANEL);
     s.panel_bytes = (size_t)s.segments * SEGMENT_BYTES;
-    s.strip_floats = (size_t)(s.columns * s.weave + layout_round(s.depth, PANEL));
+    s.strip_floats =
+        (size_t)layout_round(s.columns * s.weave + layout_round(s.depth, PANEL), LANES);
     return s;
 }
 
@@ -194,6 +195,7 @@ static void forward_row(const struct map *m, const struct task *t, const struct 
                                   .a = direct ? (const char *)a->strips : a->patches,
                                   .rows = c->wout,
                                   .b = (const char *)m->packed + (size_t)panel * s.panel_bytes,
+                                  .narrow = c->cout - panel * PANEL <= LANES,
                                   .ahead = m->packed,
                                   .c = a->result,
                                   .c_row = LANES,

@@ -151,6 +151,7 @@ static void dense_run(const struct map *m, const struct task *t)
     TARGET_NAME(product_begin)(runs_rows(t->n));
     for (int i = from; i < to; i++) {
         p.b = (const char *)m->packed + (size_t)i * item_bytes(m);
+        p.narrow = outputs(m) - i % ceil_div(outputs(m), PANEL) * PANEL <= LANES;
         runs_fetch(&p, item_bytes(m), runs_count(t->n));
         runs_product(&p);
         finish_panel(m, t, i, result);

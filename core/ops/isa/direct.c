@@ -351,7 +351,8 @@ static void make_rows(struct sweep *s, const struct task *t, const struct rows *
                             .row_bytes = (s->gather ? 1 : s->step) * TARGET_UNIT,
                             .b = (const char *)s->m->packed + (size_t)panel * panel_bytes(s),
                             .c_row = s->phases * LANES,
-                            .c_plane = (ptrdiff_t)s->plane};
+                            .c_plane = (ptrdiff_t)s->plane,
+                            .narrow = s->outputs - panel * PANEL <= LANES};
         for (int py = 0; py < s->phases; py++) {
             for (int px = 0; px < s->phases; px++) {
                 p.segments = s->blocks * phase_taps(s, py, c->kh) * phase_taps(s, px, c->kw);

@@ -45,11 +45,7 @@ static const float *pixel(const struct walk *w, const struct place *at, int y, i
 
 static void copy(const struct walk *w, const struct place *at, float *v)
 {
-    const size_t bytes = (size_t)at->count * LANES * sizeof *v;
-    if (w->t->in)
-        memcpy(v, pixel(w, at, at->y, at->x), bytes);
-    else
-        memset(v, 0, bytes);
+    memcpy(v, pixel(w, at, at->y, at->x), (size_t)at->count * LANES * sizeof *v);
 }
 
 void TARGET_NAME(elementwise)(const struct task *t, const struct layout *x_layout)

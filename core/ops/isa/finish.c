@@ -49,10 +49,9 @@ static char *operand_at(void *base, const struct layout *l, const struct place *
 }
 
 /* The pixel's number in a tensor without margins. */
-static size_t kept_at(const struct epilogue *e, const struct layout *l, const struct place *at)
+static size_t kept_at(const struct layout *l, const struct place *at)
 {
     const size_t image = (size_t)at->image * (size_t)layout_planes(l) + (size_t)at->plane;
-    (void)e;
     return (image * (size_t)l->h + (size_t)at->y) * (size_t)l->w + (size_t)at->x;
 }
 
@@ -134,7 +133,7 @@ static ALWAYS_INLINE void one_vector(const struct epilogue *e, const struct stre
 static ALWAYS_INLINE void run(const struct epilogue *e, const struct place *at, const float *v,
                               const unsigned flags)
 {
-    const size_t kept = flags & (MASK | FACTOR | KEEP) ? kept_at(e, shape_of(e), at) : 0;
+    const size_t kept = flags & (MASK | FACTOR | KEEP) ? kept_at(shape_of(e), at) : 0;
     const int half = at->plane % TARGET_BLOCK_PLANES;
     struct streams s = {0};
     if (flags & BIAS)

@@ -5,6 +5,7 @@
 
 extern const struct method TARGET_NAME(direct);
 extern const struct method TARGET_NAME(winograd);
+extern const struct method TARGET_NAME(winograd2);
 extern const struct method TARGET_NAME(polyphase);
 extern const struct method TARGET_NAME(dense);
 extern const struct method TARGET_NAME(columns);

@@ -14,25 +14,28 @@ static ALWAYS_INLINE vec in_register(vec v)
     return v;
 }
 
-static ALWAYS_INLINE void store_rows(const struct product *p, const vec sum[][VECS], const int rows)
+static ALWAYS_INLINE void store_rows(const struct product *p, const vec sum[][VECS], const int rows,
+                                     const int vecs)
 {
 #pragma GCC unroll 16
     for (int r = 0; r < rows; r++)
 #pragma GCC unroll 4
-        for (int v = 0; v < VECS; v++)
+        for (int v = 0; v < vecs; v++)
             vec_store(p->c + r * p->c_row + v * VEC_LANES / LANES * p->c_plane +
                           v * VEC_LANES % LANES,
                       sum[r][v]);
 }
 
-/* `step` = p->row_bytes; a constant where it can be, for then rows are addressed by displacement. */
-static ALWAYS_INLINE void rows_of(const struct product *p, const int rows, const ptrdiff_t step)
+/* `step` = p->row_bytes; a constant where it can be, for then rows are addressed by displacement.
+ * vecs: of a row's results. */
+static ALWAYS_INLINE void rows_of(const struct product *p, const int rows, const ptrdiff_t step,
+                                  const int vecs)
 {
     vec sum[RUN_MAX][VECS];
 #pragma GCC unroll 16
     for (int r = 0; r < rows; r++)
 #pragma GCC unroll 4
-        for (int v = 0; v < VECS; v++)
+        for (int v = 0; v < vecs; v++)
             sum[r][v] = vec_zero();
     const float *b = (const float *)(const void *)p->b;
     const char *ahead = p->ahead;
@@ -48,27 +51,36 @@ static ALWAYS_INLINE void rows_of(const struct product *p, const int rows, const
             __builtin_prefetch(ahead, 0, 2);
             __builtin_prefetch(ahead + 64, 0, 2);
 #pragma GCC unroll 4
-            for (int v = 0; v < VECS; v++)
+            for (int v = 0; v < vecs; v++)
                 w[v] = vec_load(b + v * VEC_LANES);
 #pragma GCC unroll 16
             for (int r = 0; r < rows; r++) {
                 const float *row = (const float *)(const void *)(a + r * step);
                 const vec x = in_register(vec_set(row[d]));
 #pragma GCC unroll 4
-                for (int v = 0; v < VECS; v++)
+                for (int v = 0; v < vecs; v++)
                     sum[r][v] = vec_fma(x, w[v], sum[r][v]);
             }
         }
     }
-    store_rows(p, (const vec(*)[VECS])sum, rows);
+    store_rows(p, (const vec(*)[VECS])sum, rows, vecs);
+}
+
+/* A plane, or a whole panel, of constant row distance where it can be. */
+static ALWAYS_INLINE void shaped(const struct product *p, const int rows)
+{
+    enum { NARROW = LANES / VEC_LANES };
+    if (p->narrow && PANEL_PLANES > 1)
+        rows_of(p, rows, p->row_bytes, NARROW);
+    else if (p->row_bytes == TARGET_UNIT)
+        rows_of(p, rows, TARGET_UNIT, VECS);
+    else
+        rows_of(p, rows, p->row_bytes, VECS);
 }
 
 #define CASE(r)                                                                                    \
     case (r):                                                                                      \
-        if (p->row_bytes == TARGET_UNIT)                                                           \
-            rows_of(p, (r) <= RUN_MAX ? (r) : RUN_MAX, TARGET_UNIT);                               \
-        else                                                                                       \
-            rows_of(p, (r) <= RUN_MAX ? (r) : RUN_MAX, p->row_bytes);                              \
+        shaped(p, (r) <= RUN_MAX ? (r) : RUN_MAX);                                                 \
         break
 
 void TARGET_NAME(product)(const struct product *p)

@@ -16,7 +16,8 @@
 #define TARGET_DEPTH 32
 #define TARGET_RUNS 2
 #define RUN_MAX 16
-#define TARGET_METHODS [ALGORITHM_WINOGRAD] = NULL, [ALGORITHM_POLYPHASE] = NULL
+#define TARGET_METHODS                                                                             \
+    [ALGORITHM_WINOGRAD] = NULL, [ALGORITHM_WINOGRAD2] = NULL, [ALGORITHM_POLYPHASE] = NULL
 
 static inline __m256i target_high(__m512 v)
 {

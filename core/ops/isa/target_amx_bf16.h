@@ -15,7 +15,8 @@
 #define TARGET_DEPTH 32
 #define TARGET_RUNS 2
 #define RUN_MAX 16
-#define TARGET_METHODS [ALGORITHM_WINOGRAD] = NULL, [ALGORITHM_POLYPHASE] = NULL
+#define TARGET_METHODS                                                                             \
+    [ALGORITHM_WINOGRAD] = NULL, [ALGORITHM_WINOGRAD2] = NULL, [ALGORITHM_POLYPHASE] = NULL
 
 /* v into its half (0, 1) of a pixel of 32 channels. */
 static inline void target_store(char *pixel, int half, int lane, vec v)

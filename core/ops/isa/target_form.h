@@ -8,7 +8,9 @@
 #define TARGET_DEPTH 16
 #define TARGET_RUNS 1
 #define TARGET_METHODS                                                                             \
-    [ALGORITHM_WINOGRAD] = &TARGET_NAME(winograd), [ALGORITHM_POLYPHASE] = &TARGET_NAME(polyphase)
+    [ALGORITHM_WINOGRAD] = &TARGET_NAME(winograd),                                                 \
+    [ALGORITHM_WINOGRAD2] = &TARGET_NAME(winograd2),                                               \
+    [ALGORITHM_POLYPHASE] = &TARGET_NAME(polyphase)
 
 static inline void target_store(char *pixel, int half, int lane, vec v)
 {

@@ -316,6 +316,22 @@ static ptrdiff_t tile_floats(const struct stage *g)
     return (ptrdiff_t)PANEL_PLANES * g->s->passes * g->s->points * LANES;
 }
 
+/* The weights of a panel at (pass, point). */
+static const char *slab_of(const struct stage *g, int pass, int point, int panel)
+{
+    return (const char *)g->m->packed + g->slabs.at[pass][point] +
+           (size_t)panel * slab_bytes(g->s, &g->z, pass, point);
+}
+
+/* Those that this thread reads next; after the last ones the next block begins with the first. */
+static const char *slab_after(const struct stage *g, int pass, int point, int panel)
+{
+    if (panel + 1 < g->end)
+        return slab_of(g, pass, point, panel + 1);
+    const int next = (pass * g->s->points + point + 1) % (g->s->passes * g->s->points);
+    return slab_of(g, next / g->s->points, next % g->s->points, g->first);
+}
+
 /* All runs of the block times one slab. */
 static void multiply_slab(const struct stage *g, const struct block *b, struct slab *slab, int pass,
                           int point)
@@ -323,7 +339,6 @@ static void multiply_slab(const struct stage *g, const struct block *b, struct s
     const struct span *span = &g->s->spans[pass][point];
     float *c = slab->c;
     slab->segments = span->count * g->z.planes;
-    slab->ahead = (const char *)slab->b + slab_bytes(g->s, &g->z, pass, point);
     slab->ahead_step = PANEL * (int)sizeof(float) / b->runs;
     for (int run = 0; run < b->runs; run++) {
         const int first = b->start[run];
@@ -343,10 +358,9 @@ static void multiply(const struct stage *g, const struct block *b, int pass)
     const struct scheme *s = g->s;
     struct slab slab = {.c_row = tile_floats(g), .c_plane = tile_floats(g) / PANEL_PLANES};
     for (int point = 0; b->count > 0 && point < s->points; point++) {
-        const size_t bytes = slab_bytes(s, &g->z, pass, point);
         for (int panel = g->first; panel < g->end; panel++) {
-            const char *u = (const char *)g->m->packed + g->slabs.at[pass][point];
-            slab.b = (const float *)(const void *)(u + (size_t)panel * bytes);
+            slab.b = (const float *)(const void *)slab_of(g, pass, point, panel);
+            slab.ahead = slab_after(g, pass, point, panel);
             slab.c = g->products + (panel - g->first) * b->count * tile_floats(g) +
                      (pass * s->points + point) * LANES;
             multiply_slab(g, b, &slab, pass, point);

@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #pragma once
 /*
- * Convolutions by tiles: what winograd.c and polyphase.c share. A tile of inputs is transformed to
- * `points` values a channel (V), those are multiplied at each point by that point's weights (U), and
- * the products (M) transformed to a tile of outputs. Tiles run over all images; a tile's result
- * depends on nothing but its inputs.
+ * Convolutions by tiles: what winograd.c, winograd2.c and polyphase.c share. A tile of inputs is
+ * transformed to `points` values a channel (V), those are multiplied at each point by that point's
+ * weights (U), and the products (M) transformed to a tile of outputs. Tiles run over all images; a
+ * tile's result depends on nothing but its inputs.
  *
  * A plane of inputs may be seen through several `sources` (the four phases of a stride of 2): then
  * the sum runs over all of them, or the outputs are made in several `passes` of one source each.
