@@ -8,7 +8,7 @@
 const struct kernels TARGET_NAME(kernels) = {
     .name = TARGET_TEXT,
     .detail = TARGET_DETAIL,
-    .fingerprint = TARGET_TEXT "/blocked-1",
+    .fingerprint = TARGET_TEXT "/blocked-2",
     .operand = TARGET_FORM,
     .methods = {[ALGORITHM_DIRECT] = &TARGET_NAME(direct),
                 [ALGORITHM_DENSE] = &TARGET_NAME(dense),
