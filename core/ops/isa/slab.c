@@ -11,25 +11,27 @@ static ALWAYS_INLINE vec in_register(vec v)
     return v;
 }
 
-static ALWAYS_INLINE void store_rows(const struct slab *p, const vec sum[][VECS], const int rows)
+static ALWAYS_INLINE void store_rows(const struct slab *p, const vec sum[][VECS], const int rows,
+                                     const int vecs)
 {
     float *c = p->c;
     const ptrdiff_t row = p->c_row, plane = p->c_plane;
 #pragma GCC unroll 16
     for (int r = 0; r < rows; r++)
 #pragma GCC unroll 4
-        for (int v = 0; v < VECS; v++)
+        for (int v = 0; v < vecs; v++)
             vec_store(c + r * row + v * VEC_LANES / LANES * plane + v * VEC_LANES % LANES,
                       sum[r][v]);
 }
 
-static ALWAYS_INLINE void rows_of(const struct slab *p, const int rows)
+/* vecs: of a row's results. */
+static ALWAYS_INLINE void rows_of(const struct slab *p, const int rows, const int vecs)
 {
     vec sum[RUN_MAX][VECS];
 #pragma GCC unroll 16
     for (int r = 0; r < rows; r++)
 #pragma GCC unroll 4
-        for (int v = 0; v < VECS; v++)
+        for (int v = 0; v < vecs; v++)
             sum[r][v] = vec_zero();
     const float *a = p->a, *b = p->b;
     const char *ahead = p->ahead;
@@ -42,23 +44,26 @@ static ALWAYS_INLINE void rows_of(const struct slab *p, const int rows)
             vec w[VECS];
             __builtin_prefetch(ahead, 0, 2);
 #pragma GCC unroll 4
-            for (int v = 0; v < VECS; v++)
+            for (int v = 0; v < vecs; v++)
                 w[v] = vec_load(b + v * VEC_LANES);
 #pragma GCC unroll 16
             for (int r = 0; r < rows; r++) {
                 const vec x = in_register(vec_set(a[r * ROW + d]));
 #pragma GCC unroll 4
-                for (int v = 0; v < VECS; v++)
+                for (int v = 0; v < vecs; v++)
                     sum[r][v] = vec_fma(x, w[v], sum[r][v]);
             }
         }
     }
-    store_rows(p, (const vec(*)[VECS])sum, rows);
+    store_rows(p, (const vec(*)[VECS])sum, rows, vecs);
 }
 
 #define CASE(r)                                                                                    \
     case (r):                                                                                      \
-        rows_of(p, (r) <= RUN_MAX ? (r) : RUN_MAX);                                                \
+        if (PANEL_PLANES > 1 && p->narrow)                                                         \
+            rows_of(p, (r) <= RUN_MAX ? (r) : RUN_MAX, LANES / VEC_LANES);                         \
+        else                                                                                       \
+            rows_of(p, (r) <= RUN_MAX ? (r) : RUN_MAX, VECS);                                      \
         break
 
 void TARGET_NAME(slab)(const struct slab *p)

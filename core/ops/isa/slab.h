@@ -22,6 +22,7 @@ struct slab {
     float *c; /* row r, plane p of the panel: c[r c_row + p c_plane + lane] */
     ptrdiff_t c_row;
     ptrdiff_t c_plane;
+    bool narrow;       /* only the panel's first plane is wanted: c_plane is not written */
     const char *ahead; /* weights needed soon: fetched ahead_step bytes further at every depth */
     ptrdiff_t ahead_step;
 };

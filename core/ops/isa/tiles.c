@@ -359,6 +359,7 @@ static void multiply(const struct stage *g, const struct block *b, int pass)
     struct slab slab = {.c_row = tile_floats(g), .c_plane = tile_floats(g) / PANEL_PLANES};
     for (int point = 0; b->count > 0 && point < s->points; point++) {
         for (int panel = g->first; panel < g->end; panel++) {
+            slab.narrow = g->z.outputs - panel * PANEL <= LANES;
             slab.b = (const float *)(const void *)slab_of(g, pass, point, panel);
             slab.ahead = slab_after(g, pass, point, panel);
             slab.c = g->products + (panel - g->first) * b->count * tile_floats(g) +
