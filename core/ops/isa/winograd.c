@@ -180,46 +180,12 @@ static struct scheme scheme_of(const struct map *m)
     return s;
 }
 
+#include "ops/isa/tiles_method.h"
+
 static bool fits(const struct conv *c, bool backward)
 {
     (void)backward;
     return c->kh == TAPS && c->kw == TAPS && c->stride == 1 && c->pad >= 0 && c->pad < TAPS;
-}
-
-static void margins(const struct map *m, struct layout *in)
-{
-    const struct scheme s = scheme_of(m);
-    TARGET_NAME(tiles_margins)(&s, m, in);
-}
-
-static size_t packed_bytes(const struct map *m)
-{
-    const struct scheme s = scheme_of(m);
-    return TARGET_NAME(tiles_packed_bytes)(&s, m);
-}
-
-static void pack(const struct map *m, void *packed, int part, int parts)
-{
-    const struct scheme s = scheme_of(m);
-    TARGET_NAME(tiles_pack)(&s, m, packed, part, parts);
-}
-
-static size_t scratch_bytes(const struct map *m, int batch, int size)
-{
-    const struct scheme s = scheme_of(m);
-    return TARGET_NAME(tiles_scratch_bytes)(&s, m, batch, size);
-}
-
-static size_t shared_bytes(const struct map *m, int batch, int size)
-{
-    const struct scheme s = scheme_of(m);
-    return TARGET_NAME(tiles_shared_bytes)(&s, m, batch, size);
-}
-
-static void run(const struct map *m, const struct task *t)
-{
-    const struct scheme s = scheme_of(m);
-    TARGET_NAME(tiles_run)(&s, m, t);
 }
 
 const struct method TARGET_NAME(winograd) = {fits,          margins,      packed_bytes, pack,
