@@ -12,8 +12,8 @@ int arena_init(struct arena *a, size_t bytes, struct err *e)
 {
     const size_t size = arena_round(bytes ? bytes : 1);
     const size_t whole = size / HUGE_PAGE * HUGE_PAGE;
-    char *base = aligned_alloc(whole > HUGE_PAGE ? HUGE_PAGE : MEM_ALIGN, size);
-    if (!base)
+    void *base;
+    if (posix_memalign(&base, whole > HUGE_PAGE ? HUGE_PAGE : MEM_ALIGN, size) != 0)
         return fail(e, FAIL_NO_MEMORY, "cannot allocate a workspace of %zu bytes", size);
     if (whole > HUGE_PAGE)
         madvise(base, whole, MADV_HUGEPAGE);
