@@ -24,11 +24,6 @@ struct shape {
     size_t strip_floats; /* with room for a last stretch that is read to its padded depth */
 };
 
-static int ceil_div(int a, int b)
-{
-    return (a + b - 1) / b;
-}
-
 static size_t line(size_t bytes)
 {
     return (bytes + 63) / 64 * 64;

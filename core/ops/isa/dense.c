@@ -5,11 +5,6 @@
 #include "ops/isa/methods.h"
 #include "ops/isa/runs.h"
 
-static int ceil_div(int a, int b)
-{
-    return (a + b - 1) / b;
-}
-
 static bool dense_fits(const struct conv *c, bool backward)
 {
     (void)backward;

@@ -34,11 +34,6 @@ struct sweep {
     int configured; /* rows product_begin was last called with */
 };
 
-static int ceil_div(int a, int b)
-{
-    return (a + b - 1) / b;
-}
-
 static int later(int a, int b)
 {
     return a > b ? a : b;

@@ -6,14 +6,6 @@
 
 enum { VECS = PANEL / VEC_LANES };
 
-/* Keeps a broadcast in one register for all its uses; folded into each multiply-add, the loads
- * would become the bound. */
-static ALWAYS_INLINE vec in_register(vec v)
-{
-    __asm__("" : "+v"(v));
-    return v;
-}
-
 static ALWAYS_INLINE void store_rows(const struct product *p, const vec sum[][VECS], const int rows,
                                      const int vecs)
 {

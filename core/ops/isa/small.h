@@ -18,5 +18,5 @@ void small_product_generic(const struct small_product *p);
 void small_product_avx2(const struct small_product *p);
 void small_product_avx512(const struct small_product *p);
 
-/* The widest one this CPU can run. */
+/* The one for isa_best(). */
 void (*small_product_choose(void))(const struct small_product *p);

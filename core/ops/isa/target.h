@@ -18,6 +18,19 @@ enum {
 
 #define ALWAYS_INLINE inline __attribute__((always_inline))
 
+static inline int ceil_div(int a, int b)
+{
+    return (a + b - 1) / b;
+}
+
+/* Keeps a broadcast in one register for all its uses; folded into each multiply-add, the loads
+ * would become the bound. */
+static ALWAYS_INLINE vec in_register(vec v)
+{
+    __asm__("" : "+v"(v));
+    return v;
+}
+
 static inline vec vec_zero(void)
 {
     return vec_set(0.0f);

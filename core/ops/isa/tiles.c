@@ -23,11 +23,6 @@ struct sizes {
     int tiles_y, tiles_x;
 };
 
-static int ceil_div(int a, int b)
-{
-    return (a + b - 1) / b;
-}
-
 static struct sizes sizes_of(const struct scheme *s, const struct map *m)
 {
     const struct conv *c = &m->conv;
