@@ -1,10 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The convolution that reads the image itself: few channels, whose blocks would be mostly zeros. The
- * kh rows under a row of results are woven into a strip
- *     strip[column][channel, ky]
- * in which the patch of a result is one stretch of kw columns. Forward multiplies the stretches;
- * backward adds its products to those of a strip and sums the strips' rows.
+ * The convolution that reads the image itself: few channels, whose blocks would be mostly zeros.
+ *
+ * Forward: the rows of the image under a row of results are kept as lines with the padding's zeros
+ * around them. A segment of the product is a row of the kernel: kw neighbours in a line. Forms that
+ * are not float have their patches laid out first.
+ *
+ * Backward: a pixel of dy times all weights is a patch of contributions to dx; those of kh rows are
+ * kept, and every row of dx sums what falls on it.
  */
 #include "ops/isa/finish.h"
 #include "ops/isa/methods.h"
@@ -12,16 +15,17 @@
 
 #include <string.h>
 
-enum { DEPTH_MAX = 256 };
+typedef float quad __attribute__((vector_size(16))); /* GCC vectors need a typedef */
+
+enum { DEPTH_MAX = 256, QUAD = 4, LINES = TARGET_FORM == FORM_F32 };
 
 struct shape {
-    int weave;    /* floats of a strip's column: channels x kh */
-    int depth;    /* of a patch: weave x kw */
-    int columns;  /* of a strip: the image's and the padding */
+    int depth;    /* of a patch: cin x kh x kw */
     int segments; /* of a product */
     int panels;
-    size_t panel_bytes;  /* packed weights */
-    size_t strip_floats; /* with room for a last stretch that is read to its padded depth */
+    int quads;          /* of a pixel's channels */
+    size_t panel_bytes; /* packed weights */
+    size_t line_floats; /* of a line */
 };
 
 static size_t line(size_t bytes)
@@ -32,22 +36,21 @@ static size_t line(size_t bytes)
 static struct shape shape_of(const struct map *m)
 {
     const struct conv *c = &m->conv;
-    struct shape s = {.weave = c->cin * c->kh, .columns = (c->wout - 1) * c->stride + c->kw};
-    if (s.columns < c->win + c->pad)
-        s.columns = c->win + c->pad;
-    s.depth = s.weave * c->kw;
-    s.segments = ceil_div(m->backward ? c->cout : s.depth, TARGET_DEPTH);
+    struct shape s = {.depth = c->cin * c->kh * c->kw, .quads = ceil_div(c->cin, QUAD)};
+    const int read = (c->wout - 1) * c->stride + c->kw, held = c->win + c->pad;
+    s.segments = m->backward ? ceil_div(c->cout, TARGET_DEPTH)
+                 : LINES     ? c->cin * c->kh
+                             : ceil_div(s.depth, TARGET_DEPTH);
     s.panels = ceil_div(m->backward ? s.depth : c->cout, PANEL);
     s.panel_bytes = (size_t)s.segments * SEGMENT_BYTES;
-    s.strip_floats =
-        (size_t)layout_round(s.columns * s.weave + layout_round(s.depth, PANEL), LANES);
+    s.line_floats = (size_t)layout_round(read > held ? read : held, LANES);
     return s;
 }
 
 static bool columns_fits(const struct conv *c, bool backward)
 {
     (void)backward;
-    return c->cin < LANES && c->cin * c->kh * c->kw <= DEPTH_MAX;
+    return c->cin < LANES && c->kw <= TARGET_DEPTH && c->cin * c->kh * c->kw <= DEPTH_MAX;
 }
 
 static void columns_margins(const struct map *m, struct layout *in)
@@ -62,43 +65,60 @@ static size_t columns_packed_bytes(const struct map *m)
     return (size_t)s.panels * s.panel_bytes;
 }
 
-/* Weight of output k at place i of a patch. */
-static float weight_at(const struct conv *c, int k, int i)
+/* Segment i of a panel, as it lies in the weights. */
+static struct product_source source_of(const struct map *m, int i, int panel)
 {
-    const int weave = c->cin * c->kh;
-    const int kx = i / weave, channel = i % weave / c->kh, ky = i % c->kh;
-    return c->weight[((k * c->cin + channel) * c->kh + ky) * c->kw + kx];
+    const struct conv *c = &m->conv;
+    const int patch = c->cin * c->kh * c->kw, each = LINES ? c->kw : TARGET_DEPTH;
+    struct product_source from = {.depth_step = 1, .output_step = patch};
+    from.depth = patch - i * each < each ? patch - i * each : each;
+    from.outputs = c->cout - panel * PANEL < PANEL ? c->cout - panel * PANEL : PANEL;
+    from.w = c->weight + (ptrdiff_t)panel * PANEL * patch + (ptrdiff_t)i * each;
+    return from;
+}
+
+/* Backward: output (ky, kx, channel) of output channel k. */
+static float weight_at(const struct conv *c, int k, int output)
+{
+    const int tap = output / c->cin, channel = output % c->cin;
+    return c->weight[(k * c->cin + channel) * c->kh * c->kw + tap];
+}
+
+static void pack_backward(const struct map *m, int i, int panel, char *to)
+{
+    const int d = i * TARGET_DEPTH, o = panel * PANEL,
+              patch = m->conv.cin * m->conv.kh * m->conv.kw;
+    float w[TARGET_DEPTH * PANEL];
+    struct product_source from = {.w = w, .depth_step = PANEL, .output_step = 1};
+    from.depth = m->conv.cout - d < TARGET_DEPTH ? m->conv.cout - d : TARGET_DEPTH;
+    from.outputs = patch - o < PANEL ? patch - o : PANEL;
+    for (int a = 0; a < from.depth; a++)
+        for (int b = 0; b < from.outputs; b++)
+            w[a * PANEL + b] = weight_at(&m->conv, d + a, o + b);
+    TARGET_NAME(product_pack)(to, &from);
 }
 
 static void columns_pack(const struct map *m, void *packed, int part, int parts)
 {
     const struct shape s = shape_of(m);
-    const int depth = m->backward ? m->conv.cout : s.depth;
-    const int outputs = m->backward ? s.depth : m->conv.cout;
     for (int i = part; i < s.panels * s.segments; i += parts) {
-        float w[TARGET_DEPTH * PANEL];
-        const int d = i % s.segments * TARGET_DEPTH, o = i / s.segments * PANEL;
-        struct product_source from = {.w = w,
-                                      .depth = depth - d,
-                                      .outputs = outputs - o,
-                                      .depth_step = PANEL,
-                                      .output_step = 1};
-        from.depth = from.depth < TARGET_DEPTH ? from.depth : TARGET_DEPTH;
-        from.outputs = from.outputs < PANEL ? from.outputs : PANEL;
-        for (int a = 0; a < from.depth; a++)
-            for (int b = 0; b < from.outputs; b++)
-                w[a * PANEL + b] = m->backward ? weight_at(&m->conv, d + a, o + b)
-                                               : weight_at(&m->conv, o + b, d + a);
-        TARGET_NAME(product_pack)((char *)packed + (size_t)i * SEGMENT_BYTES, &from);
+        char *to = (char *)packed + (size_t)i * SEGMENT_BYTES;
+        const struct product_source from = source_of(m, i % s.segments, i / s.segments);
+        if (m->backward)
+            pack_backward(m, i % s.segments, i / s.segments, to);
+        else
+            TARGET_NAME(product_pack)(to, &from);
     }
 }
 
-/* Scratch of a thread: offsets | forward: one strip, its patches as operands, results; backward: a
- * ring of kh strips, a row of products. */
+/* Scratch of a thread. */
 struct areas {
-    ptrdiff_t *offsets;
-    float *strips, *result;
-    char *patches;
+    ptrdiff_t *offsets; /* [segments], bytes */
+    float *lines;       /* forward: [kh][cin][line_floats], then a line of zeros */
+    char *patches;      /* forward, forms that are not float: [wout][segments] */
+    float *result;      /* forward: [PANEL_PLANES][wout][16]; backward: [kh][wout][panels PANEL] */
+    quad *sums;         /* backward: [win][quads], a row of dx */
+    int image, held;    /* lines and results are of this image's rows below `held` */
     size_t bytes;
 };
 
@@ -106,17 +126,17 @@ static struct areas areas_of(const struct map *m, char *scratch)
 {
     const struct conv *c = &m->conv;
     const struct shape s = shape_of(m);
-    const size_t w = (size_t)c->wout, width = (size_t)(s.panels * PANEL);
-    struct areas a = {.offsets = (ptrdiff_t *)(void *)scratch};
-    size_t at = line((size_t)s.segments * sizeof(ptrdiff_t));
-    a.strips = (float *)(void *)(scratch + at);
-    at += line((m->backward ? (size_t)c->kh : 1) * s.strip_floats * sizeof(float));
+    const size_t w = (size_t)c->wout, kh = (size_t)c->kh, segments = (size_t)s.segments;
+    struct areas a = {.offsets = (ptrdiff_t *)(void *)scratch, .image = -1};
+    size_t at = line(segments * sizeof(ptrdiff_t));
+    a.lines = (float *)(void *)(scratch + at);
+    at += m->backward ? 0 : (kh * (size_t)c->cin + 1) * s.line_floats * sizeof(float);
     a.patches = scratch + at;
-    at += m->backward || TARGET_FORM == FORM_F32
-              ? 0
-              : line(w * (size_t)s.segments * TARGET_UNIT + 2 * s.strip_floats * sizeof(float));
+    at += m->backward || LINES ? 0 : w * segments * TARGET_UNIT;
     a.result = (float *)(void *)(scratch + at);
-    a.bytes = at + w * (m->backward ? width : PANEL) * sizeof(float);
+    at += w * (m->backward ? kh * (size_t)s.panels * PANEL : PANEL) * sizeof(float);
+    a.sums = (quad *)(void *)(scratch + at);
+    a.bytes = at + line(m->backward ? (size_t)(c->win * s.quads) * sizeof(quad) : 0);
     return a;
 }
 
@@ -136,58 +156,85 @@ static size_t columns_shared(const struct map *m, int batch, int size)
     return 0;
 }
 
-/* The strip under output row y; `strip` is zero but for what earlier rows left in its columns. */
-static void weave_strip(const struct map *m, const float *image, int y, float *strip)
+/* Line of a channel in row `row` of the image. */
+static float *line_of(const struct map *m, const struct areas *a, int channel, int row)
+{
+    const size_t index = (size_t)(row % m->conv.kh * m->conv.cin + channel);
+    return a->lines + index * shape_of(m).line_floats;
+}
+
+/* Forgets what is held of other images, or of rows above `first`. */
+static int begin_rows(struct areas *a, int image, int first)
+{
+    if (image != a->image || a->held < first)
+        a->held = first;
+    a->image = image;
+    return a->held;
+}
+
+/* The lines under result row y. */
+static void hold_lines(const struct map *m, const float *x, struct areas *a, int image, int y)
 {
     const struct conv *c = &m->conv;
-    const int weave = c->cin * c->kh;
-    for (int ch = 0; ch < c->cin; ch++) {
-        for (int ky = 0; ky < c->kh; ky++) {
-            const int row = y * c->stride - c->pad + ky;
+    const size_t line_floats = shape_of(m).line_floats;
+    const int top = y * c->stride - c->pad;
+    const int end = top + c->kh < c->hin ? top + c->kh : c->hin;
+    x += (size_t)image * (size_t)(c->cin * c->hin * c->win);
+    for (int row = begin_rows(a, image, top > 0 ? top : 0); row < end; row++)
+        for (int ch = 0; ch < c->cin; ch++)
+            memcpy(line_of(m, a, ch, row) + c->pad, x + (ch * c->hin + row) * (ptrdiff_t)c->win,
+                   (size_t)c->win * sizeof *x);
+    a->held = end > a->held ? end : a->held;
+    ptrdiff_t *offset = a->offsets;
+    for (int ch = 0; LINES && ch < c->cin; ch++) {
+        for (int row = top; row < top + c->kh; row++) {
             const bool inside = row >= 0 && row < c->hin;
-            const float *from =
-                image + ((ptrdiff_t)ch * c->hin + (inside ? row : 0)) * (ptrdiff_t)c->win;
-            float *to = strip + c->pad * weave + ch * c->kh + ky;
-            for (int x = 0; x < c->win; x++, to += weave)
-                *to = inside ? from[x] : 0.0f;
+            const float *at =
+                inside ? line_of(m, a, ch, row) : a->lines + (size_t)(c->kh * c->cin) * line_floats;
+            *offset++ = (at - a->lines) * (ptrdiff_t)sizeof *at;
         }
     }
 }
 
-/* Lays the stretches of a strip out as operands; forms of float are read from the strip itself. */
-static void lay_patches(const struct map *m, const struct areas *a)
-{
-    const struct shape s = shape_of(m);
-    const size_t step = (size_t)(m->conv.stride * s.weave) * 2;
-    char *to = a->patches, *high = to + (size_t)(m->conv.wout * s.segments) * TARGET_UNIT;
-    char *low = high + s.strip_floats * 2;
-    for (size_t i = 0; i + LANES <= s.strip_floats; i += LANES)
-        target_parts(high + 2 * i, low + 2 * i, a->strips + i);
-    for (int x = 0; x < m->conv.wout; x++, high += step, low += step) {
-        for (int i = 0; i < s.segments; i++, to += TARGET_UNIT) {
-            memcpy(to, high + (size_t)i * 64, 64);
-            if (TARGET_FORM == FORM_BF16X2)
-                memcpy(to + TARGET_UNIT / 2, low + (size_t)i * 64, 64);
-        }
-    }
-}
-
-static void forward_row(const struct map *m, const struct task *t, const struct areas *a, int row)
+/* The patches of result row y as operands. */
+static void lay_patches(const struct map *m, const struct areas *a, int y)
 {
     const struct conv *c = &m->conv;
     const struct shape s = shape_of(m);
-    const bool direct = TARGET_FORM == FORM_F32;
+    float patch[DEPTH_MAX + TARGET_DEPTH] = {0};
+    char *to = a->patches;
+    for (int x = 0; x < c->wout; x++) {
+        float *at = patch;
+        for (int ch = 0; ch < c->cin; ch++) {
+            for (int row = y * c->stride - c->pad, i = 0; i < c->kh; i++, row++, at += c->kw) {
+                const bool inside = row >= 0 && row < c->hin;
+                const float *from = inside ? line_of(m, a, ch, row)
+                                           : a->lines + (size_t)(c->kh * c->cin) * s.line_floats;
+                memcpy(at, from + x * c->stride, (size_t)c->kw * sizeof *at);
+            }
+        }
+        for (int i = 0; i < s.segments; i++, to += TARGET_UNIT)
+            for (int half = 0; half < TARGET_BLOCK_PLANES; half++)
+                target_parts(to + half * LANES * 2, to + TARGET_UNIT / 2 + half * LANES * 2,
+                             patch + i * TARGET_DEPTH + half * LANES);
+    }
+}
+
+static void forward_row(const struct map *m, const struct task *t, struct areas *a, int row)
+{
+    const struct conv *c = &m->conv;
+    const struct shape s = shape_of(m);
     const int image = row / c->hout, y = row % c->hout;
-    weave_strip(m, (const float *)t->in + (size_t)image * (size_t)(c->cin * c->hin * c->win), y,
-                a->strips);
-    if (!direct)
-        lay_patches(m, a);
+    hold_lines(m, t->in, a, image, y);
+    if (!LINES)
+        lay_patches(m, a, y);
     for (int panel = 0; panel < s.panels; panel++) {
         const struct product p = {.segments = s.segments,
+                                  .depth = LINES ? c->kw : TARGET_DEPTH,
                                   .offsets = a->offsets,
-                                  .row_bytes = direct ? c->stride * s.weave * (int)sizeof(float)
-                                                      : s.segments * TARGET_UNIT,
-                                  .a = direct ? (const char *)a->strips : a->patches,
+                                  .row_bytes = LINES ? c->stride * (int)sizeof(float)
+                                                     : s.segments * TARGET_UNIT,
+                                  .a = LINES ? (const char *)a->lines : a->patches,
                                   .rows = c->wout,
                                   .b = (const char *)m->packed + (size_t)panel * s.panel_bytes,
                                   .narrow = c->cout - panel * PANEL <= LANES,
@@ -205,98 +252,105 @@ static void forward_row(const struct map *m, const struct task *t, const struct 
     }
 }
 
-/* The strip that row y of dy adds up to. */
-static void make_strip(const struct map *m, const struct task *t, const struct areas *a,
-                       const struct place *at)
+/* Contributions of row y of dy: [wout][width]. */
+static float *contributions(const struct map *m, const struct areas *a, int y)
+{
+    return a->result + (size_t)(y % m->conv.kh * m->conv.wout) * (size_t)shape_of(m).panels * PANEL;
+}
+
+static void contribute(const struct map *m, const struct task *t, const struct areas *a, int y)
 {
     const struct conv *c = &m->conv;
     const struct shape s = shape_of(m);
-    const int width = s.panels * PANEL;
-    float *strip = a->strips + (size_t)(at->y % c->kh) * s.strip_floats;
     for (int panel = 0; panel < s.panels; panel++) {
         const struct product p = {.segments = s.segments,
+                                  .depth = c->cout < TARGET_DEPTH ? c->cout : TARGET_DEPTH,
                                   .offsets = a->offsets,
                                   .row_bytes = TARGET_UNIT,
                                   .a = (const char *)t->in +
-                                       (size_t)at->image * layout_image_bytes(&m->in) +
-                                       layout_at(&m->in, 0, at->y, 0),
+                                       (size_t)a->image * layout_image_bytes(&m->in) +
+                                       layout_at(&m->in, 0, y, 0),
                                   .rows = c->wout,
                                   .b = (const char *)m->packed + (size_t)panel * s.panel_bytes,
+                                  .narrow = s.depth - panel * PANEL <= LANES,
                                   .ahead = m->packed,
-                                  .c = a->result + panel * PANEL,
-                                  .c_row = width,
+                                  .c = contributions(m, a, y) + panel * PANEL,
+                                  .c_row = s.panels * PANEL,
                                   .c_plane = LANES};
         runs_product(&p);
     }
-    memset(strip, 0, s.strip_floats * sizeof *strip);
-    for (int x = 0; x < c->wout; x++) {
-        float *to = strip + x * c->stride * s.weave;
-        for (int i = 0; i < width; i += VEC_LANES)
-            vec_store(to + i, vec_load(to + i) + vec_load(a->result + x * width + i));
-    }
 }
 
-/* Row y of dx from the strips of the rows of dy that reach it. */
-static void add_strips(const struct map *m, const struct areas *a, int y, float *dx)
+/* Adds one tap's contributions from a row of dy to the row of sums. */
+static void add_tap(const struct map *m, const struct areas *a, const float *from, int kx)
 {
     const struct conv *c = &m->conv;
     const struct shape s = shape_of(m);
-    const size_t plane = (size_t)c->hin * (size_t)c->win;
-    for (int ch = 0; ch < c->cin; ch++) {
-        float *row = dx + (size_t)ch * plane + (size_t)y * (size_t)c->win;
-        memset(row, 0, (size_t)c->win * sizeof *row);
-        for (int ky = 0; ky < c->kh; ky++) {
-            const int from = y + c->pad - ky;
-            if (from < 0 || from % c->stride != 0 || from / c->stride >= c->hout)
-                continue;
-            const float *strip = a->strips + (size_t)(from / c->stride % c->kh) * s.strip_floats +
-                                 c->pad * s.weave + ch * c->kh + ky;
-            for (int x = 0; x < c->win; x++)
-                row[x] += strip[x * s.weave];
+    const int first = ceil_div(c->pad > kx ? c->pad - kx : 0, c->stride);
+    const int last = c->win - 1 + c->pad - kx; /* the last pixel of dx, or left of all */
+    const int end = last < 0 ? 0 : last / c->stride + 1 < c->wout ? last / c->stride + 1 : c->wout;
+    const ptrdiff_t step = (ptrdiff_t)s.panels * PANEL;
+    quad *to = a->sums + (first * c->stride + kx - c->pad) * s.quads;
+    from += first * step;
+    for (int x = first; x < end; x++, from += step, to += c->stride * s.quads) {
+        for (int i = 0; i < s.quads; i++) {
+            quad v;
+            memcpy(&v, from + i * QUAD, sizeof v);
+            to[i] += v;
         }
     }
 }
 
-/* Rows [from, to) of dx, images after one another. */
-static void backward_rows(const struct map *m, const struct task *t, const struct areas *a,
-                          int from, int to)
+/* Row y of dx from the rows of dy that reach it. */
+static void sum_row(const struct map *m, const struct areas *a, int y, float *dx)
 {
     const struct conv *c = &m->conv;
-    const size_t image = (size_t)c->cin * (size_t)c->hin * (size_t)c->win;
-    int made = 0; /* rows of this image's dy whose strips were made */
-    for (int row = from; row < to; row++) {
-        struct place at = {.image = row / c->hin};
-        const int y = row % c->hin;
-        const int first = (y + c->pad - c->kh + c->stride) / c->stride; /* that reaches y */
-        const int end = (y + c->pad) / c->stride + 1;
-        if (row == from || y == 0)
-            made = y == 0 || first < 0 ? 0 : first;
-        for (at.y = made; at.y < end && at.y < c->hout; at.y++)
-            make_strip(m, t, a, &at);
-        made = at.y;
-        add_strips(m, a, y, t->image + (size_t)at.image * image);
+    const struct shape s = shape_of(m);
+    const float *sums = (const float *)a->sums;
+    memset(a->sums, 0, (size_t)(c->win * s.quads) * sizeof *a->sums);
+    for (int ky = 0; ky < c->kh; ky++) {
+        const int from = y + c->pad - ky;
+        if (from < 0 || from % c->stride != 0 || from / c->stride >= c->hout)
+            continue;
+        const float *row = contributions(m, a, from / c->stride) + ky * c->kw * c->cin;
+        for (int kx = 0; kx < c->kw; kx++)
+            add_tap(m, a, row + kx * c->cin, kx);
     }
+    for (int ch = 0; ch < c->cin; ch++) {
+        float *row = dx + ((ptrdiff_t)ch * c->hin + y) * (ptrdiff_t)c->win;
+        for (int x = 0; x < c->win; x++)
+            row[x] = sums[x * s.quads * QUAD + ch];
+    }
+}
+
+static void backward_row(const struct map *m, const struct task *t, struct areas *a, int row)
+{
+    const struct conv *c = &m->conv;
+    const int image = row / c->hin, y = row % c->hin;
+    const int first = (y + c->pad - c->kh + c->stride) / c->stride; /* that reaches y */
+    const int reach = (y + c->pad) / c->stride + 1, end = reach < c->hout ? reach : c->hout;
+    for (int i = begin_rows(a, image, first > 0 ? first : 0); i < end; i++)
+        contribute(m, t, a, i);
+    a->held = end > a->held ? end : a->held;
+    sum_row(m, a, y, t->image + (size_t)image * (size_t)(c->cin * c->hin * c->win));
 }
 
 static void columns_run(const struct map *m, const struct task *t)
 {
     const struct conv *c = &m->conv;
-    const struct areas a = areas_of(m, t->scratch);
-    const struct shape s = shape_of(m);
+    struct areas a = areas_of(m, t->scratch);
     int from, to;
-    for (int i = 0; i < s.segments; i++)
+    for (int i = 0; i < shape_of(m).segments; i++)
         a.offsets[i] =
             m->backward ? layout_at(&m->in, i, 0, 0) - layout_at(&m->in, 0, 0, 0) : i * TARGET_UNIT;
     team_share(t->team, t->rank, t->n * (m->backward ? c->hin : c->hout), 1, &from, &to);
     TARGET_NAME(product_begin)(runs_rows(c->wout));
-    if (m->backward) {
-        backward_rows(m, t, &a, from, to);
-    } else {
-        memset(a.strips, 0, s.strip_floats * sizeof *a.strips);
+    if (!m->backward) {
+        memset(a.lines, 0, (size_t)((char *)a.patches - (char *)a.lines));
         TARGET_NAME(finish_margins)(t->epilogue, t->n, t->team, t->rank);
-        for (int row = from; row < to; row++)
-            forward_row(m, t, &a, row);
     }
+    for (int row = from; row < to; row++)
+        (m->backward ? backward_row : forward_row)(m, t, &a, row);
     TARGET_NAME(product_end)();
 }
 

@@ -27,6 +27,13 @@ static int blocks(const struct map *m)
     return ceil_div(m->backward ? m->conv.cout : m->conv.cin, TARGET_DEPTH);
 }
 
+/* Of a segment that is not padding. */
+static int depth(const struct map *m)
+{
+    const int inputs = m->backward ? m->conv.cout : m->conv.cin;
+    return inputs < TARGET_DEPTH ? inputs : TARGET_DEPTH;
+}
+
 static int outputs(const struct map *m)
 {
     return m->backward ? m->conv.cin : m->conv.cout;
@@ -136,6 +143,7 @@ static void dense_run(const struct map *m, const struct task *t)
     TARGET_NAME(finish_margins)(t->epilogue, t->n, t->team, t->rank);
     team_share(t->team, t->rank, items(m), 1, &from, &to);
     struct product p = {.segments = segments(m),
+                        .depth = depth(m),
                         .offsets = offsets,
                         .row_bytes = (ptrdiff_t)layout_image_bytes(&m->in),
                         .a = t->in,

@@ -21,6 +21,7 @@ struct sweep {
     int phases;        /* a side */
     int step;          /* input pixels between neighbouring results of a phase */
     int blocks, taps;
+    int depth; /* of a segment that is not padding */
     int panels;
     int group;          /* rows of a phase made together */
     bool linear;        /* a group's rows are one run of positions, pitch apart */
@@ -91,7 +92,9 @@ static void shape(struct sweep *s, const struct map *m)
                         .phases = m->backward ? c->stride : 1,
                         .step = m->backward ? 1 : c->stride,
                         .taps = c->kh * c->kw};
-    s->blocks = ceil_div(m->backward ? c->cout : c->cin, TARGET_DEPTH);
+    const int inputs = m->backward ? c->cout : c->cin;
+    s->blocks = ceil_div(inputs, TARGET_DEPTH);
+    s->depth = inputs < TARGET_DEPTH ? inputs : TARGET_DEPTH;
     s->panels = ceil_div(s->outputs, PANEL);
     const int w = ceil_div(s->w, s->phases), h = ceil_div(s->h, s->phases);
     s->group = POSITIONS / w < 1 ? 1 : POSITIONS / w > h ? h : POSITIONS / w;
@@ -342,7 +345,8 @@ static void make_rows(struct sweep *s, const struct task *t, const struct rows *
     for (int panel = from; panel < to; panel++) {
         const ptrdiff_t *offsets = s->offsets;
         const char *gathered = s->gathered;
-        struct product p = {.offsets = s->gathered_offsets,
+        struct product p = {.depth = s->depth,
+                            .offsets = s->gathered_offsets,
                             .row_bytes = (s->gather ? 1 : s->step) * TARGET_UNIT,
                             .b = (const char *)s->m->packed + (size_t)panel * panel_bytes(s),
                             .c_row = s->phases * LANES,

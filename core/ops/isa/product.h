@@ -4,7 +4,7 @@
  * The one inner loop of every convolution and linear layer: rows of operands times a panel of
  * PANEL outputs,
  *     c[row][output] = sum over segments s, depth d of a[row][s][d] b[s][d][output]
- * summed over s and d in order, whatever the number of rows: a result never depends on its
+ * summed over s and d < depth in order, whatever the number of rows: a result never depends on its
  * neighbours. Segment s of a row lies offsets[s] bytes after the row's start; rows lie row_bytes
  * apart. A run has up to RUN_MAX rows; a target with TARGET_RUNS 2 makes two runs of as many rows
  * together (a2 -> c2).
@@ -13,6 +13,7 @@
 
 struct product {
     int segments;
+    int depth; /* 1 .. TARGET_DEPTH: what is beyond is zero in b (targets may read it) */
     const ptrdiff_t *offsets;
     ptrdiff_t row_bytes;
     const char *a;

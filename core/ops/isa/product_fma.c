@@ -18,11 +18,12 @@ static ALWAYS_INLINE void store_rows(const struct product *p, const vec sum[][VE
                       sum[r][v]);
 }
 
-/* `step` = p->row_bytes; a constant where it can be, for then rows are addressed by displacement.
- * vecs: of a row's results. */
+/* `step` = p->row_bytes, a constant where it can be, for then rows are addressed by displacement.
+ * vecs: of a row's results. deep: p->depth is TARGET_DEPTH; shallow rows lie in few lines. */
 static ALWAYS_INLINE void rows_of(const struct product *p, const int rows, const ptrdiff_t step,
-                                  const int vecs)
+                                  const int vecs, const bool deep)
 {
+    const int depth = deep ? TARGET_DEPTH : p->depth;
     vec sum[RUN_MAX][VECS];
 #pragma GCC unroll 16
     for (int r = 0; r < rows; r++)
@@ -31,14 +32,14 @@ static ALWAYS_INLINE void rows_of(const struct product *p, const int rows, const
             sum[r][v] = vec_zero();
     const float *b = (const float *)(const void *)p->b;
     const char *ahead = p->ahead;
-    for (int s = 0; s < p->segments; s++) {
+    for (int s = 0; s < p->segments; s++, b += (TARGET_DEPTH - depth) * PANEL) {
         const char *a = p->a + p->offsets[s];
         const char *next = p->a + p->offsets[s + 1 < p->segments ? s + 1 : s];
 #pragma GCC unroll 16
-        for (int r = 0; r < rows; r++)
+        for (int r = 0; deep && r < rows; r++)
             __builtin_prefetch(next + r * step);
 #pragma GCC unroll 4
-        for (int d = 0; d < TARGET_DEPTH; d++, b += PANEL, ahead += p->ahead_step) {
+        for (int d = 0; d < depth; d++, b += PANEL, ahead += p->ahead_step) {
             vec w[VECS];
             __builtin_prefetch(ahead, 0, 2);
             __builtin_prefetch(ahead + 64, 0, 2);
@@ -48,7 +49,7 @@ static ALWAYS_INLINE void rows_of(const struct product *p, const int rows, const
 #pragma GCC unroll 16
             for (int r = 0; r < rows; r++) {
                 const float *row = (const float *)(const void *)(a + r * step);
-                const vec x = in_register(vec_set(row[d]));
+                const vec x = vecs > 1 ? in_register(vec_set(row[d])) : vec_set(row[d]);
 #pragma GCC unroll 4
                 for (int v = 0; v < vecs; v++)
                     sum[r][v] = vec_fma(x, w[v], sum[r][v]);
@@ -62,12 +63,16 @@ static ALWAYS_INLINE void rows_of(const struct product *p, const int rows, const
 static ALWAYS_INLINE void shaped(const struct product *p, const int rows)
 {
     enum { NARROW = LANES / VEC_LANES };
-    if (p->narrow && PANEL_PLANES > 1)
-        rows_of(p, rows, p->row_bytes, NARROW);
+    if (p->depth < TARGET_DEPTH && p->narrow && PANEL_PLANES > 1)
+        rows_of(p, rows, p->row_bytes, NARROW, false);
+    else if (p->depth < TARGET_DEPTH)
+        rows_of(p, rows, p->row_bytes, VECS, false);
+    else if (p->narrow && PANEL_PLANES > 1)
+        rows_of(p, rows, p->row_bytes, NARROW, true);
     else if (p->row_bytes == TARGET_UNIT)
-        rows_of(p, rows, TARGET_UNIT, VECS);
+        rows_of(p, rows, TARGET_UNIT, VECS, true);
     else
-        rows_of(p, rows, p->row_bytes, VECS);
+        rows_of(p, rows, p->row_bytes, VECS, true);
 }
 
 #define CASE(r)                                                                                    \

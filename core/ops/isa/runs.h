@@ -45,7 +45,7 @@ static inline void runs_add(struct product *p, const char *a, float *c)
     if (TARGET_RUNS == 1) {
         TARGET_NAME(product)(p);
         if (p->ahead_step < SEGMENT_BYTES / TARGET_DEPTH)
-            p->ahead += p->ahead_step * p->segments * TARGET_DEPTH;
+            p->ahead += p->ahead_step * p->segments * p->depth;
     }
 }
 

@@ -16,8 +16,9 @@ static ALWAYS_INLINE void store_rows(const struct slab *p, const vec sum[][VECS]
                       sum[r][v]);
 }
 
-/* vecs: of a row's results. */
-static ALWAYS_INLINE void rows_of(const struct slab *p, const int rows, const int vecs)
+/* vecs: of a row's results. depth = p->depth, a constant where it can be. */
+static ALWAYS_INLINE void rows_of(const struct slab *p, const int rows, const int vecs,
+                                  const int depth)
 {
     vec sum[RUN_MAX][VECS];
 #pragma GCC unroll 16
@@ -27,12 +28,12 @@ static ALWAYS_INLINE void rows_of(const struct slab *p, const int rows, const in
             sum[r][v] = vec_zero();
     const float *a = p->a, *b = p->b;
     const char *ahead = p->ahead;
-    for (int s = 0; s < p->segments; s++, a += p->a_step) {
+    for (int s = 0; s < p->segments; s++, a += p->a_step, b += (LANES - depth) * PANEL) {
 #pragma GCC unroll 16
         for (int r = 0; r < rows; r++)
             __builtin_prefetch(a + p->a_step + r * ROW);
 #pragma GCC unroll 4
-        for (int d = 0; d < LANES; d++, b += PANEL, ahead += p->ahead_step) {
+        for (int d = 0; d < depth; d++, b += PANEL, ahead += p->ahead_step) {
             vec w[VECS];
             __builtin_prefetch(ahead, 0, 2);
 #pragma GCC unroll 4
@@ -50,12 +51,22 @@ static ALWAYS_INLINE void rows_of(const struct slab *p, const int rows, const in
     store_rows(p, (const vec(*)[VECS])sum, rows, vecs);
 }
 
+static ALWAYS_INLINE void shaped(const struct slab *p, const int rows)
+{
+    enum { NARROW = LANES / VEC_LANES };
+    if (p->depth < LANES && p->narrow && PANEL_PLANES > 1)
+        rows_of(p, rows, NARROW, p->depth);
+    else if (p->depth < LANES)
+        rows_of(p, rows, VECS, p->depth);
+    else if (p->narrow && PANEL_PLANES > 1)
+        rows_of(p, rows, NARROW, LANES);
+    else
+        rows_of(p, rows, VECS, LANES);
+}
+
 #define CASE(r)                                                                                    \
     case (r):                                                                                      \
-        if (PANEL_PLANES > 1 && p->narrow)                                                         \
-            rows_of(p, (r) <= RUN_MAX ? (r) : RUN_MAX, LANES / VEC_LANES);                         \
-        else                                                                                       \
-            rows_of(p, (r) <= RUN_MAX ? (r) : RUN_MAX, VECS);                                      \
+        shaped(p, (r) <= RUN_MAX ? (r) : RUN_MAX);                                                 \
         break
 
 void TARGET_NAME(slab)(const struct slab *p)

@@ -3,7 +3,7 @@
 /*
  * The inner loop of tiles.c: rows of transformed inputs times a slab of transformed weights,
  *     c[row][output] = sum over segments s, depth d of a[s][row][d] b[s][d][output]
- * summed over s and d in order, whatever the number of rows. Beside product.h it knows that rows lie
+ * summed over s and d < depth in order, whatever the number of rows. Beside product.h it knows that rows lie
  * one pixel apart, which makes every address of the loop a constant.
  */
 #include "ops/isa/target.h"
@@ -16,6 +16,7 @@ enum {
 struct slab {
     int rows;     /* 1 .. RUN_MAX */
     int segments; /* 0: c becomes zero */
+    int depth;    /* 1 .. 16: what is beyond is zero */
     const float *a;
     ptrdiff_t a_step; /* floats from a segment to the next */
     const float *b;

@@ -17,6 +17,7 @@ enum {
 /* Sizes of one convolution. */
 struct sizes {
     int planes;  /* of the input */
+    int depth;   /* of a plane that is not padding */
     int outputs; /* channels */
     int panels;  /* of a pass */
     int h, w;    /* of the output */
@@ -28,6 +29,7 @@ static struct sizes sizes_of(const struct scheme *s, const struct map *m)
     const struct conv *c = &m->conv;
     const int inputs = m->backward ? c->cout : c->cin;
     struct sizes z = {.planes = ceil_div(inputs, LANES),
+                      .depth = inputs < LANES ? inputs : LANES,
                       .outputs = m->backward ? c->cin : c->cout,
                       .h = m->backward ? c->hin : c->hout,
                       .w = m->backward ? c->win : c->wout};
@@ -343,7 +345,7 @@ static void multiply_slab(const struct stage *g, const struct block *b, struct s
                   point * slab->rows * LANES;
         slab->c = c + first * slab->c_row;
         TARGET_NAME(slab)(slab);
-        slab->ahead += slab->segments * LANES * slab->ahead_step;
+        slab->ahead += slab->segments * slab->depth * slab->ahead_step;
     }
 }
 
@@ -351,7 +353,8 @@ static void multiply_slab(const struct stage *g, const struct block *b, struct s
 static void multiply(const struct stage *g, const struct block *b, int pass)
 {
     const struct scheme *s = g->s;
-    struct slab slab = {.c_row = tile_floats(g), .c_plane = tile_floats(g) / PANEL_PLANES};
+    struct slab slab = {
+        .depth = g->z.depth, .c_row = tile_floats(g), .c_plane = tile_floats(g) / PANEL_PLANES};
     for (int point = 0; b->count > 0 && point < s->points; point++) {
         for (int panel = g->first; panel < g->end; panel++) {
             slab.narrow = g->z.outputs - panel * PANEL <= LANES;
