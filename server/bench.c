@@ -96,7 +96,7 @@ static int allocate(struct bench *b, struct err *e)
     return 0;
 }
 
-static int start(struct bench *b, int threads, enum form operands, struct err *e)
+static int start(struct bench *b, int threads, enum precision precision, struct err *e)
 {
     const struct batcher_settings batches = {
         .threads = threads, .batch_max = BENCH_IMAGES_MAX, .queue_max = BENCH_IMAGES_MAX};
@@ -106,7 +106,7 @@ static int start(struct bench *b, int threads, enum form operands, struct err *e
     int rc = pool_open(&pool, 0, e);
     if (rc != 0)
         return rc;
-    const struct model_compute compute = {.operands = operands, .pool = pool};
+    const struct model_compute compute = {.precision = precision, .pool = pool};
     rc = model_prepare(b->model, &compute, e);
     pool_close(pool);
     if (rc == 0)
@@ -118,7 +118,8 @@ static int start(struct bench *b, int threads, enum form operands, struct err *e
     return rc == 0 ? chains_open(&b->chains, &chains, e) : rc;
 }
 
-int bench_open(struct bench **out, struct model *m, int threads, enum form operands, struct err *e)
+int bench_open(struct bench **out, struct model *m, int threads, enum precision precision,
+               struct err *e)
 {
     struct bench *b = calloc(1, sizeof *b);
     if (!b)
@@ -126,7 +127,7 @@ int bench_open(struct bench **out, struct model *m, int threads, enum form opera
     b->model = m;
     latch_init(&b->ticket.latch);
     latch_init(&b->group);
-    const int rc = start(b, threads, operands, e);
+    const int rc = start(b, threads, precision, e);
     if (rc == 0)
         *out = b;
     else

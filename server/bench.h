@@ -15,9 +15,10 @@ struct bench_span {
     double wall, cpu; /* seconds */
 };
 
-/* `threads` for predictions and for chains; `operands` as in model_compute. The model is borrowed. Errors: as model_prepare,
+/* `threads` for predictions and for chains. The model is borrowed. Errors: as model_prepare,
  * batcher_open, chains_open. */
-int bench_open(struct bench **out, struct model *m, int threads, enum form operands, struct err *e);
+int bench_open(struct bench **out, struct model *m, int threads, enum precision precision,
+               struct err *e);
 void bench_close(struct bench *b);
 /* Mean time of each of `rounds` predictions of n images, one after the other. */
 int bench_predict(struct bench *b, int n, int rounds, struct bench_span *out, struct err *e);

@@ -24,7 +24,7 @@ static void usage(FILE *out)
         "  --threads N   of the engine (default: one a core)\n"
         "  --images N    images of a batch, chains (default 16)\n"
         "  --steps N     Langevin steps of a run (default 50)\n"
-        "  --precision P of operands: float (default), bfloat16x3 or bfloat16\n"
+        "  --precision P of products: float (default), bfloat16x3 or bfloat16\n"
         "  --json        one line of JSON\n"
         "  --layers      every stage of a step on one thread: its algorithm, time, speed, and\n"
         "                that as a share of what the CPU can multiply and add directly\n"
@@ -38,7 +38,7 @@ struct arguments {
     int threads, images;
     double seconds;
     bool json, layers, serve;
-    enum form operands;
+    enum precision precision;
 };
 
 struct figures {
@@ -162,7 +162,7 @@ static int parse(int argc, char **argv, struct arguments *a)
             a->images = atoi(optarg);
         else if (c == 's')
             a->seconds = atof(optarg);
-        else if (c == 'p' && settings_precision(optarg, &a->operands) == 0)
+        else if (c == 'p' && settings_parse_precision(optarg, &a->precision) == 0)
             continue;
         else if (c == 'j')
             a->json = true;
@@ -197,7 +197,7 @@ int command_bench(int argc, char **argv)
         return stop - 1;
     int rc = model_open(&m, a.model, NULL, false, &e);
     if (rc == 0)
-        rc = bench_open(&b, m, a.threads, a.operands, &e);
+        rc = bench_open(&b, m, a.threads, a.precision, &e);
     if (rc == 0 && a.serve)
         rc = bench_serve(b, m);
     else if (rc == 0 && a.layers)

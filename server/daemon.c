@@ -89,7 +89,7 @@ static int open_models(struct app *a, struct err *e)
                                       .default_model = s->models.default_model,
                                       .cache = s->models.cache,
                                       .budget_bytes = s->memory.budget_bytes,
-                                      .operands = settings_operands(s),
+                                      .precision = settings_precision(s),
                                       .share = s->compute.share,
                                       .share_bytes = s->compute.share_limit_bytes};
     const int images = s->sampler.workers * s->sampler.slots + s->predict.threads * BATCHER_SLICE;
@@ -195,7 +195,7 @@ static int open_http(struct app *a, int listen_fd, struct err *e)
 
 static int start(struct app *a, int listen_fd, struct err *e)
 {
-    const char *compute = model_fingerprint_of(settings_operands(&a->settings));
+    const char *compute = model_fingerprint_of(settings_precision(&a->settings));
     char isa[32];
     snprintf(isa, sizeof isa, "%.*s", (int)strcspn(compute, "/"), compute);
     metrics_set(METRIC_BUILD_INFO, 1, JEMD_VERSION, isa, compute);
@@ -340,7 +340,7 @@ static void say_hello(const struct app *a)
     }
     logger(LOGGER_INFO, "ready", "address=%s port=%d model=%s compute=%s pid=%ld",
            a->settings.http.address, http_port(a->http), name,
-           model_fingerprint_of(settings_operands(&a->settings)), (long)getpid());
+           model_fingerprint_of(settings_precision(&a->settings)), (long)getpid());
 }
 
 /* Left alone, the C library keeps tens of megabytes a thread once large bodies have come and gone. */

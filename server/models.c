@@ -33,7 +33,7 @@ struct entry {
 struct models {
     char directory[256], file[256], default_model[64], cache[256], share[256],
         build[SEGMENT_BUILD_MAX];
-    enum form operands;
+    enum precision precision;
     long long budget_bytes, share_bytes;
     int images;
     pthread_mutex_t scanning; /* one rescan at a time; never taken while mu is held */
@@ -141,7 +141,7 @@ int models_self_test(struct model *m, struct err *e)
             worst =
                 fmax(worst, fmax(difference(logits, other, l), difference(grad, other_grad, n)));
     }
-    if (rc == 0 && !(worst < (model_operands(m) == FORM_F32 ? 1e-3 : 0.3)))
+    if (rc == 0 && !(worst < (model_precision(m) == PRECISION_FLOAT ? 1e-3 : 0.3)))
         rc = fail(e, FAIL_BAD_MODEL,
                   "%s: self-test failed: outputs are not finite or differ from the reference "
                   "(relative error %g)",
@@ -195,7 +195,7 @@ static int prepare(const struct models *m, struct model *made, struct err *e)
     int rc = pool_open(&pool, 0, e);
     if (rc != 0)
         return rc;
-    const struct model_compute c = {.operands = m->operands, .segments = &segments, .pool = pool};
+    const struct model_compute c = {.precision = m->precision, .segments = &segments, .pool = pool};
     rc = model_prepare(made, &c, e);
     pool_close(pool);
     return rc;
@@ -395,7 +395,7 @@ int models_open(struct models **out, const struct models_settings *s, int images
     snprintf(m->cache, sizeof m->cache, "%s", s->cache);
     snprintf(m->share, sizeof m->share, "%s", s->share);
     snprintf(m->build, sizeof m->build, "jemd %s %s", JEMD_VERSION, build_id());
-    m->operands = s->operands;
+    m->precision = s->precision;
     m->share_bytes = s->share_bytes;
     m->budget_bytes = s->budget_bytes;
     m->images = images;

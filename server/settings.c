@@ -434,14 +434,14 @@ void settings_print_reference(FILE *out)
     }
 }
 
-int settings_precision(const char *text, enum form *out)
+int settings_parse_precision(const char *text, enum precision *out)
 {
     return precision_parse(text, out);
 }
 
-enum form settings_operands(const struct settings *s)
+enum precision settings_precision(const struct settings *s)
 {
-    enum form operands = FORM_F32;
-    precision_parse(s->compute.precision, &operands);
-    return operands;
+    enum precision precision = PRECISION_FLOAT;
+    precision_parse(s->compute.precision, &precision);
+    return precision;
 }

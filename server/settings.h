@@ -8,7 +8,7 @@
  * a did_you_mean that name file and line. Read-only after load; SIGHUP loads a new one.
  */
 #include "base/fail.h"
-#include "ops/layout.h"
+#include "ops/precision.h"
 
 #include <stdbool.h>
 #include <stddef.h>
@@ -39,7 +39,7 @@ struct settings {
         long long budget_bytes; /* of all models and workspaces; resolved, never 0 */
     } memory;
     struct {
-        char precision[16];          /* see settings_operands */
+        char precision[16];          /* see settings_precision */
         char share[256];             /* directory of packed weights shared between processes */
         long long share_limit_bytes; /* of all of them; 0 = private memory */
     } compute;
@@ -87,9 +87,9 @@ int settings_load(struct settings *out, const char *path, const char *const *ove
  * messages. For tests and fuzzing. Errors: BAD_SETTING. */
 int settings_parse(struct settings *out, const char *name, const char *text, size_t size,
                    struct err *e);
-/* compute.precision: "float", "bfloat16x3" or "bfloat16" as the form of operands. */
-int settings_precision(const char *text, enum form *out); /* 0, or -1 for another word */
-enum form settings_operands(const struct settings *s);
+enum precision settings_precision(const struct settings *s);
+/* A word of precision_names. Returns 0, or -1 for another word. */
+int settings_parse_precision(const char *text, enum precision *out);
 /* The check of http.address for a socket that somebody else has bound (socket activation): a
  * listener that others can reach needs keys or auth.allow_anonymous. Unix sockets pass, their file
  * mode is the guard. Errors: BAD_SETTING, IO. */

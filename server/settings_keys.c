@@ -212,14 +212,12 @@ static int parse_boolean(const char *text, bool *out)
     return -1;
 }
 
-int precision_parse(const char *text, enum form *out)
+int precision_parse(const char *text, enum precision *out)
 {
-    static const char *const words[] = {
-        [FORM_F32] = "float", [FORM_BF16] = "bfloat16", [FORM_BF16X2] = "bfloat16x3"};
-    for (int i = 0; i < 3; i++) {
-        if (strcmp(text, words[i]) == 0) {
+    for (int i = 0; i < PRECISIONS; i++) {
+        if (strcmp(text, precision_names[i]) == 0) {
             if (out)
-                *out = (enum form)i;
+                *out = (enum precision)i;
             return 0;
         }
     }

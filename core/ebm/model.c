@@ -193,15 +193,15 @@ static int open_single(struct model *m, const struct engine_options *base, struc
 
 int model_prepare(struct model *m, const struct model_compute *c, struct err *e)
 {
-    const struct engine_options o = {.kernels = kernels_of_form(c->operands),
+    const struct engine_options o = {.kernels = kernels_of_precision(c->precision),
                                      .backward = true,
                                      .pool = c->pool,
                                      .segments = c->segments,
                                      .key = m->digest};
     int rc = 0;
     if (!o.kernels)
-        return fail(e, FAIL_UNSUPPORTED,
-                    "bfloat16 needs a CPU with AMX tiles (and JEMD_ISA unset)");
+        return fail(e, FAIL_UNSUPPORTED, "%s needs a CPU with AMX tiles (and JEMD_ISA unset)",
+                    precision_names[c->precision]);
     pthread_mutex_lock(&m->mu);
     if (!m->prepared) {
         rc = engine_open(&m->engine, m->net, &o, e);
@@ -219,7 +219,7 @@ int model_prepare(struct model *m, const struct model_compute *c, struct err *e)
 
 int model_engine(struct model *m, const struct engine **out, struct err *e)
 {
-    static const struct model_compute plain = {.operands = FORM_F32};
+    static const struct model_compute plain = {.precision = PRECISION_FLOAT};
     pthread_mutex_lock(&m->mu);
     const bool prepared = m->prepared;
     pthread_mutex_unlock(&m->mu);
@@ -255,18 +255,19 @@ void model_packed(const struct model *m, struct model_packed *out)
 
 const char *model_fingerprint(const struct model *m)
 {
-    return m->engine ? engine_kernels(m->engine)->fingerprint : model_fingerprint_of(FORM_F32);
+    return m->engine ? engine_kernels(m->engine)->fingerprint
+                     : model_fingerprint_of(PRECISION_FLOAT);
 }
 
-const char *model_fingerprint_of(enum form operands)
+const char *model_fingerprint_of(enum precision precision)
 {
-    const struct kernels *k = kernels_of_form(operands);
+    const struct kernels *k = kernels_of_precision(precision);
     return k ? k->fingerprint : "none";
 }
 
-enum form model_operands(const struct model *m)
+enum precision model_precision(const struct model *m)
 {
-    return m->engine ? engine_kernels(m->engine)->operand : FORM_F32;
+    return m->engine ? engine_kernels(m->engine)->precision : PRECISION_FLOAT;
 }
 
 struct model *model_get(struct model *m)

@@ -10,7 +10,7 @@
 #include "file/safetensors.h"
 #include "net/engine.h"
 #include "net/net.h"
-#include "ops/layout.h"
+#include "ops/precision.h"
 
 #include <pthread.h>
 #include <stdbool.h>
@@ -44,13 +44,13 @@ int model_open(struct model **out, const char *path, const char *cache_dir, bool
 
 /* How a model computes. */
 struct model_compute {
-    enum form operands;                     /* of convolutions */
+    enum precision precision;               /* of convolutions */
     const struct segment_options *segments; /* where packed weights are shared; NULL = not */
     struct pool *pool;                      /* packs them; NULL = the calling thread */
 };
 
 /* Packs the weights for this machine's kernels, or attaches to packed ones; a model is prepared
- * once, further calls do nothing. Errors: UNSUPPORTED (operands on this CPU), NO_MEMORY. */
+ * once, further calls do nothing. Errors: UNSUPPORTED (the precision on this CPU), NO_MEMORY. */
 int model_prepare(struct model *m, const struct model_compute *c, struct err *e);
 /* What workspaces run (workspace_open_engine); lives as long as the model. A model that nobody
  * prepared is prepared now: float, in private memory. Errors as model_prepare. */
@@ -67,10 +67,10 @@ struct model_packed {
 };
 void model_packed(const struct model *m, struct model_packed *out);
 /* What a result depends on beside model and seed: "<kernels>/<layout version>"; of a model, or of any
- * that is prepared with these operands. */
+ * that is prepared with this precision. */
 const char *model_fingerprint(const struct model *m);
-const char *model_fingerprint_of(enum form operands);
-enum form model_operands(const struct model *m);
+const char *model_fingerprint_of(enum precision precision);
+enum precision model_precision(const struct model *m);
 
 struct model *model_get(struct model *m);
 void model_put(struct model *m); /* NULL is allowed */

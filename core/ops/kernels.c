@@ -23,19 +23,19 @@ int kernels_available(const struct kernels *out[KERNELS_MAX])
     return n;
 }
 
-const struct kernels *kernels_of_form(enum form operands)
+const struct kernels *kernels_of_precision(enum precision precision)
 {
     const struct kernels *available[KERNELS_MAX];
     const int n = kernels_available(available);
     for (int i = 0; i < n; i++)
-        if (available[i]->operand == operands)
+        if (available[i]->precision == precision)
             return available[i];
     return NULL;
 }
 
 const struct kernels *kernels_choose(void)
 {
-    return kernels_of_form(FORM_F32);
+    return kernels_of_precision(PRECISION_FLOAT);
 }
 
 static bool fits(const struct map *m, enum algorithm a)

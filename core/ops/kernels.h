@@ -14,6 +14,7 @@
 #include "base/team.h"
 #include "ops/layout.h"
 #include "ops/ops.h"
+#include "ops/precision.h"
 
 #include <stdbool.h>
 
@@ -115,7 +116,8 @@ struct kernels {
     const char *detail; /* for people */
     /* What results depend on beside model and seed: "<name>/<layout version>". */
     const char *fingerprint;
-    enum form operand; /* what convolutions read */
+    enum precision precision;
+    enum form operand; /* the form of what convolutions read */
     const struct method *methods[ALGORITHMS];
     /* Some milliseconds of what products are made of, in registers; returns the multiply-adds. */
     double (*exercise)(void);
@@ -133,13 +135,13 @@ extern const struct kernels kernels_generic, kernels_avx2, kernels_avx512, kerne
     kernels_amx_bf16;
 
 enum { KERNELS_MAX = 5 };
-/* The tables this CPU can run (JEMD_ISA regarded), the best first; returns how many. Those whose
- * operands are not float come last: they are for those who ask. */
+/* The tables this CPU can run (JEMD_ISA regarded), the best first; returns how many. Those of less
+ * than float precision come last: they are for those who ask. */
 int kernels_available(const struct kernels *out[KERNELS_MAX]);
-/* The best table of operands in float. */
+/* The best table of float precision. */
 const struct kernels *kernels_choose(void);
-/* The best table of operands in this form; NULL when there is none. */
-const struct kernels *kernels_of_form(enum form operands);
+/* The best table of this precision; NULL when there is none. */
+const struct kernels *kernels_of_precision(enum precision precision);
 
 struct wish {
     bool image;               /* the side of few channels is the network's own input */

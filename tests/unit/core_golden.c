@@ -138,7 +138,7 @@ static int arithmetics(void)
 {
     const struct kernels *tables[KERNELS_MAX];
     int n = kernels_available(tables);
-    while (n > 0 && tables[n - 1]->operand != FORM_F32)
+    while (n > 0 && tables[n - 1]->precision != PRECISION_FLOAT)
         n--;
     return 2 + n;
 }

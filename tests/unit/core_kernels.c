@@ -159,7 +159,7 @@ static float *result_of(struct map *m, const float *x, int n, int size)
 
 static double tolerance(const struct kernels *k)
 {
-    return k->operand == FORM_BF16 ? 1e-2 : 1e-5;
+    return k->precision == PRECISION_BFLOAT16 ? 1e-2 : 1e-5;
 }
 
 static void check(const struct kernels *k, const struct conv *c, enum algorithm a, bool backward,

@@ -412,14 +412,14 @@ static void misaligned_weights_are_copied_and_work_alike(void **state)
     free(bytes);
 }
 
-/* Every form of operands: prepared once, or refused; the logits agree with the plain loops. */
-static void a_model_is_prepared_once_in_the_form_asked_for(void **state)
+/* Every precision: prepared once, or refused; the logits agree with the plain loops. */
+static void a_model_is_prepared_once_in_the_precision_asked_for(void **state)
 {
-    static const double limits[] = {[FORM_F32] = 1e-5, [FORM_BF16X2] = 1e-4, [FORM_BF16] = 3e-2};
-    const struct model_compute later = {.operands = FORM_F32};
+    static const double limits[PRECISIONS] = {1e-5, 1e-4, 3e-2};
+    const struct model_compute later = {.precision = PRECISION_FLOAT};
     (void)state;
-    for (int form = FORM_F32; form <= FORM_BF16X2; form++) {
-        const struct model_compute c = {.operands = (enum form)form};
+    for (enum precision p = 0; p < PRECISIONS; p++) {
+        const struct model_compute c = {.precision = p};
         const struct engine *engine, *again, *single;
         struct model *m = opened();
         struct workspace *w, *plain;
@@ -428,7 +428,7 @@ static void a_model_is_prepared_once_in_the_form_asked_for(void **state)
         const int rc = model_prepare(m, &c, &e);
         if (rc != 0) {
             assert_int_equal(rc, -FAIL_UNSUPPORTED);
-            assert_int_not_equal(form, FORM_F32);
+            assert_int_not_equal(p, PRECISION_FLOAT);
             model_put(m);
             continue;
         }
@@ -437,13 +437,13 @@ static void a_model_is_prepared_once_in_the_form_asked_for(void **state)
         assert_int_equal(model_engine(m, &again, &e), 0);
         assert_ptr_equal(engine, again);
         assert_int_equal(model_engine_single(m, &single, &e), 0);
-        assert_int_equal(model_operands(m), form);
-        assert_string_equal(model_fingerprint(m), model_fingerprint_of((enum form)form));
+        assert_int_equal(model_precision(m), p);
+        assert_string_equal(model_fingerprint(m), model_fingerprint_of(p));
         assert_int_equal(workspace_open_engine(&w, single, 1, false, NULL, &e), 0);
         assert_int_equal(workspace_open(&plain, m->net, &ops_ref, 1, false, &e), 0);
         test_fill(x, 24, 1);
         assert_true(test_relative_f(net_forward(w, 1, x), net_forward(plain, 1, x),
-                                    (size_t)model_logits(m)) < limits[form]);
+                                    (size_t)model_logits(m)) < limits[p]);
         workspace_close(w);
         workspace_close(plain);
         model_put(m);
@@ -563,7 +563,7 @@ int main(void)
         cmocka_unit_test(a_wrong_tensor_is_refused),
         cmocka_unit_test(a_plain_checkpoint_is_refused_with_advice),
         cmocka_unit_test(misaligned_weights_are_copied_and_work_alike),
-        cmocka_unit_test(a_model_is_prepared_once_in_the_form_asked_for),
+        cmocka_unit_test(a_model_is_prepared_once_in_the_precision_asked_for),
         cmocka_unit_test(references_are_counted),
         cmocka_unit_test(pixels_go_to_the_range_and_back),
         cmocka_unit_test(buffer_images_of_bytes_and_floats_are_decoded),

@@ -32,14 +32,8 @@ static int tables(const struct kernels *out[TABLES_MAX])
  * zero may flip. */
 static double tolerance(const struct kernels *k)
 {
-    switch (k->operand) {
-    case FORM_F32:
-        return 1e-5;
-    case FORM_BF16X2:
-        return 1e-4;
-    default:
-        return 3e-2;
-    }
+    static const double limits[PRECISIONS] = {1e-5, 1e-4, 3e-2};
+    return limits[k->precision];
 }
 
 static struct engine *engine_of(const struct net *net, const struct kernels *k, bool backward)

@@ -403,9 +403,9 @@ static const struct method plain_direct = PLAIN_METHOD(plain_fits);
 static const struct method plain_whole = PLAIN_METHOD(plain_fits_dense);
 static const struct method plain_columns = PLAIN_METHOD(plain_fits_columns);
 
-#define PLAIN_KERNELS(called, form)                                                                \
+#define PLAIN_KERNELS(called, exact, form)                                                         \
     {                                                                                              \
-        .name = called, .detail = "plain loops for tests", .operand = form,                        \
+        .name = called, .detail = "plain loops for tests", .precision = exact, .operand = form,    \
         .methods = {[ALGORITHM_DIRECT] = &plain_direct,                                            \
                     [ALGORITHM_DENSE] = &plain_whole,                                              \
                     [ALGORITHM_COLUMNS] = &plain_columns},                                         \
@@ -413,5 +413,6 @@ static const struct method plain_columns = PLAIN_METHOD(plain_fits_columns);
         .pool_backward = plain_pool_backward, .block = plain_block, .unblock = plain_unblock       \
     }
 
-static const struct kernels plain_kernels = PLAIN_KERNELS("plain", FORM_F32);
-static const struct kernels plain_kernels_split = PLAIN_KERNELS("plain-split", FORM_BF16X2);
+static const struct kernels plain_kernels = PLAIN_KERNELS("plain", PRECISION_FLOAT, FORM_F32);
+static const struct kernels plain_kernels_split =
+    PLAIN_KERNELS("plain-split", PRECISION_BFLOAT16X3, FORM_BF16X2);

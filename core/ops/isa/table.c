@@ -9,6 +9,7 @@ const struct kernels TARGET_NAME(kernels) = {
     .name = TARGET_TEXT,
     .detail = TARGET_DETAIL,
     .fingerprint = TARGET_TEXT "/blocked-2",
+    .precision = TARGET_PRECISION,
     .operand = TARGET_FORM,
     .methods = {[ALGORITHM_DIRECT] = &TARGET_NAME(direct),
                 [ALGORITHM_DENSE] = &TARGET_NAME(dense),

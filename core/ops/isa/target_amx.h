@@ -12,6 +12,7 @@
 #define TARGET_TEXT "amx-bf16x3"
 #define TARGET_DETAIL "direct convolution on AMX tiles, three products of bfloat16 parts each"
 #define TARGET_NAME(f) f##_amx
+#define TARGET_PRECISION PRECISION_BFLOAT16X3
 #define TARGET_FORM FORM_BF16X2
 #define TARGET_DEPTH 32
 #define TARGET_RUNS 2

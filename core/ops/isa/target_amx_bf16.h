@@ -11,6 +11,7 @@
 #define TARGET_TEXT "amx-bf16"
 #define TARGET_DETAIL "direct convolution on AMX tiles, operands rounded to bfloat16"
 #define TARGET_NAME(f) f##_amx_bf16
+#define TARGET_PRECISION PRECISION_BFLOAT16
 #define TARGET_FORM FORM_BF16
 #define TARGET_DEPTH 32
 #define TARGET_RUNS 2

@@ -1,7 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #pragma once
-/* The form of operands of a target: FORM_F32 unless its header says otherwise. */
+/* The precision of a target and the form of its operands: PRECISION_FLOAT and FORM_F32 unless its
+ * header says otherwise. */
 #include "ops/isa/target.h"
+
+#ifndef TARGET_PRECISION
+#define TARGET_PRECISION PRECISION_FLOAT
+#endif
 
 #ifndef TARGET_FORM
 #define TARGET_FORM FORM_F32
