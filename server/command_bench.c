@@ -3,7 +3,7 @@
 
 #include "base/pool.h"
 #include "server/bench.h"
-#include "server/settings.h"
+#include "server/precisions.h"
 
 #include <getopt.h>
 #include <stdio.h>
@@ -162,7 +162,7 @@ static int parse(int argc, char **argv, struct arguments *a)
             a->images = atoi(optarg);
         else if (c == 's')
             a->seconds = atof(optarg);
-        else if (c == 'p' && settings_parse_precision(optarg, &a->precision) == 0)
+        else if (c == 'p' && precisions_word(optarg, &a->precision) == 0)
             continue;
         else if (c == 'j')
             a->json = true;

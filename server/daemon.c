@@ -89,7 +89,7 @@ static int open_models(struct app *a, struct err *e)
                                       .default_model = s->models.default_model,
                                       .cache = s->models.cache,
                                       .budget_bytes = s->memory.budget_bytes,
-                                      .precision = settings_precision(s),
+                                      .precision = s->compute.precision,
                                       .share = s->compute.share,
                                       .share_bytes = s->compute.share_limit_bytes};
     const int images = s->sampler.workers * s->sampler.slots + s->predict.threads * BATCHER_SLICE;
@@ -195,7 +195,7 @@ static int open_http(struct app *a, int listen_fd, struct err *e)
 
 static int start(struct app *a, int listen_fd, struct err *e)
 {
-    const char *compute = model_fingerprint_of(settings_precision(&a->settings));
+    const char *compute = model_fingerprint_of(settings_precision_of(&a->settings, NULL));
     char isa[32];
     snprintf(isa, sizeof isa, "%.*s", (int)strcspn(compute, "/"), compute);
     metrics_set(METRIC_BUILD_INFO, 1, JEMD_VERSION, isa, compute);
@@ -333,14 +333,15 @@ static void run(struct app *a, const char *config, const char *const *overrides,
 static void say_hello(const struct app *a)
 {
     struct model *m;
+    const char *compute = model_fingerprint_of(settings_precision_of(&a->settings, NULL));
     char name[64] = "none";
     if (models_find(a->models, NULL, &m, NULL) == 0) {
         snprintf(name, sizeof name, "%s", m->d.name);
+        compute = model_fingerprint(m);
         model_put(m);
     }
     logger(LOGGER_INFO, "ready", "address=%s port=%d model=%s compute=%s pid=%ld",
-           a->settings.http.address, http_port(a->http), name,
-           model_fingerprint_of(settings_precision(&a->settings)), (long)getpid());
+           a->settings.http.address, http_port(a->http), name, compute, (long)getpid());
 }
 
 /* Left alone, the C library keeps tens of megabytes a thread once large bodies have come and gone. */

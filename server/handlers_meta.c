@@ -81,7 +81,8 @@ void handle_version(struct call *c)
     timing_format(c->app->started_ms, started);
     respond_json(c, 200,
                  json_pack("{s:s, s:s, s:s, s:s}", "name", "jemd", "version", JEMD_VERSION,
-                           "compute", model_fingerprint_of(settings_precision(&c->app->settings)),
+                           "compute",
+                           model_fingerprint_of(settings_precision_of(&c->app->settings, NULL)),
                            "started_at", started));
 }
 

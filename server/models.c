@@ -8,6 +8,7 @@
 #include "ebm/score.h"
 #include "file/segment.h"
 #include "ops/ops.h"
+#include "server/precisions.h"
 
 #include <dirent.h>
 #include <errno.h>
@@ -33,7 +34,7 @@ struct entry {
 struct models {
     char directory[256], file[256], default_model[64], cache[256], share[256],
         build[SEGMENT_BUILD_MAX];
-    enum precision precision;
+    char precision[PRECISIONS_TEXT_MAX];
     long long budget_bytes, share_bytes;
     int images;
     pthread_mutex_t scanning; /* one rescan at a time; never taken while mu is held */
@@ -195,7 +196,9 @@ static int prepare(const struct models *m, struct model *made, struct err *e)
     int rc = pool_open(&pool, 0, e);
     if (rc != 0)
         return rc;
-    const struct model_compute c = {.precision = m->precision, .segments = &segments, .pool = pool};
+    const struct model_compute c = {.precision = precisions_of(m->precision, made->d.name),
+                                    .segments = &segments,
+                                    .pool = pool};
     rc = model_prepare(made, &c, e);
     pool_close(pool);
     return rc;
@@ -395,7 +398,7 @@ int models_open(struct models **out, const struct models_settings *s, int images
     snprintf(m->cache, sizeof m->cache, "%s", s->cache);
     snprintf(m->share, sizeof m->share, "%s", s->share);
     snprintf(m->build, sizeof m->build, "jemd %s %s", JEMD_VERSION, build_id());
-    m->precision = s->precision;
+    snprintf(m->precision, sizeof m->precision, "%s", s->precision ? s->precision : "");
     m->share_bytes = s->share_bytes;
     m->budget_bytes = s->budget_bytes;
     m->images = images;

@@ -16,7 +16,7 @@ struct models_settings {
     const char *default_model; /* name, "" = the only or first one */
     const char *cache;         /* of digests, "" = none */
     long long budget_bytes;    /* of all model files and workspaces */
-    enum precision precision;  /* of convolutions */
+    const char *precision;     /* as compute.precision (server/precisions.h); NULL = float */
     const char *share;         /* directory of packed weights shared between processes */
     long long share_bytes;     /* of all of them; 0 = private memory */
 };

@@ -56,7 +56,11 @@ static int assign(struct loaded *l, int i, const char *value, enum origin origin
     if (key_store(&keys[i], value, &l->s) == 0)
         return 0;
     char where[320], allowed[96], quoted[64];
+    struct err why;
     describe_origin(l, i, where, sizeof where);
+    if (keys[i].type == PRECISION && precisions_check(value, &why) != 0)
+        return fail(e, FAIL_BAD_SETTING, "%.250s: %s.%s: %.200s", where, keys[i].section,
+                    keys[i].name, why.text);
     key_allowed(&keys[i], allowed, sizeof allowed);
     return fail(e, FAIL_BAD_SETTING, "%.300s: %s.%s must be %s, not %s", where, keys[i].section,
                 keys[i].name, allowed, logger_quote(value, quoted, sizeof quoted));
@@ -434,14 +438,7 @@ void settings_print_reference(FILE *out)
     }
 }
 
-int settings_parse_precision(const char *text, enum precision *out)
+enum precision settings_precision_of(const struct settings *s, const char *model_name)
 {
-    return precision_parse(text, out);
-}
-
-enum precision settings_precision(const struct settings *s)
-{
-    enum precision precision = PRECISION_FLOAT;
-    precision_parse(s->compute.precision, &precision);
-    return precision;
+    return precisions_of(s->compute.precision, model_name);
 }

@@ -8,7 +8,7 @@
  * a did_you_mean that name file and line. Read-only after load; SIGHUP loads a new one.
  */
 #include "base/fail.h"
-#include "ops/precision.h"
+#include "server/precisions.h"
 
 #include <stdbool.h>
 #include <stddef.h>
@@ -39,7 +39,7 @@ struct settings {
         long long budget_bytes; /* of all models and workspaces; resolved, never 0 */
     } memory;
     struct {
-        char precision[16];          /* see settings_precision */
+        char precision[PRECISIONS_TEXT_MAX]; /* see settings_precision_of */
         char share[256];             /* directory of packed weights shared between processes */
         long long share_limit_bytes; /* of all of them; 0 = private memory */
     } compute;
@@ -87,9 +87,8 @@ int settings_load(struct settings *out, const char *path, const char *const *ove
  * messages. For tests and fuzzing. Errors: BAD_SETTING. */
 int settings_parse(struct settings *out, const char *name, const char *text, size_t size,
                    struct err *e);
-enum precision settings_precision(const struct settings *s);
-/* A word of precision_names. Returns 0, or -1 for another word. */
-int settings_parse_precision(const char *text, enum precision *out);
+/* compute.precision for the model of this name; NULL = for those that it does not name. */
+enum precision settings_precision_of(const struct settings *s, const char *model_name);
 /* The check of http.address for a socket that somebody else has bound (socket activation): a
  * listener that others can reach needs keys or auth.allow_anonymous. Unix sockets pass, their file
  * mode is the guard. Errors: BAD_SETTING, IO. */

@@ -65,7 +65,7 @@ const struct key keys[] = {
      "All models and workspaces together; a model beyond it is not loaded. 0 = half of the machine's memory."},
 
     {FIELD(compute, precision), PRECISION, 0, 0, "", "float",
-     "Operands of convolutions: float; on CPUs with AMX tiles also bfloat16x3 (16 significant bits, twice as fast) and bfloat16 (8 bits, several times as fast)."},
+     "Products of convolutions: float; on CPUs with AMX tiles also bfloat16x3 (16 significant bits, twice as fast) and bfloat16 (8 bits, several times as fast). One word for all models, then exceptions: `float, sprites=bfloat16`."},
     {FIELD(compute, share), TEXT, 0, 0, "", "/dev/shm",
      "Directory of memory for packed weights that daemons of one user share and find again after a restart."},
     {FIELD(compute, share_limit_bytes), BYTES, 0, 1024 * GIB, "bytes", "4G",
@@ -169,7 +169,7 @@ void key_allowed(const struct key *k, char *out, size_t size)
         snprintf(out, size, "debug, info, warn or error");
         return;
     case PRECISION:
-        snprintf(out, size, "float, bfloat16x3 or bfloat16");
+        snprintf(out, size, PRECISIONS_WORDS "; MODEL=WORD for one model");
         return;
     }
 }
@@ -212,18 +212,6 @@ static int parse_boolean(const char *text, bool *out)
     return -1;
 }
 
-int precision_parse(const char *text, enum precision *out)
-{
-    for (int i = 0; i < PRECISIONS; i++) {
-        if (strcmp(text, precision_names[i]) == 0) {
-            if (out)
-                *out = (enum precision)i;
-            return 0;
-        }
-    }
-    return -1;
-}
-
 static bool text_fits(const struct key *k, const char *text)
 {
     enum logger_level level;
@@ -233,7 +221,7 @@ static bool text_fits(const struct key *k, const char *text)
     if (k->type == ADDRESS)
         return inet_pton(AF_INET, text, binary) == 1 || inet_pton(AF_INET6, text, binary) == 1;
     if (k->type == PRECISION)
-        return precision_parse(text, NULL) == 0;
+        return precisions_check(text, NULL) == 0;
     return k->type != LEVEL || logger_parse_level(text, &level) == 0;
 }
 

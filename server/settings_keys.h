@@ -26,7 +26,5 @@ void key_variable(const struct key *k, char out[64]);
 void key_allowed(const struct key *k, char *out, size_t size);
 /* Parses text into the field of k. Returns 0, or -1 with *s untouched. */
 int key_store(const struct key *k, const char *text, struct settings *s);
-/* A word of PRECISION. Returns 0 and *out (which may be NULL), or -1. */
-int precision_parse(const char *text, enum precision *out);
 /* The field as key_store would read it. */
 void key_format(const struct key *k, const struct settings *s, char out[256]);

@@ -200,7 +200,8 @@ int model_prepare(struct model *m, const struct model_compute *c, struct err *e)
                                      .key = m->digest};
     int rc = 0;
     if (!o.kernels)
-        return fail(e, FAIL_UNSUPPORTED, "%s needs a CPU with AMX tiles (and JEMD_ISA unset)",
+        return fail(e, FAIL_UNSUPPORTED,
+                    "%.160s: %s needs a CPU with AMX tiles (and JEMD_ISA unset)", m->path,
                     precision_names[c->precision]);
     pthread_mutex_lock(&m->mu);
     if (!m->prepared) {

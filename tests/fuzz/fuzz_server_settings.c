@@ -24,6 +24,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
               inet_pton(AF_INET6, s.http.address, binary) == 1);
     invariant(s.predict.threads > 0 && s.sampler.workers > 0 && s.memory.budget_bytes > 0);
     invariant(s.predict.max_images <= s.predict.queue_max);
+    invariant(settings_precision_of(&s, "a") < PRECISIONS);
     invariant(!s.http.tls_certificate[0] == !s.http.tls_key[0]);
     return 0;
 }

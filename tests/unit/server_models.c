@@ -259,6 +259,36 @@ static void a_model_beyond_the_budget_is_refused_with_the_sum_until_there_is_roo
     assert_int_equal(version_of("bee"), 2);
 }
 
+/* A bfloat16 model is served as such, or, on a CPU that cannot, refused alone and by its name. */
+static void a_model_has_the_precision_that_its_name_is_given(void **state)
+{
+    (void)state;
+    const char *fast = model_fingerprint_of(PRECISION_BFLOAT16);
+    const bool can = strcmp(fast, "none") != 0;
+    struct models_refusal refusals[MODELS_MAX];
+    put_model("a.safetensors", "ant", 1);
+    put_model("b.safetensors", "bee", 2);
+    static const char *const texts[] = {"float, bee=bfloat16", "ant=float bfloat16"};
+    for (int i = 0; i < 2; i++) {
+        settings.precision = texts[i];
+        open_models();
+        struct model *ant = find("ant"), *bee = find("bee");
+        assert_string_equal(model_fingerprint(ant), model_fingerprint_of(PRECISION_FLOAT));
+        assert_int_equal(bee != NULL, can);
+        if (bee)
+            assert_string_equal(model_fingerprint(bee), fast);
+        assert_int_equal(models_refusals(models, refusals), !can);
+        if (!can) {
+            assert_string_equal(refusals[0].file, "b.safetensors");
+            assert_non_null(strstr(refusals[0].error, "b.safetensors: bfloat16 needs a CPU"));
+        }
+        model_put(ant);
+        model_put(bee);
+        models_close(models);
+        models = NULL;
+    }
+}
+
 static void the_self_test_refuses_numbers_that_are_not_finite(void **state)
 {
     (void)state;
@@ -345,6 +375,8 @@ int main(void)
         cmocka_unit_test_setup_teardown(
             a_model_beyond_the_budget_is_refused_with_the_sum_until_there_is_room, set_up,
             tear_down),
+        cmocka_unit_test_setup_teardown(a_model_has_the_precision_that_its_name_is_given, set_up,
+                                        tear_down),
         cmocka_unit_test_setup_teardown(the_self_test_refuses_numbers_that_are_not_finite, set_up,
                                         tear_down),
         cmocka_unit_test_setup_teardown(readers_and_rescans_do_not_disturb_each_other, set_up,

@@ -140,6 +140,55 @@ static void words_are_checked(void **state)
     assert_true(s.auth.metrics_public);
 }
 
+static void a_precision_is_for_all_models_or_for_one(void **state)
+{
+    (void)state;
+    struct settings s;
+    assert_int_equal(parse(&s, ""), 0);
+    assert_int_equal(settings_precision_of(&s, NULL), PRECISION_FLOAT);
+    assert_int_equal(settings_precision_of(&s, "sprites"), PRECISION_FLOAT);
+    assert_int_equal(parse(&s, "[compute]\nprecision = bfloat16\n"), 0);
+    assert_int_equal(settings_precision_of(&s, "sprites"), PRECISION_BFLOAT16);
+    assert_int_equal(
+        parse(&s, "[compute]\nprecision = a=bfloat16,b.2-c_d=float ,  bfloat16x3 ; x\n"), 0);
+    assert_int_equal(settings_precision_of(&s, NULL), PRECISION_BFLOAT16X3);
+    assert_int_equal(settings_precision_of(&s, "a"), PRECISION_BFLOAT16);
+    assert_int_equal(settings_precision_of(&s, "b.2-c_d"), PRECISION_FLOAT);
+    assert_int_equal(settings_precision_of(&s, "b"), PRECISION_BFLOAT16X3);
+    assert_int_equal(settings_precision_of(&s, ""), PRECISION_BFLOAT16X3);
+    assert_int_equal(parse(&s, "[compute]\nprecision = sprites=bfloat16\n"), 0);
+    assert_int_equal(settings_precision_of(&s, NULL), PRECISION_FLOAT);
+    assert_int_equal(settings_precision_of(&s, "sprites"), PRECISION_BFLOAT16);
+    const char *const flags[] = {"compute.precision=bfloat16 sprites=float", NULL};
+    assert_int_equal(settings_load(&s, NULL, flags, &e), 0);
+    assert_int_equal(settings_precision_of(&s, "sprites"), PRECISION_FLOAT);
+}
+
+static void a_wrong_precision_is_refused_with_its_word(void **state)
+{
+    (void)state;
+    char text[400] = "[compute]\nprecision = ";
+    assert_refused("[compute]\nprecision = half\n",
+                   "test.conf:2: compute.precision: \"half\" is not float, bfloat16x3 or bfloat16");
+    assert_refused("[compute]\nprecision = float, a=int8\n", "\"int8\" is not float");
+    assert_refused("[compute]\nprecision = a=\n", "\"\" is not float");
+    assert_refused("[compute]\nprecision = a=b=float\n", "\"b=float\" is not float");
+    assert_refused("[compute]\nprecision = =bfloat16\n", "\"bfloat16\" has an empty model name");
+    assert_refused("[compute]\nprecision = float, bfloat16\n",
+                   "\"bfloat16\" is a second word for all models");
+    assert_refused("[compute]\nprecision = a=float b=float a=bfloat16\n",
+                   "the model \"a\" has two precisions");
+    memset(text + strlen(text), 'm', 64);
+    strcat(text, "=float");
+    assert_refused(text, "a model's name has at most 63 bytes, not 64: \"mmm");
+    struct settings s;
+    memset(text, ' ', 256);
+    setenv("JEMD_COMPUTE_PRECISION", text, 1);
+    assert_int_equal(settings_load(&s, NULL, NULL, &e), -FAIL_BAD_SETTING);
+    assert_string_equal(e.text, "JEMD_COMPUTE_PRECISION: compute.precision: more than 255 bytes");
+    unsetenv("JEMD_COMPUTE_PRECISION");
+}
+
 static void a_text_too_long_for_its_field_is_refused(void **state)
 {
     (void)state;
@@ -383,6 +432,8 @@ int main(void)
         cmocka_unit_test(sizes_take_binary_suffixes),
         cmocka_unit_test(numbers_outside_their_range_are_refused),
         cmocka_unit_test(words_are_checked),
+        cmocka_unit_test(a_precision_is_for_all_models_or_for_one),
+        cmocka_unit_test(a_wrong_precision_is_refused_with_its_word),
         cmocka_unit_test(a_text_too_long_for_its_field_is_refused),
         cmocka_unit_test(an_unknown_key_names_its_line_and_the_nearest_key),
         cmocka_unit_test(an_unknown_section_is_refused),
