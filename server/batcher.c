@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "server/batcher.h"
 
+#include "base/pin.h"
 #include "base/pool.h"
 #include "base/timing.h"
 #include "ebm/score.h"
@@ -317,11 +318,20 @@ static void forget(struct batcher *b)
     count_bytes(b);
 }
 
+static void pin_rank(void *ctx, int rank, int size)
+{
+    (void)ctx;
+    (void)size;
+    pin_thread(rank);
+}
+
 static void *batcher_main(void *arg)
 {
     struct batcher *b = arg;
     struct row *rows = calloc((size_t)b->settings.batch_max, sizeof *rows);
     invariant(rows);
+    if (b->settings.pin)
+        pool_together(b->pool, pin_rank, NULL);
     pthread_mutex_lock(&b->mu);
     for (;;) {
         struct ticket *dropped = NULL;

@@ -41,6 +41,7 @@ struct batcher_settings {
     int threads;   /* of the parallel-for, 0 = one a core */
     int batch_max; /* images */
     int queue_max; /* images waiting */
+    bool pin;      /* thread i stays on core i (base/pin.h) */
 };
 
 /* Errors: NO_MEMORY, IO. */

@@ -103,12 +103,14 @@ static int open_engine(struct app *a, struct err *e)
     const struct settings *s = &a->settings;
     const struct batcher_settings b = {.threads = s->predict.threads,
                                        .batch_max = s->predict.batch_max,
-                                       .queue_max = s->predict.queue_max};
+                                       .queue_max = s->predict.queue_max,
+                                       .pin = s->compute.pin};
     const struct chains_settings c = {.workers = s->sampler.workers,
                                       .slots = s->sampler.slots,
                                       .quantum_steps = s->sampler.quantum_steps,
                                       .quantum_ms = s->sampler.quantum_ms,
-                                      .nice = s->sampler.nice};
+                                      .nice = s->sampler.nice,
+                                      .pin = s->compute.pin};
     int rc = tasks_open(&a->tasks, s->predict.decode_threads, TASK_QUEUE_MAX, e);
     if (rc == 0)
         rc = batcher_open(&a->batcher, &b, e);

@@ -42,6 +42,7 @@ struct settings {
         char precision[PRECISIONS_TEXT_MAX]; /* see settings_precision_of */
         char share[256];             /* directory of packed weights shared between processes */
         long long share_limit_bytes; /* of all of them; 0 = private memory */
+        bool pin;                    /* threads that compute stay on one core each */
     } compute;
     struct {
         int batch_max;  /* images a forward pass */

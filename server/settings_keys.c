@@ -70,6 +70,8 @@ const struct key keys[] = {
      "Directory of memory for packed weights that daemons of one user share and find again after a restart."},
     {FIELD(compute, share_limit_bytes), BYTES, 0, 1024 * GIB, "bytes", "4G",
      "All packed weights in it; a model beyond it is packed in private memory. 0 = share nothing."},
+    {FIELD(compute, pin), BOOLEAN, 0, 0, "", "no",
+     "Prediction thread i and sampler worker i stay on core i of those the daemon may use. Helps on many cores or several sockets that the daemon has to itself; harms where others compute on the same cores."},
 
     {FIELD(predict, batch_max), INTEGER, 1, 1024, "images", "32",
      "Images in one forward pass. The batcher never waits for a batch to fill."},

@@ -15,7 +15,7 @@ struct key {
     const char *initial, *doc;
 };
 
-enum { KEYS = 48 };
+enum { KEYS = 49 };
 extern const struct key keys[KEYS]; /* sections are contiguous */
 
 /* section.name */

@@ -2,6 +2,7 @@
 /* The scheduling of the chain engine: which chain is in which slot. */
 #include "ebm/chains.h"
 
+#include "base/pin.h"
 #include "base/pool.h"
 #include "base/timing.h"
 #include "ebm/chains_internal.h"
@@ -302,6 +303,8 @@ static void *worker_main(void *arg)
     struct chains *c = w->engine;
     if (c->settings.nice > 0)
         setpriority(PRIO_PROCESS, (id_t)gettid(), getpriority(PRIO_PROCESS, 0) + c->settings.nice);
+    if (c->settings.pin)
+        pin_thread((int)(w - c->workers));
     pthread_mutex_lock(&c->mu);
     for (;;) {
         struct chain_group *ended = NULL;

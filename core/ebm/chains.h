@@ -27,6 +27,7 @@ struct chains_settings {
     int quantum_steps; /* a chain keeps its slot for these many steps ... */
     int quantum_ms;    /* ... or this long, whichever is first; 0 = no limit of time */
     int nice;          /* added to the workers' niceness, 0..19 */
+    bool pin;          /* worker i stays on core i (base/pin.h); the helpers of one are free */
 };
 
 enum { CHAINS_SLOTS_MAX = 256, CHAINS_TRACE_MAX = 512 };

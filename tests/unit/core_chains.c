@@ -1,5 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The chain engine: results depend on nothing but the task; steps allocate nothing. */
+#include "base/pool.h"
+#include "unit/pinned.h"
 #include "unit/test_allocations.h"
 #include "unit/test_chains.h"
 
@@ -257,6 +259,25 @@ static void a_workspace_without_memory_ends_the_job_with_its_reason(void **state
     chains_close(c);
 }
 
+static void pinned_workers_stay_on_one_core_each_and_compute_the_same(void **state)
+{
+    (void)state;
+    struct chains *c;
+    struct job j;
+    struct err e;
+    const struct chains_settings s = {.workers = 3, .slots = 2, .quantum_steps = 8, .pin = true};
+    if (pool_cores() < 2) {
+        puts("one core: nothing to see of pinned threads");
+        skip();
+    }
+    assert_int_equal(chains_open(&c, &s, &e), 0);
+    assert_true(pinned_in_turn(3)); /* the two helpers of a worker that is alone are free */
+    submit(c, &j, &tasks[0], NULL);
+    finish(&j, 0, "pinned");
+    chains_close(c);
+    assert_true(pinned_in_turn(0));
+}
+
 static void settings_out_of_range_are_refused(void **state)
 {
     (void)state;
@@ -284,6 +305,7 @@ int main(void)
         cmocka_unit_test(previews_show_the_last_quantum),
         cmocka_unit_test(a_running_engine_allocates_nothing),
         cmocka_unit_test(a_workspace_without_memory_ends_the_job_with_its_reason),
+        cmocka_unit_test(pinned_workers_stay_on_one_core_each_and_compute_the_same),
         cmocka_unit_test(settings_out_of_range_are_refused),
     };
     return cmocka_run_group_tests(tests, set_up, tear_down);

@@ -1,12 +1,16 @@
 /* SPDX-License-Identifier: Apache-2.0 */
+#include "base/pin.h"
 #include "base/pool.h"
+#include "unit/pinned.h"
 
+#include <pthread.h>
 #include <sched.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdatomic.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -138,12 +142,46 @@ static void zero_threads_means_one_a_core(void **state)
     pool_close(NULL);
 }
 
+static void pin_rank(void *ctx, int rank, int size)
+{
+    (void)ctx;
+    (void)size;
+    pin_thread(rank);
+}
+
+/* A thread of its own, which its pool pins as worker 0. */
+static void *pin_pool(void *arg)
+{
+    struct pool *p = opened(3);
+    pool_together(p, pin_rank, NULL);
+    *(int *)arg = pinned_in_turn(3);
+    pool_close(p);
+    return NULL;
+}
+
+static void pinned_workers_stay_on_one_core_each_in_turn(void **state)
+{
+    pthread_t thread;
+    int right = 0;
+    (void)state;
+    if (pool_cores() < 2) {
+        puts("one core: nothing to see of pinned threads");
+        skip();
+    }
+    assert_true(pinned_in_turn(0));
+    assert_int_equal(pthread_create(&thread, NULL, pin_pool, &right), 0);
+    pthread_join(thread, NULL);
+    assert_true(right);
+    assert_true(pinned_in_turn(0)); /* nobody else was */
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_item_is_done_exactly_once_before_run_returns),
         cmocka_unit_test(a_pool_is_reused_many_times),
         cmocka_unit_test(together_means_that_all_workers_run_at_once),
+        cmocka_unit_test(pinned_workers_stay_on_one_core_each_in_turn),
         cmocka_unit_test(zero_threads_means_one_a_core),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -1,7 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
+#include "base/pool.h"
 #include "base/rng.h"
 #include "server/batcher.h"
 #include "server/metrics.h"
+#include "unit/pinned.h"
 #include "unit/server_help.h"
 
 enum { IMAGES = 23, MODELS = 6, UNTOUCHED = 77 };
@@ -296,6 +298,26 @@ static void more_models_than_workspaces_take_turns(void **state)
     }
 }
 
+static void pinned_threads_stay_on_one_core_each_and_compute_the_same(void **state)
+{
+    (void)state;
+    static struct asked a;
+    const struct batcher_settings s = {.threads = 3, .batch_max = 8, .queue_max = 8, .pin = true};
+    struct err e;
+    if (pool_cores() < 2) {
+        puts("one core: nothing to see of pinned threads");
+        skip();
+    }
+    assert_int_equal(batcher_open(&batcher, &s, &e), 0);
+    assert_true(pinned_in_turn(3));
+    prepare(&a, model, 0, 7);
+    submit(&a);
+    wait_until(atomic_load(&a.done) == 1);
+    check(&a, 0);
+    batcher_close(batcher);
+    assert_true(pinned_in_turn(0));
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -305,6 +327,7 @@ int main(void)
         cmocka_unit_test_setup(a_full_queue_refuses_but_an_empty_one_takes_any_ticket, set_up),
         cmocka_unit_test_setup(forgetting_lets_a_model_go_whether_idle_or_busy, set_up),
         cmocka_unit_test_setup(closing_computes_what_waits_and_stopping_refuses_what_comes, set_up),
+        cmocka_unit_test_setup(pinned_threads_stay_on_one_core_each_and_compute_the_same, set_up),
         cmocka_unit_test_setup(more_models_than_workspaces_take_turns, set_up),
     };
     return cmocka_run_group_tests_name("batcher", tests, compute_singles, free_all);
