@@ -65,7 +65,7 @@ const struct key keys[] = {
      "All models and workspaces together; a model beyond it is not loaded. 0 = half of the machine's memory."},
 
     {FIELD(compute, precision), PRECISION, 0, 0, "", "float",
-     "Products of convolutions: float; on CPUs with AMX tiles also bfloat16x3 (16 significant bits, twice as fast) and bfloat16 (8 bits, several times as fast). One word for all models, then exceptions: `float, sprites=bfloat16`."},
+     "Products of convolutions: float; bfloat16 (8 significant bits, 1.6 times as fast) on CPUs with AVX512_BF16 or AMX tiles; bfloat16x3 (16 bits) with AMX tiles. One word for all models, then exceptions: `float, sprites=bfloat16`."},
     {FIELD(compute, share), TEXT, 0, 0, "", "/dev/shm",
      "Directory of memory for packed weights that daemons of one user share and find again after a restart."},
     {FIELD(compute, share_limit_bytes), BYTES, 0, 1024 * GIB, "bytes", "4G",

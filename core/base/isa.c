@@ -15,7 +15,7 @@ enum { REQUEST_PERMISSION = 0x1023, TILE_DATA = 18 };
  * and its __builtin_cpu_supports does not know them. */
 enum { AMX_BF16 = 1 << 22, AMX_TILE = 1 << 24, AVX512_BF16 = 1 << 5 };
 
-static const char *const names[ISA_LEVELS] = {"generic", "avx2", "avx512", "amx"};
+static const char *const names[ISA_LEVELS] = {"generic", "avx2", "avx512", "avx512_bf16", "amx"};
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 static enum isa best; /* written under `once` */
 
@@ -32,12 +32,16 @@ enum isa isa_limited(enum isa has, const char *name)
     return has;
 }
 
+static int has_bf16(void)
+{
+    unsigned a, b, c, d;
+    return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & AVX512_BF16);
+}
+
 /* Whether the system saves the tiles is what the request tells. */
 static int tiles_exist(void)
 {
     unsigned a, b, c, d;
-    if (!__get_cpuid_count(7, 1, &a, &b, &c, &d) || !(a & AVX512_BF16))
-        return 0;
     return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & AMX_TILE) && (d & AMX_BF16);
 }
 
@@ -56,7 +60,9 @@ static void choose(void)
 {
     const char *name = getenv("JEMD_ISA");
     best = vectors();
-    if (best == ISA_AVX512 && tiles_exist() && isa_limited(ISA_AMX, name) == ISA_AMX &&
+    if (best == ISA_AVX512 && has_bf16())
+        best = ISA_AVX512_BF16;
+    if (best == ISA_AVX512_BF16 && tiles_exist() && isa_limited(ISA_AMX, name) == ISA_AMX &&
         syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) == 0)
         best = ISA_AMX;
     best = isa_limited(best, name);

@@ -2,14 +2,15 @@
 #pragma once
 /*
  * Which instruction set to use: what this CPU and kernel have, or less if the environment variable
- * JEMD_ISA ("generic", "avx2", "avx512", "amx") says so. Every module that builds one source for
+ * JEMD_ISA ("generic", "avx2", "avx512", "avx512_bf16", "amx") says so. Every module that builds one source for
  * several instruction sets chooses by it; each level contains those before it.
  */
 enum isa {
     ISA_GENERIC,
     ISA_AVX2,   /* avx2, fma */
     ISA_AVX512, /* avx512 f, bw, dq, vl */
-    ISA_AMX,    /* avx512_bf16, amx_tile, amx_bf16, and the kernel lets this process use tiles */
+    ISA_AVX512_BF16,
+    ISA_AMX, /* amx_tile, amx_bf16, and the kernel lets this process use tiles */
     ISA_LEVELS
 };
 

@@ -201,8 +201,9 @@ int model_prepare(struct model *m, const struct model_compute *c, struct err *e)
     int rc = 0;
     if (!o.kernels)
         return fail(e, FAIL_UNSUPPORTED,
-                    "%.160s: %s needs a CPU with AMX tiles (and JEMD_ISA unset)", m->path,
-                    precision_names[c->precision]);
+                    "%.160s: %s needs a CPU with AMX tiles%s (and JEMD_ISA unset)", m->path,
+                    precision_names[c->precision],
+                    c->precision == PRECISION_BFLOAT16 ? " or AVX512_BF16" : "");
     pthread_mutex_lock(&m->mu);
     if (!m->prepared) {
         rc = engine_open(&m->engine, m->net, &o, e);

@@ -20,6 +20,8 @@ int kernels_available(const struct kernels *out[KERNELS_MAX])
         out[n++] = &kernels_amx;
         out[n++] = &kernels_amx_bf16;
     }
+    if (best >= ISA_AVX512_BF16)
+        out[n++] = &kernels_avx512_bf16;
     return n;
 }
 

@@ -131,10 +131,10 @@ struct kernels {
     void (*unblock)(const struct task *t, const struct layout *x);
 };
 
-extern const struct kernels kernels_generic, kernels_avx2, kernels_avx512, kernels_amx,
-    kernels_amx_bf16;
+extern const struct kernels kernels_generic, kernels_avx2, kernels_avx512, kernels_avx512_bf16,
+    kernels_amx, kernels_amx_bf16;
 
-enum { KERNELS_MAX = 5 };
+enum { KERNELS_MAX = 6 };
 /* The tables this CPU can run (JEMD_ISA regarded), the best first; returns how many. Those of less
  * than float precision come last: they are for those who ask. */
 int kernels_available(const struct kernels *out[KERNELS_MAX]);

@@ -4,7 +4,7 @@
 
 const struct loops *loops_best(void)
 {
-    static const struct loops *const levels[ISA_LEVELS] = {&loops_generic, &loops_avx2,
-                                                           &loops_avx512, &loops_avx512};
+    static const struct loops *const levels[ISA_LEVELS] = {
+        &loops_generic, &loops_avx2, &loops_avx512, &loops_avx512, &loops_avx512};
     return levels[isa_best()];
 }

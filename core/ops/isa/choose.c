@@ -5,6 +5,7 @@
 void (*small_product_choose(void))(const struct small_product *p)
 {
     static void (*const levels[ISA_LEVELS])(const struct small_product *p) = {
-        small_product_generic, small_product_avx2, small_product_avx512, small_product_avx512};
+        small_product_generic, small_product_avx2, small_product_avx512, small_product_avx512,
+        small_product_avx512};
     return levels[isa_best()];
 }

@@ -122,7 +122,7 @@ static ALWAYS_INLINE void gather_tile(const char *x, ptrdiff_t pitch, float *v, 
         points_of(d, q);
 #pragma GCC unroll 5
         for (int c = 0; c < EDGE; c++)
-            vec_store(v + (EDGE * r + c) * point, q[c]);
+            slab_store(v + (EDGE * r + c) * point, q[c]);
     }
 }
 

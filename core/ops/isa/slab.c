@@ -44,7 +44,7 @@ static ALWAYS_INLINE void rows_of(const struct slab *p, const int rows, const in
                 const vec x = in_register(vec_set(a[r * ROW + d]));
 #pragma GCC unroll 4
                 for (int v = 0; v < vecs; v++)
-                    sum[r][v] = vec_fma(x, w[v], sum[r][v]);
+                    sum[r][v] = slab_fma(x, w[v], sum[r][v]);
             }
         }
     }

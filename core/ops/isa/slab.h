@@ -3,10 +3,11 @@
 /*
  * The inner loop of tiles.c: rows of transformed inputs times a slab of transformed weights,
  *     c[row][output] = sum over segments s, depth d of a[s][row][d] b[s][d][output]
+ * where an element of a and b is one float, or two neighbouring channels of bfloat16 (target_slab.h),
  * summed over s and d < depth in order, whatever the number of rows. Beside product.h it knows that rows lie
  * one pixel apart, which makes every address of the loop a constant.
  */
-#include "ops/isa/target.h"
+#include "ops/isa/target_slab.h"
 
 enum {
     ROW = LANES,                                    /* floats from a row to the next */

@@ -16,11 +16,12 @@ enum {
 
 /* Sizes of one convolution. */
 struct sizes {
-    int planes;  /* of the input */
-    int depth;   /* of a plane that is not padding */
-    int outputs; /* channels */
-    int panels;  /* of a pass */
-    int h, w;    /* of the output */
+    int planes;   /* of the input */
+    int segments; /* of a source */
+    int depth;    /* of a segment that is not padding */
+    int outputs;  /* channels */
+    int panels;   /* of a pass */
+    int h, w;     /* of the output */
     int tiles_y, tiles_x;
 };
 
@@ -29,7 +30,8 @@ static struct sizes sizes_of(const struct scheme *s, const struct map *m)
     const struct conv *c = &m->conv;
     const int inputs = m->backward ? c->cout : c->cin;
     struct sizes z = {.planes = ceil_div(inputs, LANES),
-                      .depth = inputs < LANES ? inputs : LANES,
+                      .segments = ceil_div(inputs, SLAB_CHANNELS),
+                      .depth = inputs < SLAB_CHANNELS ? ceil_div(inputs, SLAB_PLANES) : LANES,
                       .outputs = m->backward ? c->cin : c->cout,
                       .h = m->backward ? c->hin : c->hout,
                       .w = m->backward ? c->win : c->wout};
@@ -45,7 +47,7 @@ static size_t slabs_before(const struct scheme *s, const struct sizes *z, int pa
 {
     int segments = 0;
     for (int i = 0; i < pass * s->points + point; i++)
-        segments += s->spans[i / s->points][i % s->points].count * z->planes;
+        segments += s->spans[i / s->points][i % s->points].count * z->segments;
     return (size_t)segments * SLAB_BYTES;
 }
 
@@ -80,7 +82,7 @@ static struct plan plan_of(const struct scheme *s, const struct sizes *z, int n,
     p.blocks = p.rounds * groups;
     const size_t block = (size_t)(ceil_div(p.runs, p.blocks) * RUN_MAX);
     const size_t panels = (size_t)ceil_div(z->panels, p.across);
-    p.input_floats = block * tile * (size_t)(z->planes * s->sources);
+    p.input_floats = block * tile * (size_t)(z->segments * s->sources);
     p.output_floats = block * tile * panels * (size_t)(PANEL_PLANES * s->passes);
     return p;
 }
@@ -140,7 +142,7 @@ void TARGET_NAME(tiles_margins)(const struct scheme *s, const struct map *m, str
 
 static size_t slab_bytes(const struct scheme *s, const struct sizes *z, int pass, int point)
 {
-    return (size_t)(s->spans[pass][point].count * z->planes) * SLAB_BYTES;
+    return (size_t)(s->spans[pass][point].count * z->segments) * SLAB_BYTES;
 }
 
 size_t TARGET_NAME(tiles_packed_bytes)(const struct scheme *s, const struct map *m)
@@ -188,18 +190,17 @@ struct packing {
     int panel, depth;
 };
 
-/* What a source's taps come to at every point, into the rows of the slabs that it has a part in. */
+/* What a source's taps come to at every point, into the slabs that it has a part in. */
 static void store_points(const struct packing *k, int pass, int source, float (*points)[PANEL])
 {
-    const size_t row = (size_t)(k->depth % LANES) * sizeof *points;
     for (int i = 0; i < k->s->points; i++) {
         const struct span *span = &k->s->spans[pass][i];
         if (source < span->first || source >= span->first + span->count)
             continue;
-        const int segment = (source - span->first) * k->z.planes + k->depth / LANES;
+        const int segment = (source - span->first) * k->z.segments + k->depth / SLAB_CHANNELS;
         char *slab =
             k->packed + k->slabs.at[pass][i] + (size_t)k->panel * slab_bytes(k->s, &k->z, pass, i);
-        memcpy(slab + (size_t)segment * SLAB_BYTES + row, points[i], sizeof *points);
+        slab_pack(slab + (size_t)segment * SLAB_BYTES, k->depth % SLAB_CHANNELS, points[i]);
     }
 }
 
@@ -221,12 +222,12 @@ void TARGET_NAME(tiles_pack)(const struct scheme *s, const struct map *m, void *
                              int parts)
 {
     struct packing k = {.s = s, .m = m, .z = sizes_of(s, m), .packed = packed};
-    const long long items = (long long)k.z.panels * k.z.planes;
+    const long long items = (long long)k.z.panels * k.z.segments;
     slabs_init(&k.slabs, s, &k.z);
     for (long long i = items * part / parts; i < items * (part + 1) / parts; i++) {
-        k.panel = (int)(i / k.z.planes);
-        k.depth = (int)(i % k.z.planes) * LANES;
-        for (int d = 0; d < LANES; d++, k.depth++)
+        k.panel = (int)(i / k.z.segments);
+        k.depth = (int)(i % k.z.segments) * SLAB_CHANNELS;
+        for (int d = 0; d < SLAB_CHANNELS; d++, k.depth++)
             pack_depth(&k);
     }
 }
@@ -281,29 +282,38 @@ static ptrdiff_t segment_floats(const struct stage *g, int rows)
 
 static float *run_input(const struct stage *g, const struct block *b, int run)
 {
-    return g->v + segment_floats(g, b->start[run]) * g->s->sources * g->z.planes;
+    return g->v + segment_floats(g, b->start[run]) * g->s->sources * g->z.segments;
+}
+
+/* A segment's last place, where the input has no plane for it. */
+static void clear_place(const struct stage *g, float *v, int count)
+{
+    for (int i = 0; i < g->s->points * count; i++)
+        slab_store(v + i * LANES, vec_zero());
 }
 
 /* This thread's share of V for one pass. */
 static void transform(const struct stage *g, const struct block *b, int pass)
 {
     const struct layout *in = &g->m->in;
-    const int segments = g->s->sources * g->z.planes, items = b->runs * segments;
+    const int places = g->z.segments * SLAB_PLANES, all = g->s->sources * places;
+    const int items = b->runs * all, end = share(items, g->rank + 1, g->p.across);
     const ptrdiff_t pitch = (ptrdiff_t)layout_pitch(in) * (ptrdiff_t)layout_unit(in);
-    const int end = share(items, g->rank + 1, g->p.across);
     for (int i = share(items, g->rank, g->p.across); i < end; i++) {
-        const int run = i / segments, segment = i % segments, first = b->start[run];
-        const int source = segment / g->z.planes, plane = segment % g->z.planes;
+        const int run = i / all, place = i % all, first = b->start[run];
+        const int source = place / places, plane = place % places;
         const int *origin = g->s->origin[pass + source];
         const ptrdiff_t from = origin[0] * pitch + origin[1] * (ptrdiff_t)layout_unit(in);
         const int count = b->start[run + 1] - first;
+        float *v = run_input(g, b, run) + place / SLAB_PLANES * segment_floats(g, count) +
+                   place % SLAB_PLANES * (LANES / SLAB_PLANES);
+        if (plane >= g->z.planes) {
+            clear_place(g, v, count);
+            continue;
+        }
         const char *x = (const char *)g->t->in + (size_t)plane * layout_block_bytes(in);
-        g->s->gather(
-            &(struct gather){.x = x + from,
-                             .at = b->at + first,
-                             .pitch = pitch,
-                             .count = count,
-                             .v = run_input(g, b, run) + segment * segment_floats(g, count)});
+        g->s->gather(&(struct gather){
+            .x = x + from, .at = b->at + first, .pitch = pitch, .count = count, .v = v});
     }
 }
 
@@ -335,13 +345,13 @@ static void multiply_slab(const struct stage *g, const struct block *b, struct s
 {
     const struct span *span = &g->s->spans[pass][point];
     float *c = slab->c;
-    slab->segments = span->count * g->z.planes;
+    slab->segments = span->count * g->z.segments;
     slab->ahead_step = PANEL * (int)sizeof(float) / b->runs;
     for (int run = 0; run < b->runs; run++) {
         const int first = b->start[run];
         slab->rows = b->start[run + 1] - first;
         slab->a_step = segment_floats(g, slab->rows);
-        slab->a = run_input(g, b, run) + span->first * g->z.planes * slab->a_step +
+        slab->a = run_input(g, b, run) + span->first * g->z.segments * slab->a_step +
                   point * slab->rows * LANES;
         slab->c = c + first * slab->c_row;
         TARGET_NAME(slab)(slab);

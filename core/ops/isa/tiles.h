@@ -9,11 +9,11 @@
  * A plane of inputs may be seen through several `sources` (the four phases of a stride of 2): then
  * the sum runs over all of them, or the outputs are made in several `passes` of one source each.
  *
- *     V[run of tiles][segment = source, plane][point][tile][16]
+ *     V[run of tiles][segment = source, SLAB_PLANES planes][point][tile][16]
  *     U[pass][point][panel][segment][16][PANEL]
  *     M[panel][tile][plane of the panel][pass][point][16]
  */
-#include "ops/isa/target.h"
+#include "ops/isa/target_slab.h"
 
 #include <stdint.h>
 
@@ -30,7 +30,7 @@ struct gather {
     const ptrdiff_t *at;
     ptrdiff_t pitch; /* bytes from a row to the next */
     int count;
-    float *v; /* [point][count][16] */
+    float *v; /* [point][count][16], written by slab_store */
 };
 
 /* Neighbouring tiles of one plane. */

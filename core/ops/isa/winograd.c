@@ -101,7 +101,7 @@ static ALWAYS_INLINE float *gather_half(const char *const x[5], float *v, ptrdif
         outer_points(d + 1, q + 3);
 #pragma GCC unroll 6
         for (int c = 0; c < EDGE; c++, v = (float *)(void *)tiles_next(v, point))
-            vec_store(v, q[c]);
+            slab_store(v, q[c]);
     }
     return v;
 }

@@ -73,7 +73,7 @@ static ALWAYS_INLINE void gather_tile(const char *x, ptrdiff_t pitch, float *v, 
         points_of(line, q);
 #pragma GCC unroll 4
         for (int c = 0; c < EDGE; c++, v = (float *)(void *)tiles_next(v, point))
-            vec_store(v, q[c]);
+            slab_store(v, q[c]);
     }
 }
 
