@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "server/batcher.h"
 
+#include "base/mem.h"
 #include "base/pin.h"
 #include "base/pool.h"
 #include "base/timing.h"
@@ -11,7 +12,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { SLICE = BATCHER_SLICE, BENCHES = 4 }; /* models with open workspaces */
+/* Images a core computes at once, at most; models with open workspaces. */
+enum { SLICE = 16, BENCHES = 4 };
 
 /* What the cores need for one model: a workspace each, images and gradients; and workspaces in which
  * all compute the same images, for when these are fewer than the cores, or just one. */
@@ -94,6 +96,18 @@ static size_t bench_bytes(const struct bench *b, int threads)
     const size_t floats = buffer_floats(b->model);
     return (workspace_bytes(b->workspaces[0]) + floats * sizeof(float)) * (size_t)threads +
            workspace_bytes(b->together) + workspace_bytes(b->single);
+}
+
+size_t batcher_estimate(const struct batcher_settings *s, const struct model *m,
+                        const struct model_plan *plan)
+{
+    const int threads = s->threads > 0 ? s->threads : pool_cores();
+    const struct engine *single = plan->single ? plan->single : plan->engine;
+    const size_t each = mem_sum(workspace_estimate_engine(plan->engine, SLICE, true, 1),
+                                buffer_floats(m) * sizeof(float));
+    const size_t together = workspace_estimate_engine(plan->engine, SLICE, true, threads);
+    const size_t one = workspace_estimate_engine(single, 1, false, threads);
+    return mem_sum(mem_times(each, threads), mem_sum(together, one));
 }
 
 static void count_bytes(struct batcher *b)

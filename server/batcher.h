@@ -15,8 +15,6 @@
 
 struct batcher;
 
-enum { BATCHER_SLICE = 16 }; /* images a core computes at once, at most */
-
 /* The caller's storage, from batcher_submit until done. */
 struct ticket {
     struct model *model;     /* borrowed; the caller keeps its reference until done */
@@ -51,6 +49,9 @@ int batcher_submit(struct batcher *b, struct ticket *t, struct err *e);
 /* Images waiting, and seconds it will take to compute them at the present speed (for Retry-After). */
 void batcher_load(struct batcher *b, int *images, double *seconds);
 size_t batcher_bytes(struct batcher *b); /* of workspaces */
+/* Those of one model that will be prepared as planned. SIZE_MAX when out of memory. */
+size_t batcher_estimate(const struct batcher_settings *s, const struct model *m,
+                        const struct model_plan *plan);
 /* Lets go of workspaces (and references) of models not in use; they are opened again when needed. */
 void batcher_forget(struct batcher *b);
 /* Computes what waits, refuses what comes from here on, joins. Idempotent; NULL is allowed. */

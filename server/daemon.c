@@ -81,6 +81,20 @@ static void collect(void *ctx, struct metrics_scrape *s)
 
 /* ---- start ---- */
 
+static struct models_users users_of(const struct settings *s)
+{
+    return (struct models_users){.batcher = {.threads = s->predict.threads,
+                                             .batch_max = s->predict.batch_max,
+                                             .queue_max = s->predict.queue_max,
+                                             .pin = s->compute.pin},
+                                 .chains = {.workers = s->sampler.workers,
+                                            .slots = s->sampler.slots,
+                                            .quantum_steps = s->sampler.quantum_steps,
+                                            .quantum_ms = s->sampler.quantum_ms,
+                                            .nice = s->sampler.nice,
+                                            .pin = s->compute.pin}};
+}
+
 static int open_models(struct app *a, struct err *e)
 {
     const struct settings *s = &a->settings;
@@ -91,30 +105,21 @@ static int open_models(struct app *a, struct err *e)
                                       .budget_bytes = s->memory.budget_bytes,
                                       .precision = s->compute.precision,
                                       .share = s->compute.share,
-                                      .share_bytes = s->compute.share_limit_bytes};
-    const int images = s->sampler.workers * s->sampler.slots + s->predict.threads * BATCHER_SLICE;
+                                      .share_bytes = s->compute.share_limit_bytes,
+                                      .users = users_of(s)};
     if (s->models.cache[0])
         mkdir(s->models.cache, 0700);
-    return models_open(&a->models, &m, images, e);
+    return models_open(&a->models, &m, e);
 }
 
 static int open_engine(struct app *a, struct err *e)
 {
     const struct settings *s = &a->settings;
-    const struct batcher_settings b = {.threads = s->predict.threads,
-                                       .batch_max = s->predict.batch_max,
-                                       .queue_max = s->predict.queue_max,
-                                       .pin = s->compute.pin};
-    const struct chains_settings c = {.workers = s->sampler.workers,
-                                      .slots = s->sampler.slots,
-                                      .quantum_steps = s->sampler.quantum_steps,
-                                      .quantum_ms = s->sampler.quantum_ms,
-                                      .nice = s->sampler.nice,
-                                      .pin = s->compute.pin};
+    const struct models_users u = users_of(s);
     int rc = tasks_open(&a->tasks, s->predict.decode_threads, TASK_QUEUE_MAX, e);
     if (rc == 0)
-        rc = batcher_open(&a->batcher, &b, e);
-    return rc == 0 ? chains_open(&a->chains, &c, e) : rc;
+        rc = batcher_open(&a->batcher, &u.batcher, e);
+    return rc == 0 ? chains_open(&a->chains, &u.chains, e) : rc;
 }
 
 static int open_jobs(struct app *a, struct err *e)

@@ -3,6 +3,7 @@
 
 #include "base/build.h"
 #include "base/logger.h"
+#include "base/mem.h"
 #include "base/pool.h"
 #include "base/rng.h"
 #include "ebm/score.h"
@@ -27,6 +28,7 @@ struct entry {
     char path[4096];
     struct stat seen; /* of the version that serves or was refused last */
     struct model *model;
+    size_t need_bytes; /* of it */
     char error[512];
     bool present; /* its file was there when the present scan began, or is by now */
 };
@@ -36,27 +38,30 @@ struct models {
         build[SEGMENT_BUILD_MAX];
     char precision[PRECISIONS_TEXT_MAX];
     long long budget_bytes, share_bytes;
-    int images;
+    struct models_users users;
     pthread_mutex_t scanning; /* one rescan at a time; never taken while mu is held */
     pthread_mutex_t mu;
     int n;                             /* guarded by mu */
     struct entry *entries[MODELS_MAX]; /* guarded by mu; written by the scanner only */
 };
 
-size_t models_need_bytes(const struct model *m, int images)
+int models_need_bytes(size_t *out, const struct model *m, enum precision precision,
+                      const struct models_users *users, struct err *e)
 {
-    enum { TOO_MUCH_SHARE = 2 * MODELS_MAX };
-    const struct engine_options o = {.backward = true, .plan_only = true};
-    struct engine *plan = NULL;
-    struct err e;
-    if (engine_open(&plan, m->net, &o, &e) != 0)
-        return SIZE_MAX / TOO_MUCH_SHARE;
-    const size_t workspaces = workspace_estimate_engine(plan, images, true, 1);
-    const size_t packed = engine_packed_bytes(plan);
-    engine_close(plan);
-    if (workspaces > SIZE_MAX / TOO_MUCH_SHARE || packed > SIZE_MAX / TOO_MUCH_SHARE)
-        return SIZE_MAX / TOO_MUCH_SHARE;
-    return m->file_bytes + m->private_bytes + packed + workspaces;
+    struct model_plan plan;
+    const int rc = model_plan_open(&plan, m, precision, e);
+    if (rc != 0)
+        return rc;
+    size_t sum = mem_sum(m->file_bytes, m->private_bytes);
+    sum = mem_sum(sum, engine_packed_bytes(plan.engine));
+    sum = mem_sum(sum, plan.single ? engine_packed_bytes(plan.single) : 0);
+    sum = mem_sum(sum, batcher_estimate(&users->batcher, m, &plan));
+    sum = mem_sum(sum, chains_estimate(&users->chains, m, plan.engine));
+    model_plan_close(&plan);
+    if (sum == SIZE_MAX)
+        return fail(e, FAIL_NO_MEMORY, "%.160s: its workspaces cannot be planned", m->path);
+    *out = sum;
+    return 0;
 }
 
 /* Logits of one fixed image, and its input gradient unless grad is NULL. */
@@ -171,7 +176,7 @@ static size_t used_bytes(const struct models *m, const struct entry *except)
     size_t sum = 0;
     for (int i = 0; i < m->n; i++)
         if (m->entries[i] != except && m->entries[i]->present && m->entries[i]->model)
-            sum += models_need_bytes(m->entries[i]->model, m->images);
+            sum = mem_sum(sum, m->entries[i]->need_bytes);
     return sum;
 }
 
@@ -185,6 +190,20 @@ static int check_name(const struct models *m, const struct model *made, const st
                         made->d.name, o->path);
     }
     return 0;
+}
+
+/* Whether there is room for it beside what is loaded, `own` left out. */
+static int check_budget(const struct models *m, const struct model *made, const struct entry *own,
+                        size_t *need, struct err *e)
+{
+    const enum precision precision = precisions_of(m->precision, made->d.name);
+    const int rc = models_need_bytes(need, made, precision, &m->users, e);
+    const size_t used = used_bytes(m, own);
+    if (rc != 0 || mem_sum(*need, used) <= (size_t)m->budget_bytes)
+        return rc;
+    return fail(e, FAIL_NO_MEMORY,
+                "%s needs %zu MB, %zu MB of memory.budget_bytes (%lld MB) are taken", made->path,
+                *need >> 20, used >> 20, m->budget_bytes >> 20);
 }
 
 /* Packs the model's weights on all cores, or attaches to what another process has packed. */
@@ -225,20 +244,24 @@ static int test_once(const struct models *m, struct model *made, struct err *e)
     return rc;
 }
 
-/* Opens and tests a file for `own` (NULL = a new one). */
-static int load(struct models *m, const char *path, const struct entry *own, struct model **out,
-                struct err *e)
+/* A file that was looked at. */
+struct find {
+    const char *path;
+    struct stat st;
+    struct model *model; /* NULL = refused */
+    size_t need_bytes;
+};
+
+/* Opens and tests the file for `own` (NULL = a new one). */
+static int load(const struct models *m, struct find *f, const struct entry *own, struct err *e)
 {
     struct model *made;
-    int rc = model_open(&made, path, m->cache[0] ? m->cache : NULL, false, e);
+    int rc = model_open(&made, f->path, m->cache[0] ? m->cache : NULL, false, e);
     if (rc != 0)
         return rc;
     rc = check_name(m, made, own, e);
-    const size_t need = models_need_bytes(made, m->images), used = used_bytes(m, own);
-    if (rc == 0 && need + used > (size_t)m->budget_bytes)
-        rc = fail(e, FAIL_NO_MEMORY,
-                  "%s needs %zu MB, %zu MB of memory.budget_bytes (%lld MB) are taken", path,
-                  need >> 20, used >> 20, m->budget_bytes >> 20);
+    if (rc == 0)
+        rc = check_budget(m, made, own, &f->need_bytes, e);
     if (rc == 0)
         rc = prepare(m, made, e);
     if (rc == 0)
@@ -246,7 +269,7 @@ static int load(struct models *m, const char *path, const struct entry *own, str
     if (rc != 0)
         model_put(made);
     else
-        *out = made;
+        f->model = made;
     return rc;
 }
 
@@ -272,8 +295,7 @@ static void log_refusal(const struct err *e)
 }
 
 /* Puts the result of a load into the list. Returns 1 if what is served changed. */
-static int settle(struct models *m, struct entry *at, const char *path, const struct stat *st,
-                  struct model *made, const struct err *e)
+static int settle(struct models *m, struct entry *at, const struct find *f, const struct err *e)
 {
     struct model *old = NULL;
     bool fresh = at == NULL;
@@ -281,18 +303,19 @@ static int settle(struct models *m, struct entry *at, const char *path, const st
         at = m->n < MODELS_MAX ? calloc(1, sizeof *at) : NULL;
         if (!at) {
             logger(LOGGER_ERROR, "models_too_many", "limit=%d", MODELS_MAX);
-            model_put(made);
+            model_put(f->model);
             return 0;
         }
-        snprintf(at->path, sizeof at->path, "%s", path);
+        snprintf(at->path, sizeof at->path, "%s", f->path);
     }
     pthread_mutex_lock(&m->mu);
-    at->seen = *st;
+    at->seen = f->st;
     at->present = true;
     at->error[0] = '\0';
-    if (made) {
+    if (f->model) {
         old = at->model;
-        at->model = made;
+        at->model = f->model;
+        at->need_bytes = f->need_bytes;
     } else {
         snprintf(at->error, sizeof at->error, "%s", e->text);
     }
@@ -300,31 +323,30 @@ static int settle(struct models *m, struct entry *at, const char *path, const st
         m->entries[m->n++] = at;
     pthread_mutex_unlock(&m->mu);
     model_put(old);
-    if (made)
-        log_change(old ? "model_replaced" : "model_loaded", made);
+    if (f->model)
+        log_change(old ? "model_replaced" : "model_loaded", f->model);
     else
         log_refusal(e);
-    return made != NULL;
+    return f->model != NULL;
 }
 
 /* Looks at one file. Returns 1 if what is served changed, 0, or -1 if a new file is broken. */
 static int look(struct models *m, const char *path, struct err *e)
 {
-    struct stat st;
+    struct find f = {.path = path};
     struct entry *at = find_path(m, path);
-    struct model *made = NULL;
-    if (stat(path, &st) != 0) {
+    if (stat(path, &f.st) != 0) {
         fail_errno(e, FAIL_IO, "cannot open model file %s", path);
         log_refusal(e);
         return -1;
     }
     if (at) {
         at->present = true;
-        if (same_file(&at->seen, &st) && !at->error[0]) /* else what was in its way may be gone */
+        if (same_file(&at->seen, &f.st) && !at->error[0]) /* else what was in its way may be gone */
             return 0;
     }
-    const int rc = load(m, path, at, &made, e);
-    const int changed = settle(m, at, path, &st, made, e);
+    const int rc = load(m, &f, at, e);
+    const int changed = settle(m, at, &f, e);
     return rc != 0 ? -1 : changed;
 }
 
@@ -387,7 +409,7 @@ static int scan(struct models *m, struct err *e)
     return first < 0 ? first : changed;
 }
 
-int models_open(struct models **out, const struct models_settings *s, int images, struct err *e)
+int models_open(struct models **out, const struct models_settings *s, struct err *e)
 {
     struct models *m = calloc(1, sizeof *m);
     if (!m)
@@ -401,7 +423,7 @@ int models_open(struct models **out, const struct models_settings *s, int images
     snprintf(m->precision, sizeof m->precision, "%s", s->precision ? s->precision : "");
     m->share_bytes = s->share_bytes;
     m->budget_bytes = s->budget_bytes;
-    m->images = images;
+    m->users = s->users;
     pthread_mutex_init(&m->mu, NULL);
     pthread_mutex_init(&m->scanning, NULL);
     if (scan(m, e) < 0) {

@@ -6,9 +6,17 @@
  * broken one leaves the old one serving. Readers take counted references.
  */
 #include "base/fail.h"
+#include "ebm/chains.h"
 #include "ebm/model.h"
+#include "server/batcher.h"
 
 struct models;
+
+/* Who computes with the models: what of them says how large the workspaces are. */
+struct models_users {
+    struct batcher_settings batcher;
+    struct chains_settings chains;
+};
 
 struct models_settings {
     const char *directory;     /* "" = none; a missing one is empty */
@@ -19,6 +27,7 @@ struct models_settings {
     const char *precision;     /* as compute.precision (server/precisions.h); NULL = float */
     const char *share;         /* directory of packed weights shared between processes */
     long long share_bytes;     /* of all of them; 0 = private memory */
+    struct models_users users;
 };
 
 /* One model of the list. */
@@ -29,16 +38,17 @@ struct models_entry {
 };
 enum { MODELS_MAX = 64 };
 
-/* What one model file will take: mapped bytes and workspaces for `images` at once, a number. */
-size_t models_need_bytes(const struct model *m, int images);
+/* What one model takes in this precision: its file, its packed weights, and every workspace that the
+ * users open for it. Errors: UNSUPPORTED, NO_MEMORY. */
+int models_need_bytes(size_t *out, const struct model *m, enum precision precision,
+                      const struct models_users *users, struct err *e);
 /* A forward and backward pass on a fixed input: finite, the engine for one image equal to that for
  * batches, and both (models up to 200 M multiply-adds) to OpenBLAS layer by layer, within 1e-3
  * (bfloat16: 0.3). Errors: BAD_MODEL, NO_MEMORY. */
 int models_self_test(struct model *m, struct err *e);
 
-/* Opens what is there. A broken file is logged and left out; only a broken `file` is an error.
- * images = slots and prediction slices that will have workspaces (for the budget). */
-int models_open(struct models **out, const struct models_settings *s, int images, struct err *e);
+/* Opens what is there. A broken file is logged and left out; only a broken `file` is an error. */
+int models_open(struct models **out, const struct models_settings *s, struct err *e);
 /* Looks at every file again; returns the number of models that changed (appeared, went, swapped). */
 int models_rescan(struct models *m);
 /* name NULL or "" = the default. One reference. Errors: NOT_FOUND with did_you_mean. */

@@ -12,6 +12,18 @@
 
 enum { MEM_ALIGN = 64 };
 
+/* a + b and n times a, SIZE_MAX where it is too large: for estimates. */
+static inline size_t mem_sum(size_t a, size_t b)
+{
+    return a > SIZE_MAX - b ? SIZE_MAX : a + b;
+}
+
+static inline size_t mem_times(size_t a, int n)
+{
+    size_t out;
+    return __builtin_mul_overflow(a, (size_t)n, &out) ? SIZE_MAX : out;
+}
+
 struct arena {
     char *base;
     size_t size_bytes, used_bytes;

@@ -10,6 +10,30 @@
 
 enum { TRACE_ROW = CHAINS_TRACE_MAX + 1 };
 
+/* Chains that a team moves better together than one thread alone. */
+static int few_of(int team, int slots)
+{
+    return team - 1 < slots ? team - 1 : slots;
+}
+
+static size_t arrays_bytes(const struct model *m, size_t n)
+{
+    const size_t elements = model_elements(m), logits = (size_t)model_logits(m);
+    const size_t k = (size_t)m->d.attributes.n;
+    return arena_round(n * sizeof(struct slot)) + 2 * arena_round(n * elements * sizeof(float)) +
+           arena_round(elements * sizeof(float)) + 2 * arena_round(n * logits * sizeof(float)) +
+           arena_round((k + 1) * sizeof(float)) + arena_round(n * k * sizeof(uint16_t)) +
+           2 * arena_round(n * TRACE_ROW * sizeof(float));
+}
+
+size_t stage_estimate(const struct model *m, const struct engine *engine, int slots, int team)
+{
+    const size_t own = workspace_estimate_engine(engine, slots, true, 1);
+    const size_t together =
+        team > 1 ? workspace_estimate_engine(engine, few_of(team, slots), true, team) : 0;
+    return mem_sum(arrays_bytes(m, (size_t)slots), mem_sum(own, together));
+}
+
 static int open_workspaces(struct stage *s, struct model *m, int slots, struct pool *team,
                            struct err *e)
 {
@@ -19,7 +43,7 @@ static int open_workspaces(struct stage *s, struct model *m, int slots, struct p
         rc = workspace_open_engine(&s->workspace, engine, slots, true, NULL, e);
     if (rc != 0 || !team)
         return rc;
-    s->few = pool_threads(team) - 1 < slots ? pool_threads(team) - 1 : slots;
+    s->few = few_of(pool_threads(team), slots);
     return workspace_open_engine(&s->together, engine, s->few, true, team, e);
 }
 
@@ -34,14 +58,9 @@ int stage_open(struct stage *s, struct model *m, int slots, struct pool *team, s
     struct stage made = {0};
     const size_t n = (size_t)slots, elements = model_elements(m);
     const size_t logits = (size_t)model_logits(m), k = (size_t)m->d.attributes.n;
-    const size_t bytes =
-        arena_round(n * sizeof(struct slot)) + 2 * arena_round(n * elements * sizeof(float)) +
-        arena_round(elements * sizeof(float)) + 2 * arena_round(n * logits * sizeof(float)) +
-        arena_round((k + 1) * sizeof(float)) + arena_round(n * k * sizeof(uint16_t)) +
-        2 * arena_round(n * TRACE_ROW * sizeof(float));
     int rc = open_workspaces(&made, m, slots, team, e);
     if (rc == 0)
-        rc = arena_init(&made.arena, bytes, e);
+        rc = arena_init(&made.arena, arrays_bytes(m, n), e);
     if (rc != 0) {
         close_workspaces(&made);
         return rc;

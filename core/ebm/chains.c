@@ -346,11 +346,28 @@ static void step_back(void *ctx, int rank, int size)
         setpriority(PRIO_PROCESS, (id_t)gettid(), getpriority(PRIO_PROCESS, 0) + s->nice);
 }
 
+static int workers_of(const struct chains_settings *s)
+{
+    return s->workers > 0 ? s->workers : pool_cores();
+}
+
+static int team_of(int workers)
+{
+    return workers < TEAM_MAX ? workers : TEAM_MAX;
+}
+
+size_t chains_estimate(const struct chains_settings *s, const struct model *m,
+                       const struct engine *plan)
+{
+    const int n = workers_of(s);
+    return mem_times(stage_estimate(m, plan, s->slots, team_of(n)), n);
+}
+
 static int open_team(struct chains *c, struct err *e)
 {
     if (c->n_workers == 1)
         return 0;
-    const int rc = pool_open(&c->team, c->n_workers < TEAM_MAX ? c->n_workers : TEAM_MAX, e);
+    const int rc = pool_open(&c->team, team_of(c->n_workers), e);
     if (rc == 0)
         pool_together(c->team, step_back, &c->settings);
     return rc;
@@ -358,7 +375,7 @@ static int open_team(struct chains *c, struct err *e)
 
 int chains_open(struct chains **out, const struct chains_settings *s, struct err *e)
 {
-    const int n = s->workers > 0 ? s->workers : pool_cores();
+    const int n = workers_of(s);
     if (s->slots < 1 || s->slots > CHAINS_SLOTS_MAX || s->quantum_steps < 1)
         return fail(e, FAIL_OUT_OF_RANGE, "slots must be 1..%d, quantum_steps at least 1",
                     CHAINS_SLOTS_MAX);

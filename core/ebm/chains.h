@@ -81,6 +81,10 @@ int chains_open(struct chains **out, const struct chains_settings *s, struct err
  * be checkpointed and freed afterwards. */
 void chains_stop(struct chains *c);
 void chains_close(struct chains *c);
+/* Bytes of workspaces that an engine with these settings opens for one model, planned or prepared as
+ * `plan`: one a worker, and one in which it is helped. SIZE_MAX when out of memory. */
+size_t chains_estimate(const struct chains_settings *s, const struct model *m,
+                       const struct engine *plan);
 void chains_get_status(struct chains *c, struct chains_status *out);
 /* Workers give up the workspaces (and model references) that no chain uses just now; they are opened
  * again when needed. To be called when a model is unloaded or replaced. */

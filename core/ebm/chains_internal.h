@@ -74,6 +74,8 @@ struct stage {
 
 /* `team` (may be NULL) is borrowed. */
 int stage_open(struct stage *s, struct model *m, int slots, struct pool *team, struct err *e);
+/* Bytes it would take, with a team of `team` threads (1 = NULL), SIZE_MAX when out of memory. */
+size_t stage_estimate(const struct model *m, const struct engine *engine, int slots, int team);
 void stage_close(struct stage *s);
 size_t stage_bytes(const struct stage *s);
 /* Puts chain `chain` of g into the next free row. Caller holds mu. */

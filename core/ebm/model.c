@@ -171,39 +171,57 @@ int model_open(struct model **out, const char *path, const char *cache_dir, bool
     return rc;
 }
 
-/* An engine for one image, if it is worth its memory. */
+/* The options of an engine for one image beside `base`; plans it, and leaves *plan NULL if it is not
+ * worth its memory. */
+static int plan_single(struct engine **plan, const struct engine *base, struct engine_options *o,
+                       struct err *e)
+{
+    o->base = base;
+    o->backward = false;
+    o->images = 1;
+    o->plan_only = true;
+    *plan = NULL;
+    const int rc = engine_open(plan, engine_net(base), o, e);
+    if (rc != 0)
+        return rc;
+    const double now = engine_seconds(base, 1), saved = now - engine_seconds(*plan, 1);
+    if (saved <= SINGLE_SECONDS || saved <= SINGLE_SHARE * now) {
+        engine_close(*plan);
+        *plan = NULL;
+    }
+    return 0;
+}
+
 static int open_single(struct model *m, const struct engine_options *base, struct err *e)
 {
     struct engine *plan;
     struct engine_options o = *base;
-    o.base = m->engine;
-    o.backward = false;
-    o.images = 1;
-    o.plan_only = true;
-    int rc = engine_open(&plan, m->net, &o, e);
-    if (rc != 0)
+    const int rc = plan_single(&plan, m->engine, &o, e);
+    if (rc != 0 || !plan)
         return rc;
-    const double now = engine_seconds(m->engine, 1), saved = now - engine_seconds(plan, 1);
     engine_close(plan);
     o.plan_only = false;
-    return saved > SINGLE_SECONDS && saved > SINGLE_SHARE * now
-               ? engine_open(&m->single, m->net, &o, e)
-               : 0;
+    return engine_open(&m->single, m->net, &o, e);
+}
+
+static int choose_kernels(struct engine_options *o, const struct model *m, enum precision precision,
+                          struct err *e)
+{
+    o->kernels = kernels_of_precision(precision);
+    o->backward = true;
+    return o->kernels ? 0
+                      : fail(e, FAIL_UNSUPPORTED,
+                             "%.160s: %s needs a CPU with AMX tiles%s (and JEMD_ISA unset)",
+                             m->path, precision_names[precision],
+                             precision == PRECISION_BFLOAT16 ? " or AVX512_BF16" : "");
 }
 
 int model_prepare(struct model *m, const struct model_compute *c, struct err *e)
 {
-    const struct engine_options o = {.kernels = kernels_of_precision(c->precision),
-                                     .backward = true,
-                                     .pool = c->pool,
-                                     .segments = c->segments,
-                                     .key = m->digest};
-    int rc = 0;
-    if (!o.kernels)
-        return fail(e, FAIL_UNSUPPORTED,
-                    "%.160s: %s needs a CPU with AMX tiles%s (and JEMD_ISA unset)", m->path,
-                    precision_names[c->precision],
-                    c->precision == PRECISION_BFLOAT16 ? " or AVX512_BF16" : "");
+    struct engine_options o = {.pool = c->pool, .segments = c->segments, .key = m->digest};
+    int rc = choose_kernels(&o, m, c->precision, e);
+    if (rc != 0)
+        return rc;
     pthread_mutex_lock(&m->mu);
     if (!m->prepared) {
         rc = engine_open(&m->engine, m->net, &o, e);
@@ -217,6 +235,29 @@ int model_prepare(struct model *m, const struct model_compute *c, struct err *e)
     }
     pthread_mutex_unlock(&m->mu);
     return rc;
+}
+
+int model_plan_open(struct model_plan *out, const struct model *m, enum precision precision,
+                    struct err *e)
+{
+    struct engine_options o = {.plan_only = true};
+    struct model_plan p = {0};
+    int rc = choose_kernels(&o, m, precision, e);
+    if (rc == 0)
+        rc = engine_open(&p.engine, m->net, &o, e);
+    if (rc == 0)
+        rc = plan_single(&p.single, p.engine, &o, e);
+    if (rc == 0)
+        *out = p;
+    else
+        model_plan_close(&p);
+    return rc;
+}
+
+void model_plan_close(struct model_plan *p)
+{
+    engine_close(p->single);
+    engine_close(p->engine);
 }
 
 int model_engine(struct model *m, const struct engine **out, struct err *e)

@@ -59,6 +59,14 @@ int model_engine(struct model *m, const struct engine **out, struct err *e);
  * is faster, since few images do not pay for large transformed weights, a result may differ in its
  * last digits. The same as model_engine where none is. */
 int model_engine_single(struct model *m, const struct engine **out, struct err *e);
+/* The engines that a model gets when it is prepared: sizes, without packing anything. */
+struct model_plan {
+    struct engine *engine, *single; /* single NULL = none of its own for one image */
+};
+/* Errors as model_prepare. */
+int model_plan_open(struct model_plan *out, const struct model *m, enum precision precision,
+                    struct err *e);
+void model_plan_close(struct model_plan *p);
 /* The packed weights of a prepared model. */
 struct model_packed {
     size_t bytes, shared_bytes; /* in all; those that other processes can attach to */

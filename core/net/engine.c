@@ -8,6 +8,9 @@
 #include <stdlib.h>
 #include <string.h>
 
+/* What the maps of a plan have for packed weights, so that others can borrow them. */
+static const char planned;
+
 enum { MAP_ALIGN = 4096, PART_BYTES = 256 << 10, PARTS_MAX = 64, BIAS_UNIT = 2 * LANES };
 
 /* 0: they are another engine's. */
@@ -169,6 +172,8 @@ int engine_open(struct engine **out, const struct net *net, const struct engine_
         engine->packed_bytes += packed_room(&engine->program.maps[i]);
     if (rc == 0 && !copy_biases(engine))
         rc = fail(e, FAIL_NO_MEMORY, "cannot allocate the biases");
+    for (int i = 0; rc == 0 && o->plan_only && i < engine->program.n_maps; i++)
+        engine->program.maps[i].packed = &planned;
     if (rc == 0 && !o->plan_only)
         rc = pack(engine, o, e);
     if (rc == 0)

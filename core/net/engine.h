@@ -25,7 +25,7 @@ struct engine_options {
     bool backward;                 /* else only forward passes are possible */
     int images;                    /* that will pass together, about; 0 = ENGINE_IMAGES */
     /* An engine of the same net and kernels, which outlives this one: weights that both pack the
-     * same way are not packed again. */
+     * same way are not packed again. A plan's base may be a plan. */
     const struct engine *base;
     bool plan_only;    /* packs nothing: for sizes and stages, not for passes */
     struct pool *pool; /* packs the weights; NULL = the calling thread */

@@ -46,17 +46,19 @@ static void close_jobs(void)
 
 static void open_all(void)
 {
-    const struct models_settings m = {.directory = folder,
-                                      .file = "",
-                                      .default_model = "",
-                                      .cache = "",
-                                      .budget_bytes = 1LL << 30};
+    const struct models_settings m = {
+        .directory = folder,
+        .file = "",
+        .default_model = "",
+        .cache = "",
+        .budget_bytes = 1LL << 30,
+        .users = {.batcher = {.threads = 2}, .chains = {.workers = 2, .slots = 4}}};
     const struct store_limits l = {.max_queued = 200,
                                    .max_queued_per_client = 200,
                                    .max_bytes = store_bytes,
                                    .retention_ms = 3600000};
     struct err e;
-    assert_int_equal(models_open(&models, &m, 4, &e), 0);
+    assert_int_equal(models_open(&models, &m, &e), 0);
     assert_int_equal(store_memory_open(&store, &l, &e), 0);
     assert_int_equal(events_open(&events, 64, &e), 0);
     open_jobs();

@@ -13,11 +13,13 @@ static int set_up(void **state)
     alarm(120);
     make_folder();
     models = NULL;
-    settings = (struct models_settings){.directory = folder,
-                                        .file = "",
-                                        .default_model = "",
-                                        .cache = "",
-                                        .budget_bytes = 1LL << 30};
+    settings = (struct models_settings){
+        .directory = folder,
+        .file = "",
+        .default_model = "",
+        .cache = "",
+        .budget_bytes = 1LL << 30,
+        .users = {.batcher = {.threads = 2}, .chains = {.workers = 2, .slots = 4}}};
     return 0;
 }
 
@@ -40,7 +42,7 @@ static int tear_down(void **state)
 static void open_models(void)
 {
     struct err e;
-    if (models_open(&models, &settings, 4, &e) != 0)
+    if (models_open(&models, &settings, &e) != 0)
         fail_msg("%s", e.text);
 }
 
@@ -195,10 +197,10 @@ static void broken_files_are_left_out_at_the_start_but_not_the_named_one(void **
     snprintf(named, sizeof named, "%s", in_folder("a.safetensors"));
     settings.directory = "";
     settings.file = named;
-    assert_true(models_open(&models, &settings, 4, &e) < 0);
+    assert_true(models_open(&models, &settings, &e) < 0);
     assert_true(e.text[0]);
     settings.file = "/tmp/jemd-unit-is-not-there";
-    assert_int_equal(models_open(&models, &settings, 4, &e), -FAIL_IO);
+    assert_int_equal(models_open(&models, &settings, &e), -FAIL_IO);
     snprintf(named, sizeof named, "%s", in_folder("b.safetensors"));
     settings.file = named;
     open_models();
@@ -235,12 +237,22 @@ static void a_renamed_file_goes_on_serving(void **state)
     assert_int_equal(n, 1);
 }
 
+static size_t need_of(const struct model *m)
+{
+    struct err e;
+    size_t need = 0;
+    assert_int_equal(models_need_bytes(&need, m, PRECISION_FLOAT, &settings.users, &e), 0);
+    return need;
+}
+
 static void a_model_beyond_the_budget_is_refused_with_the_sum_until_there_is_room(void **state)
 {
     (void)state;
     struct model *probe = load_model("probe", 9);
-    const size_t need = models_need_bytes(probe, 4);
-    assert_true(need > models_need_bytes(probe, 1));
+    const size_t need = need_of(probe);
+    settings.users.chains.slots++;
+    assert_true(need < need_of(probe));
+    settings.users.chains.slots--;
     model_put(probe);
     unlink(in_folder("one.safetensors"));
     put_model("a.safetensors", "ant", 1);

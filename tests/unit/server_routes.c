@@ -86,7 +86,7 @@ static void open_app(const char *keys, bool anonymous)
     app.settings.auth.allow_anonymous = anonymous;
     app.settings.auth.metrics_public = true;
     const struct http_handlers on = routes_handlers(&app);
-    assert_int_equal(models_open(&app.models, &m, 1, &e), 0);
+    assert_int_equal(models_open(&app.models, &m, &e), 0);
     assert_int_equal(batcher_open(&app.batcher, &b, &e), 0);
     assert_int_equal(tasks_open(&app.tasks, 1, 4, &e), 0);
     if (keys && auth_parse(&app.auth, "keys", keys, strlen(keys), &e) != 0)
