@@ -356,6 +356,7 @@ static void on_completed(void *cls, struct MHD_Connection *mhd, void **slot,
         finish(c, r,
                code == MHD_REQUEST_TERMINATED_COMPLETED_OK &&
                    !(r->stream && atomic_load(&c->left)));
+    c->answered = true;
     conn_phase(c, PHASE_IDLE, h->s.idle_timeout_ms);
 }
 

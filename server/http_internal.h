@@ -62,7 +62,8 @@ struct conn {
     /* of its daemon's thread */
     char *target; /* raw, of the request being received */
     size_t target_bytes, target_capacity;
-    bool linger; /* the peer may still be sending when we close */
+    bool linger;   /* the peer may still be sending when we close */
+    bool answered; /* a request has been completed */
     /* of the watch thread */
     int64_t seen_watch, seen_ms;
     int64_t left_ms; /* when the peer left */

@@ -111,9 +111,14 @@ bool watch_closed_by_library(const struct conn *c)
     struct tcp_info info = {0};
     socklen_t size = sizeof info;
     const int64_t watch = atomic_load_explicit(&c->watch, memory_order_relaxed);
-    if ((watch & 7) != PHASE_HEADERS || atomic_load(&c->cut) || atomic_load(&c->left) ||
-        atomic_load(&c->http->quiesced) ||
+    if ((watch & 7) != PHASE_HEADERS || atomic_load(&c->cut) || atomic_load(&c->http->quiesced) ||
         getsockopt(c->fd, IPPROTO_TCP, TCP_INFO, &info, &size) != 0)
+        return false;
+    /* Before the first request is complete only the library itself has anything to say; the peer may
+     * have read it and gone. */
+    if (!c->answered && info.tcpi_bytes_sent + info.tcpi_notsent_bytes > 0)
+        return true;
+    if (atomic_load(&c->left))
         return false;
     const bool ours = info.tcpi_state == ESTABLISHED || info.tcpi_state == FIN_WAIT1 ||
                       info.tcpi_state == FIN_WAIT2;
