@@ -76,3 +76,45 @@ void col2im(const struct conv *c, const float *col, float *dx)
         }
     }
 }
+
+/* One tap row of the patches of one row of points: out[wout] runs of kw, `depth` apart, of the input
+ * row x; the first run begins at column -pad. */
+static void unfold_runs(const struct conv *c, const float *x, int depth, float *out)
+{
+    const int kw = c->kw, last = c->win - kw;
+    for (int ox = 0; ox < c->wout; ox++, out += depth) {
+        const int ix = ox * c->stride - c->pad;
+        if (ix >= 0 && ix <= last && kw == 4) {
+            memcpy(out, x + ix, 4 * sizeof *out);
+        } else if (ix >= 0 && ix <= last && kw == 3) {
+            memcpy(out, x + ix, 3 * sizeof *out);
+        } else {
+            for (int kx = 0; kx < kw; kx++)
+                out[kx] = ix + kx >= 0 && ix + kx < c->win ? x[ix + kx] : 0.0f;
+        }
+    }
+}
+
+static void clear_runs(const struct conv *c, int depth, float *out)
+{
+    for (int ox = 0; ox < c->wout; ox++, out += depth)
+        for (int kx = 0; kx < c->kw; kx++)
+            out[kx] = 0;
+}
+
+void im2row(const struct conv *c, const float *x, float *rows)
+{
+    const int depth = c->cin * c->kh * c->kw;
+    for (int oy = 0; oy < c->hout; oy++, rows += (size_t)c->wout * (size_t)depth) {
+        for (int i = 0; i < c->cin; i++) {
+            for (int ky = 0; ky < c->kh; ky++) {
+                const int iy = oy * c->stride - c->pad + ky;
+                float *out = rows + (i * c->kh + ky) * c->kw;
+                if (iy < 0 || iy >= c->hin)
+                    clear_runs(c, depth, out);
+                else
+                    unfold_runs(c, x + (i * c->hin + iy) * c->win, depth, out);
+            }
+        }
+    }
+}
