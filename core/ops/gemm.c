@@ -7,8 +7,8 @@
  */
 #include "ops/gemm.h"
 
-#include "base/fmath.h"
 #include "ops/im2col.h"
+#include "ops/isa/silu.h"
 #include "ops/isa/small.h"
 #include "ops/ops.h"
 
@@ -240,20 +240,6 @@ static void linear_backward_weights(const struct linear *l, int n, const float *
     }
 }
 
-static void silu_forward(size_t count, const float *x, float *y)
-{
-    for (size_t i = 0; i < count; i++)
-        y[i] = x[i] / (1.0f + fm_exp(-x[i]));
-}
-
-static void silu_backward(size_t count, const float *x, const float *dy, float *dx)
-{
-    for (size_t i = 0; i < count; i++) {
-        const float s = 1.0f / (1.0f + fm_exp(-x[i]));
-        dx[i] = dy[i] * (s * (1.0f + x[i] * (1.0f - s)));
-    }
-}
-
 void gemm_override(struct ops *o)
 {
     openblas_set_num_threads(1);
@@ -267,6 +253,6 @@ void gemm_override(struct ops *o)
     o->conv_weights_scratch = conv_weights_scratch;
     o->conv_backward_weights = conv_backward_weights;
     o->linear_backward_weights = linear_backward_weights;
-    o->silu_forward = silu_forward;
-    o->silu_backward = silu_backward;
+    o->silu_forward = silu_best()->forward;
+    o->silu_backward = silu_best()->backward;
 }

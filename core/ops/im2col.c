@@ -24,6 +24,9 @@ static void unfold_row(const struct conv *c, const float *x, int shift, float *o
     const float *in = x + shift;
     if (c->stride == 1) {
         memcpy(out + first, in + first, (size_t)(end - first) * sizeof *out);
+    } else if (c->stride == 2) { /* a constant, to be vectorised */
+        for (int ox = first; ox < end; ox++)
+            out[ox] = in[ox * 2];
     } else {
         for (int ox = first; ox < end; ox++)
             out[ox] = in[ox * c->stride];
@@ -56,6 +59,9 @@ static void fold_row(const struct conv *c, const float *in, int shift, float *dx
     if (c->stride == 1) {
         for (int ox = first; ox < end; ox++)
             out[ox] += in[ox];
+    } else if (c->stride == 2) {
+        for (int ox = first; ox < end; ox++)
+            out[ox * 2] += in[ox];
     } else {
         for (int ox = first; ox < end; ox++)
             out[ox * c->stride] += in[ox];
