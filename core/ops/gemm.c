@@ -58,6 +58,30 @@ static int is_small(const struct conv *c)
     return (double)c->cout * (c->hout * c->wout) * (c->cin * c->kh * c->kw) <= SMALL_MACS;
 }
 
+/* Whether the product with OpenBLAS goes over patches by points: where taps of a row of points are
+ * not contiguous in the image, but those of a point are. */
+static int by_points(const struct conv *c)
+{
+    return c->stride > 1 && c->kw > 2 && !is_small(c);
+}
+
+/* y = weight x rows^T + bias */
+static void product_points(const struct conv *c, const float *rows, float *y)
+{
+    const int depth = c->cin * c->kh * c->kw, points = c->hout * c->wout;
+    fill_bias(c, y);
+    cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, c->cout, points, depth, 1.0f, c->weight,
+                depth, rows, depth, 1.0f, y, points);
+}
+
+/* rows = dy^T x weight */
+static void product_points_backward(const struct conv *c, const float *dy, float *rows)
+{
+    const int depth = c->cin * c->kh * c->kw, points = c->hout * c->wout;
+    cblas_sgemm(CblasRowMajor, CblasTrans, CblasNoTrans, points, depth, c->cout, 1.0f, dy, points,
+                c->weight, depth, 0.0f, rows, depth);
+}
+
 /* y = weight x col + bias */
 static void product_forward(const struct conv *c, const float *col, float *y)
 {
@@ -101,9 +125,15 @@ static void product_backward(const struct conv *c, const float *dy, float *col)
 static void conv_forward(const struct conv *c, int n, const float *x, float *y, float *scratch)
 {
     for (int b = 0; b < n; b++, x += image_in(c), y += image_out(c)) {
-        if (!is_pointwise(c))
+        if (is_pointwise(c)) {
+            product_forward(c, x, y);
+        } else if (by_points(c)) {
+            im2row(c, x, scratch);
+            product_points(c, scratch, y);
+        } else {
             im2col(c, x, scratch);
-        product_forward(c, is_pointwise(c) ? x : scratch, y);
+            product_forward(c, scratch, y);
+        }
     }
 }
 
@@ -111,9 +141,15 @@ static void conv_backward_input(const struct conv *c, int n, const float *dy, fl
                                 float *scratch)
 {
     for (int b = 0; b < n; b++, dy += image_out(c), dx += image_in(c)) {
-        product_backward(c, dy, is_pointwise(c) ? dx : scratch);
-        if (!is_pointwise(c))
+        if (is_pointwise(c)) {
+            product_backward(c, dy, dx);
+        } else if (by_points(c)) {
+            product_points_backward(c, dy, scratch);
+            row2im(c, scratch, dx);
+        } else {
+            product_backward(c, dy, scratch);
             col2im(c, scratch, dx);
+        }
     }
 }
 

@@ -124,3 +124,36 @@ void im2row(const struct conv *c, const float *x, float *rows)
         }
     }
 }
+
+/* The transpose of unfold_runs: adds to the row dx. */
+static void fold_runs(const struct conv *c, const float *in, int depth, float *dx)
+{
+    const int kw = c->kw, last = c->win - kw;
+    for (int ox = 0; ox < c->wout; ox++, in += depth) {
+        const int ix = ox * c->stride - c->pad;
+        if (ix >= 0 && ix <= last && kw == 4) {
+            for (int kx = 0; kx < 4; kx++)
+                dx[ix + kx] += in[kx];
+        } else {
+            for (int kx = 0; kx < kw; kx++)
+                if (ix + kx >= 0 && ix + kx < c->win)
+                    dx[ix + kx] += in[kx];
+        }
+    }
+}
+
+void row2im(const struct conv *c, const float *rows, float *dx)
+{
+    const int depth = c->cin * c->kh * c->kw;
+    memset(dx, 0, (size_t)c->cin * (size_t)c->hin * (size_t)c->win * sizeof *dx);
+    for (int oy = 0; oy < c->hout; oy++, rows += (size_t)c->wout * (size_t)depth) {
+        for (int i = 0; i < c->cin; i++) {
+            for (int ky = 0; ky < c->kh; ky++) {
+                const int iy = oy * c->stride - c->pad + ky;
+                if (iy >= 0 && iy < c->hin)
+                    fold_runs(c, rows + (i * c->kh + ky) * c->kw, depth,
+                              dx + (i * c->hin + iy) * c->win);
+            }
+        }
+    }
+}

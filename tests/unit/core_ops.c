@@ -315,6 +315,9 @@ static void the_convolutions_of_real_models_agree(void **state)
         {.cin = 128, .cout = 16, .hin = 4, .win = 4, .kh = 1, .kw = 1, .stride = 1, .pad = 0},
         {.cin = 32, .cout = 64, .hin = 32, .win = 32, .kh = 1, .kw = 1, .stride = 2, .pad = 0},
         {.cin = 64, .cout = 64, .hin = 8, .win = 8, .kh = 3, .kw = 3, .stride = 2, .pad = 1},
+        {.cin = 64, .cout = 128, .hin = 16, .win = 16, .kh = 3, .kw = 3, .stride = 2, .pad = 1},
+        {.cin = 16, .cout = 32, .hin = 32, .win = 32, .kh = 3, .kw = 3, .stride = 1, .pad = 1},
+        {.cin = 41, .cout = 73, .hin = 15, .win = 14, .kh = 4, .kw = 5, .stride = 3, .pad = 2},
     };
     for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++)
         check_conv(shapes[i], 90000 + 10 * i);
