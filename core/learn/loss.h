@@ -3,9 +3,9 @@
 /*
  * Losses of energy-based training as functions of logits, and their gradients there (MODELS 6). A
  * loss is a sum over groups of images, such as labelled data and negatives from chains, each with
- * its own weights: JEM (Grathwohl et al. 2020, sections 3 and 4) has log_px = -1 and cross_entropy = 1 on
- * data, log_px = 1 on negatives; Gibbs-JEM (Kelly, Zemel, Grathwohl 2021) log_pxy = -1 and 1. A
- * gradient of a batch of several groups is made group by group into its rows. Pure functions, used
+ * its own weights: JEM (Grathwohl et al. 2020, sections 3 and 4) has log_px = -1 and cross_entropy
+ * = 1 on data, log_px = 1 on negatives; Gibbs-JEM (Kelly, Zemel, Grathwohl 2021) log_pxy = -1 and 1.
+ * A gradient of a batch of several groups is made group by group into its rows. Pure functions, used
  * by the trainer and core/learn/kl.h.
  *
  * With f_k(x)[v] the logits, log p(x) and log p(x, y) are

@@ -3,8 +3,8 @@
 /*
  * What is trained: all weights of a network in one flat array of floats, and which tensor of the
  * model file lies where in it, in the order of the layer list. A net opened over it
- * (parameters_source) reads the array at every pass, so that changing it changes the net. Gradients,
- * moments and averages are arrays that lie the same way. Used by the trainer.
+ * (parameters_source) reads the array at every pass, so that changing it changes the net.
+ * Gradients, moments and averages are arrays that lie the same way. Used by the trainer.
  */
 #include "net/net.h"
 
@@ -21,8 +21,8 @@ struct parameters {
     float *values;          /* [P] */
 };
 
-/* The parameters of a layer list, all zero. Layers that name the same weights share them. Errors: as
- * net_open, and BAD_MODEL for shared weights whose shapes differ. */
+/* The parameters of a layer list, all zero. Layers that name the same weights share them. Errors:
+ * as net_open, and BAD_MODEL for shared weights whose shapes differ. */
 int parameters_init(struct parameters *p, const struct layer_spec *layers, int n_layers,
                     struct net_shape input, struct err *e);
 void parameters_fini(struct parameters *p);

@@ -21,8 +21,8 @@ size_t walk_estimate(const struct net *net, const struct ops *ops, int batch,
                      enum walk_passes passes);
 void walk_close(struct walk *w);
 
-/* Scratch of a walk of WALK_WEIGHTS while it passes, in floats; several walks that do not run at the
- * same time share one. */
+/* Scratch of a walk of WALK_WEIGHTS while it passes, in floats; several walks that do not run at
+ * the same time share one. */
 size_t walk_scratch(const struct net *net, const struct ops *ops, int batch);
 void walk_lend(struct walk *w, float *scratch);
 

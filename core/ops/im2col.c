@@ -83,8 +83,8 @@ void col2im(const struct conv *c, const float *col, float *dx)
     }
 }
 
-/* One tap row of the patches of one row of points: out[wout] runs of kw, `depth` apart, of the input
- * row x; the first run begins at column -pad. */
+/* One tap row of the patches of one row of points: out[wout] runs of kw, `depth` apart, of the
+ * input row x; the first run begins at column -pad. */
 static void unfold_runs(const struct conv *c, const float *x, int depth, float *out)
 {
     const int kw = c->kw, last = c->win - kw;
