@@ -14,8 +14,7 @@ static float top(const float *f, int n)
     return m;
 }
 
-/* p = softmax(scale f) and logsumexp(scale f). */
-static float softmax(const float *f, int n, float scale, float *p)
+float score_softmax(const float *f, int n, float scale, float *p)
 {
     const float m = scale * top(f, n);
     float sum = 0;
@@ -50,7 +49,7 @@ float score_log_px(const struct attributes *a, const float *logits, float *dlogi
     for (int k = 0; k < a->n; k++) {
         const struct attribute *at = &a->list[k];
         const float *f = logits + at->first;
-        sum += dlogits ? softmax(f, at->n_values, 1.0f, dlogits + at->first)
+        sum += dlogits ? score_softmax(f, at->n_values, 1.0f, dlogits + at->first)
                        : logsumexp(f, at->n_values);
     }
     return sum;
@@ -71,8 +70,8 @@ void score_probabilities(const struct attributes *a, const float *logits, int ca
 {
     for (int k = 0; k < a->n; k++) {
         const struct attribute *at = &a->list[k];
-        softmax(logits + at->first, at->n_values, calibrated ? 1.0f / at->temperature : 1.0f,
-                p + at->first);
+        score_softmax(logits + at->first, at->n_values, calibrated ? 1.0f / at->temperature : 1.0f,
+                      p + at->first);
     }
 }
 

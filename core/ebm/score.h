@@ -12,6 +12,8 @@ float score_log_px(const struct attributes *a, const float *logits, float *dlogi
 /* log p(x, y_given) + log Z = log p(x) + log Z + sum over the given of log p(y_k = given[k]|x);
  * attributes with given[k] < 0 are marginalised. */
 float score_log_pxy(const struct attributes *a, const float *logits, const int *given);
+/* p[n] = softmax of scale f[n]; returns logsumexp of scale f. */
+float score_softmax(const float *f, int n, float scale, float *p);
 /* p[n_logits] = softmax_v f_k / temperature_k, each attribute apart; `calibrated` false: T = 1. */
 void score_probabilities(const struct attributes *a, const float *logits, int calibrated, float *p);
 /* max_y p(y|x) = prod_k max_v p(y_k = v|x), uncalibrated (T = 1). */

@@ -13,19 +13,20 @@ struct walk {
     const struct net *net;
     const struct ops *ops;
     int batch;
-    bool backward;
+    enum walk_passes passes;
     struct arena arena;
     float **activations;    /* [n_layers + 1]; [0] unused */
     float **gradients;      /* [n_layers + 1]; [0] and [n_layers] unused */
     unsigned char *written; /* [n_layers + 1]: the gradient holds something */
-    float *scratch;         /* of one convolution */
+    float *scratch;         /* of one convolution; NULL = none was lent */
     float *second;          /* a further contribution to a gradient */
     const float *x;         /* of the current pass */
 };
 
-static bool needs_input(enum layer_kind k)
+static bool needs_input(enum layer_kind k, enum walk_passes passes)
 {
-    return k == LAYER_SILU || k == LAYER_SQUARE;
+    const bool weighted = k == LAYER_CONV || k == LAYER_LINEAR;
+    return k == LAYER_SILU || k == LAYER_SQUARE || (weighted && passes == WALK_WEIGHTS);
 }
 
 static bool needs_output(enum layer_kind k)
@@ -40,9 +41,11 @@ static int later(int a, int b)
 
 /* Steps: layer i runs forward at i and backward at 2 n - 1 - i. plan[v] is the activation of value
  * v, plan[n + 1 + v] its gradient. */
-static void lifetimes(const struct net *net, int batch, bool backward, struct plan_buffer *plan)
+static void lifetimes(const struct net *net, int batch, enum walk_passes passes,
+                      struct plan_buffer *plan)
 {
     const int n = net->n_layers;
+    const bool backward = passes != WALK_FORWARD;
     struct plan_buffer *acts = plan, *grads = plan + n + 1;
     for (int v = 1; v <= n; v++) {
         const size_t bytes = net->values[v].elements * (size_t)batch * sizeof(float);
@@ -60,7 +63,7 @@ static void lifetimes(const struct net *net, int batch, bool backward, struct pl
             const int v = inputs[j];
             if (v <= VALUE_INPUT)
                 continue;
-            const bool kept = backward && needs_input(l->kind);
+            const bool kept = backward && needs_input(l->kind, passes);
             acts[v].last = later(acts[v].last, kept ? 2 * n - 1 - i : i);
             if (2 * n - 1 - i < grads[v].first)
                 grads[v].first = 2 * n - 1 - i;
@@ -68,48 +71,72 @@ static void lifetimes(const struct net *net, int batch, bool backward, struct pl
     }
 }
 
+static size_t larger(size_t a, size_t b)
+{
+    return a > b ? a : b;
+}
+
 /* Floats of scratch: one convolution's, and one more for second contributions to a gradient. */
-static void scratch_sizes(const struct net *net, const struct ops *ops, bool backward,
-                          size_t *scratch, size_t *second)
+static void scratch_sizes(const struct net *net, const struct ops *ops, int batch,
+                          enum walk_passes passes, size_t *scratch, size_t *second)
 {
     *scratch = *second = 0;
     for (int i = 0; i < net->n_layers; i++) {
-        if (net->layers[i].kind == LAYER_CONV) {
-            const size_t s = ops->conv_scratch(&net->layers[i].u.conv);
-            *scratch = s > *scratch ? s : *scratch;
-        }
-        if (backward && net->values[i].uses > 1 && net->values[i].elements > *second)
-            *second = net->values[i].elements;
+        const struct conv *c = &net->layers[i].u.conv;
+        if (net->layers[i].kind == LAYER_CONV)
+            *scratch = larger(*scratch, ops->conv_scratch(c));
+        if (net->layers[i].kind == LAYER_CONV && passes == WALK_WEIGHTS)
+            *scratch = larger(*scratch, ops->conv_weights_scratch(c));
+        if (passes != WALK_FORWARD && net->values[i].uses > 1)
+            *second = larger(*second, net->values[i].elements * (size_t)batch);
     }
 }
 
 /* Total bytes of the arena, SIZE_MAX when out of memory; the plan's block is *block of them. */
-static size_t total_bytes(const struct net *net, const struct ops *ops, int batch, bool backward,
-                          struct plan_buffer **plan_out, size_t *block)
+static size_t total_bytes(const struct net *net, const struct ops *ops, int batch,
+                          enum walk_passes passes, struct plan_buffer **plan_out, size_t *block)
 {
     const size_t values = (size_t)net->n_layers + 1;
     size_t scratch, second;
     struct plan_buffer *plan = calloc(2 * values, sizeof *plan);
     if (!plan)
         return SIZE_MAX;
-    lifetimes(net, batch, backward, plan);
+    lifetimes(net, batch, passes, plan);
     *block = plan_place(plan, (int)(2 * values));
-    scratch_sizes(net, ops, backward, &scratch, &second);
+    scratch_sizes(net, ops, batch, passes, &scratch, &second);
     *plan_out = plan;
     if (*block == SIZE_MAX)
         return SIZE_MAX;
-    return *block + arena_round(scratch * sizeof(float)) +
-           arena_round(second * (size_t)batch * sizeof(float)) +
-           2 * arena_round(values * sizeof(float *)) + arena_round(values);
+    const size_t own = passes == WALK_WEIGHTS ? 0
+                                              : arena_round(scratch * sizeof(float)) +
+                                                    arena_round(second * sizeof(float));
+    return *block + own + 2 * arena_round(values * sizeof(float *)) + arena_round(values);
 }
 
-size_t walk_estimate(const struct net *net, const struct ops *ops, int batch, bool backward)
+size_t walk_estimate(const struct net *net, const struct ops *ops, int batch,
+                     enum walk_passes passes)
 {
     size_t block;
     struct plan_buffer *plan = NULL;
-    const size_t bytes = total_bytes(net, ops, batch, backward, &plan, &block);
+    const size_t bytes = total_bytes(net, ops, batch, passes, &plan, &block);
     free(plan);
     return bytes;
+}
+
+size_t walk_scratch(const struct net *net, const struct ops *ops, int batch)
+{
+    size_t scratch, second;
+    scratch_sizes(net, ops, batch, WALK_WEIGHTS, &scratch, &second);
+    return scratch + second;
+}
+
+void walk_lend(struct walk *w, float *scratch)
+{
+    size_t first, second;
+    scratch_sizes(w->net, w->ops, w->batch, WALK_WEIGHTS, &first, &second);
+    invariant(w->passes == WALK_WEIGHTS);
+    w->scratch = scratch;
+    w->second = scratch + first;
 }
 
 static void hand_out(struct walk *w, const struct plan_buffer *plan, size_t block)
@@ -120,9 +147,11 @@ static void hand_out(struct walk *w, const struct plan_buffer *plan, size_t bloc
     w->activations = arena_take(&w->arena, values * sizeof(float *));
     w->gradients = arena_take(&w->arena, values * sizeof(float *));
     w->written = arena_take(&w->arena, values);
-    scratch_sizes(w->net, w->ops, w->backward, &scratch, &second);
-    w->scratch = arena_take(&w->arena, scratch * sizeof(float));
-    w->second = arena_take(&w->arena, second * (size_t)w->batch * sizeof(float));
+    scratch_sizes(w->net, w->ops, w->batch, w->passes, &scratch, &second);
+    if (w->passes != WALK_WEIGHTS) {
+        w->scratch = arena_take(&w->arena, scratch * sizeof(float));
+        w->second = arena_take(&w->arena, second * sizeof(float));
+    }
     for (size_t v = 1; v < values; v++) {
         w->activations[v] = (float *)(void *)(base + plan[v].offset);
         w->gradients[v] = (float *)(void *)(base + plan[values + v].offset);
@@ -130,7 +159,7 @@ static void hand_out(struct walk *w, const struct plan_buffer *plan, size_t bloc
 }
 
 int walk_open(struct walk **out, const struct net *net, const struct ops *ops, int batch,
-              bool backward, struct err *e)
+              enum walk_passes passes, struct err *e)
 {
     size_t block;
     struct plan_buffer *plan = NULL;
@@ -138,8 +167,8 @@ int walk_open(struct walk **out, const struct net *net, const struct ops *ops, i
     struct walk *w = calloc(1, sizeof *w);
     if (!w)
         return rc;
-    *w = (struct walk){.net = net, .ops = ops, .batch = batch, .backward = backward};
-    const size_t bytes = total_bytes(net, ops, batch, backward, &plan, &block);
+    *w = (struct walk){.net = net, .ops = ops, .batch = batch, .passes = passes};
+    const size_t bytes = total_bytes(net, ops, batch, passes, &plan, &block);
     if (bytes != SIZE_MAX)
         rc = arena_init(&w->arena, bytes, e);
     if (rc == 0) {
@@ -206,7 +235,7 @@ static void run_forward(const struct walk *w, const struct layer *l, int n)
 
 const float *walk_forward(struct walk *w, int n, const float *x)
 {
-    invariant(n >= 1 && n <= w->batch);
+    invariant(n >= 1 && n <= w->batch && w->scratch);
     w->x = x;
     for (int i = 0; i < w->net->n_layers; i++)
         run_forward(w, &w->net->layers[i], n);
@@ -264,16 +293,61 @@ static void contribute(struct walk *w, const struct layer *l, int n, int v, cons
     w->ops->add(w->net->values[v].elements * (size_t)n, g, w->second, g);
 }
 
-void walk_backward(struct walk *w, int n, const float *dlogits, float *dx)
+static bool within(const float *weight, size_t elements, const float *base, size_t count)
+{
+    const uintptr_t at = (uintptr_t)weight, first = (uintptr_t)base;
+    return at >= first && at + elements * sizeof *weight <= first + count * sizeof *base;
+}
+
+bool walk_weights_within(const struct net *net, const float *base, size_t count)
+{
+    for (int i = 0; i < net->n_layers; i++) {
+        const struct conv *c = &net->layers[i].u.conv;
+        const struct linear *f = &net->layers[i].u.linear;
+        if (net->layers[i].kind == LAYER_CONV) {
+            const size_t depth = (size_t)c->cin * (size_t)(c->kh * c->kw), out = (size_t)c->cout;
+            if (!within(c->weight, out * depth, base, count) || !within(c->bias, out, base, count))
+                return false;
+        } else if (net->layers[i].kind == LAYER_LINEAR) {
+            const size_t in = (size_t)f->in, out = (size_t)f->out;
+            if (!within(f->weight, out * in, base, count) || !within(f->bias, out, base, count))
+                return false;
+        }
+    }
+    return true;
+}
+
+/* The gradient to l's weights from dy, if it has any. */
+static void to_weights(const struct walk *w, const struct layer *l, int n, const float *dy,
+                       const struct walk_weights *to)
+{
+    const float *x = l->in == VALUE_INPUT ? w->x : w->activations[l->in];
+    if (l->kind == LAYER_CONV) {
+        const struct conv *c = &l->u.conv;
+        w->ops->conv_backward_weights(c, n, x, dy, to->gradient + (c->weight - to->base),
+                                      to->gradient + (c->bias - to->base), w->scratch);
+    } else if (l->kind == LAYER_LINEAR) {
+        const struct linear *f = &l->u.linear;
+        w->ops->linear_backward_weights(f, n, x, dy, to->gradient + (f->weight - to->base),
+                                        to->gradient + (f->bias - to->base));
+    }
+}
+
+void walk_backward(struct walk *w, int n, const float *dlogits, float *dx,
+                   const struct walk_weights *weights)
 {
     const struct net *net = w->net;
-    invariant(w->backward && n >= 1 && n <= w->batch);
+    invariant(w->passes != WALK_FORWARD && n >= 1 && n <= w->batch && w->scratch);
+    invariant(w->passes == WALK_WEIGHTS || !weights);
     memset(w->written, 0, (size_t)net->n_layers + 1);
     for (int i = net->n_layers - 1; i >= 0; i--) {
         const struct layer *l = &net->layers[i];
         const float *dy = l->out == net->n_layers ? dlogits : w->gradients[l->out];
-        contribute(w, l, n, l->in, dy, dx);
-        if (l->with != VALUE_NONE)
+        if (weights)
+            to_weights(w, l, n, dy, weights);
+        if (l->in != VALUE_INPUT || dx)
+            contribute(w, l, n, l->in, dy, dx);
+        if (l->with != VALUE_NONE && (l->with != VALUE_INPUT || dx))
             contribute(w, l, n, l->with, dy, dx);
     }
 }

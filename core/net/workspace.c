@@ -12,13 +12,18 @@ struct workspace {
     struct runner *runner;
 };
 
+static enum walk_passes passes_of(bool backward)
+{
+    return backward ? WALK_BACKWARD : WALK_FORWARD;
+}
+
 int workspace_open(struct workspace **out, const struct net *net, const struct ops *ops, int batch,
                    bool backward, struct err *e)
 {
     struct workspace *w = calloc(1, sizeof *w);
     if (!w)
         return fail(e, FAIL_NO_MEMORY, "cannot allocate a workspace for %d images", batch);
-    const int rc = walk_open(&w->walk, net, ops, batch, backward, e);
+    const int rc = walk_open(&w->walk, net, ops, batch, passes_of(backward), e);
     if (rc == 0)
         *out = w;
     else
@@ -47,7 +52,7 @@ size_t workspace_bytes(const struct workspace *w)
 
 size_t workspace_estimate(const struct net *net, const struct ops *ops, int batch, bool backward)
 {
-    return walk_estimate(net, ops, batch, backward);
+    return walk_estimate(net, ops, batch, passes_of(backward));
 }
 
 size_t workspace_estimate_engine(const struct engine *engine, int batch, bool backward, int threads)
@@ -78,7 +83,7 @@ const float *net_forward(struct workspace *w, int n, const float *x)
 void net_backward_input(struct workspace *w, int n, const float *dlogits, float *dx)
 {
     if (w->walk)
-        walk_backward(w->walk, n, dlogits, dx);
+        walk_backward(w->walk, n, dlogits, dx, NULL);
     else
         runner_backward(w->runner, n, dlogits, dx);
 }

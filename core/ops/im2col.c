@@ -24,6 +24,9 @@ static void unfold_row(const struct conv *c, const float *x, int shift, float *o
     const float *in = x + shift;
     if (c->stride == 1) {
         memcpy(out + first, in + first, (size_t)(end - first) * sizeof *out);
+    } else if (c->stride == 2) { /* a constant, to be vectorised */
+        for (int ox = first; ox < end; ox++)
+            out[ox] = in[ox * 2];
     } else {
         for (int ox = first; ox < end; ox++)
             out[ox] = in[ox * c->stride];
@@ -56,6 +59,9 @@ static void fold_row(const struct conv *c, const float *in, int shift, float *dx
     if (c->stride == 1) {
         for (int ox = first; ox < end; ox++)
             out[ox] += in[ox];
+    } else if (c->stride == 2) {
+        for (int ox = first; ox < end; ox++)
+            out[ox * 2] += in[ox];
     } else {
         for (int ox = first; ox < end; ox++)
             out[ox * c->stride] += in[ox];
@@ -72,6 +78,81 @@ void col2im(const struct conv *c, const float *col, float *dx)
                 const int iy = oy * c->stride - c->pad + ky;
                 if (iy >= 0 && iy < c->hin)
                     fold_row(c, col, kx - c->pad, dx + iy * c->win);
+            }
+        }
+    }
+}
+
+/* One tap row of the patches of one row of points: out[wout] runs of kw, `depth` apart, of the
+ * input row x; the first run begins at column -pad. */
+static void unfold_runs(const struct conv *c, const float *x, int depth, float *out)
+{
+    const int kw = c->kw, last = c->win - kw;
+    for (int ox = 0; ox < c->wout; ox++, out += depth) {
+        const int ix = ox * c->stride - c->pad;
+        if (ix >= 0 && ix <= last && kw == 4) {
+            memcpy(out, x + ix, 4 * sizeof *out);
+        } else if (ix >= 0 && ix <= last && kw == 3) {
+            memcpy(out, x + ix, 3 * sizeof *out);
+        } else {
+            for (int kx = 0; kx < kw; kx++)
+                out[kx] = ix + kx >= 0 && ix + kx < c->win ? x[ix + kx] : 0.0f;
+        }
+    }
+}
+
+static void clear_runs(const struct conv *c, int depth, float *out)
+{
+    for (int ox = 0; ox < c->wout; ox++, out += depth)
+        for (int kx = 0; kx < c->kw; kx++)
+            out[kx] = 0;
+}
+
+void im2row(const struct conv *c, const float *x, float *rows)
+{
+    const int depth = c->cin * c->kh * c->kw;
+    for (int oy = 0; oy < c->hout; oy++, rows += (size_t)c->wout * (size_t)depth) {
+        for (int i = 0; i < c->cin; i++) {
+            for (int ky = 0; ky < c->kh; ky++) {
+                const int iy = oy * c->stride - c->pad + ky;
+                float *out = rows + (i * c->kh + ky) * c->kw;
+                if (iy < 0 || iy >= c->hin)
+                    clear_runs(c, depth, out);
+                else
+                    unfold_runs(c, x + (i * c->hin + iy) * c->win, depth, out);
+            }
+        }
+    }
+}
+
+/* The transpose of unfold_runs: adds to the row dx. */
+static void fold_runs(const struct conv *c, const float *in, int depth, float *dx)
+{
+    const int kw = c->kw, last = c->win - kw;
+    for (int ox = 0; ox < c->wout; ox++, in += depth) {
+        const int ix = ox * c->stride - c->pad;
+        if (ix >= 0 && ix <= last && kw == 4) {
+            for (int kx = 0; kx < 4; kx++)
+                dx[ix + kx] += in[kx];
+        } else {
+            for (int kx = 0; kx < kw; kx++)
+                if (ix + kx >= 0 && ix + kx < c->win)
+                    dx[ix + kx] += in[kx];
+        }
+    }
+}
+
+void row2im(const struct conv *c, const float *rows, float *dx)
+{
+    const int depth = c->cin * c->kh * c->kw;
+    memset(dx, 0, (size_t)c->cin * (size_t)c->hin * (size_t)c->win * sizeof *dx);
+    for (int oy = 0; oy < c->hout; oy++, rows += (size_t)c->wout * (size_t)depth) {
+        for (int i = 0; i < c->cin; i++) {
+            for (int ky = 0; ky < c->kh; ky++) {
+                const int iy = oy * c->stride - c->pad + ky;
+                if (iy >= 0 && iy < c->hin)
+                    fold_runs(c, rows + (i * c->kh + ky) * c->kw, depth,
+                              dx + (i * c->hin + iy) * c->win);
             }
         }
     }

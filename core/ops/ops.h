@@ -7,7 +7,8 @@
  *
  * Contract of every entry: images are independent; the result of an image does not depend, in any
  * bit, on n or on its neighbours. Arrays are dense [n][C][H][W], float32. Nothing allocates.
- * Outputs are overwritten and must not overlap inputs unless said.
+ * Outputs are overwritten and must not overlap inputs unless said. Gradients to weights, which sum
+ * over images, have a contract of their own below.
  */
 #include <stddef.h>
 
@@ -31,6 +32,8 @@ struct window {
     float scale;
 };
 
+enum { OPS_BLOCK = 8 };
+
 struct ops {
     const char *name;
     /* Scratch one conv needs, in floats, independent of n. */
@@ -46,6 +49,16 @@ struct ops {
     void (*linear_backward_input)(const struct linear *l, int n, const float *dy, float *dx);
     void (*window_forward)(const struct window *p, int n, const float *x, float *y);
     void (*window_backward)(const struct window *p, int n, const float *dy, float *dx);
+
+    /* Gradients to weights: add to what dw and db hold, for x and dy as above, images in order.
+     * dw lies as the weight does. Products run over blocks of OPS_BLOCK images, the last one
+     * shorter: the bits depend on n and on nothing else.
+     * Scratch in floats, for any n. */
+    size_t (*conv_weights_scratch)(const struct conv *c);
+    void (*conv_backward_weights)(const struct conv *c, int n, const float *x, const float *dy,
+                                  float *dw, float *db, float *scratch);
+    void (*linear_backward_weights)(const struct linear *l, int n, const float *x, const float *dy,
+                                    float *dw, float *db);
 
     /* Elementwise over `count` numbers; y may equal x, dx may equal dy.
      * LeakyReLU (ReLU: slope 0): x > 0 ? x : slope x; the derivative is taken from the output y,

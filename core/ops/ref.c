@@ -100,6 +100,54 @@ static void linear_backward_input(const struct linear *l, int n, const float *dy
     }
 }
 
+/* d/dw[o][i][ky][kx] of one image = sum over the outputs of dy times the input under that tap. */
+static float conv_tap_gradient(const struct conv *c, const float *x, const float *dy, int ky,
+                               int kx)
+{
+    double sum = 0;
+    for (int oy = 0; oy < c->hout; oy++) {
+        for (int ox = 0; ox < c->wout; ox++) {
+            const int iy = oy * c->stride - c->pad + ky, ix = ox * c->stride - c->pad + kx;
+            if (iy >= 0 && iy < c->hin && ix >= 0 && ix < c->win)
+                sum += (double)dy[oy * c->wout + ox] * (double)x[iy * c->win + ix];
+        }
+    }
+    return (float)sum;
+}
+
+static void conv_backward_weights(const struct conv *c, int n, const float *x, const float *dy,
+                                  float *dw, float *db, float *scratch)
+{
+    (void)scratch;
+    const int points = c->hout * c->wout;
+    for (int b = 0; b < n; b++) {
+        float *w = dw;
+        for (int o = 0; o < c->cout; o++, dy += points) {
+            double sum = 0;
+            for (int i = 0; i < points; i++)
+                sum += (double)dy[i];
+            db[o] += (float)sum;
+            for (int i = 0; i < c->cin; i++)
+                for (int ky = 0; ky < c->kh; ky++)
+                    for (int kx = 0; kx < c->kw; kx++)
+                        *w++ += conv_tap_gradient(c, x + i * c->hin * c->win, dy, ky, kx);
+        }
+        x += (size_t)c->cin * (size_t)c->hin * (size_t)c->win;
+    }
+}
+
+static void linear_backward_weights(const struct linear *l, int n, const float *x, const float *dy,
+                                    float *dw, float *db)
+{
+    for (int b = 0; b < n; b++, x += l->in, dy += l->out) {
+        for (int o = 0; o < l->out; o++) {
+            db[o] += dy[o];
+            for (int i = 0; i < l->in; i++)
+                dw[(size_t)o * (size_t)l->in + (size_t)i] += dy[o] * x[i];
+        }
+    }
+}
+
 static void window_forward(const struct window *p, int n, const float *x, float *y)
 {
     for (int plane = 0; plane < n * p->channels; plane++, x += (size_t)p->hin * (size_t)p->win) {
@@ -187,6 +235,9 @@ const struct ops ops_ref = {
     .linear_backward_input = linear_backward_input,
     .window_forward = window_forward,
     .window_backward = window_backward,
+    .conv_weights_scratch = conv_scratch,
+    .conv_backward_weights = conv_backward_weights,
+    .linear_backward_weights = linear_backward_weights,
     .lrelu_forward = lrelu_forward,
     .lrelu_backward = lrelu_backward,
     .silu_forward = silu_forward,

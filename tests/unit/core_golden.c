@@ -6,6 +6,7 @@
 #include "net/engine.h"
 #include "ops/kernels.h"
 #include "unit/golden.h"
+#include "unit/golden_nets.h"
 #include "unit/test_nets.h"
 
 #include <setjmp.h>
@@ -15,7 +16,7 @@
 
 #include <cmocka.h>
 
-enum { LAYERS = 64, BATCH = 4, ATTRIBUTES = 8, LOGITS = 32 };
+enum { BATCH = 4, ATTRIBUTES = 8, LOGITS = 32 };
 static const double FORWARD = 1e-5, GRADIENT = 1e-4, STEPS = 1e-3;
 
 static const char *numbers[] = {"0", "1", "2", "3", "4", "5", "6", "7", "8", "9"};
@@ -24,8 +25,7 @@ struct bench {
     struct golden golden, weights;
     const char *arithmetic; /* ref, openblas, or a table of kernels */
     struct engine *engine;  /* of the latter */
-    struct layer_spec layers[LAYERS];
-    int n_layers;
+    struct golden_net spec;
     struct net_shape input;
     struct attribute list[ATTRIBUTES];
     struct attributes attributes;
@@ -35,91 +35,6 @@ struct bench {
     const float *x;
     size_t elements;
 };
-
-static struct layer_spec *push(struct bench *b, enum layer_kind kind)
-{
-    invariant(b->n_layers < LAYERS);
-    struct layer_spec *s = &b->layers[b->n_layers++];
-    *s = (struct layer_spec){.kind = kind, .slope = 0.2f, .stride = 1};
-    return s;
-}
-
-static struct layer_spec *push_conv(struct bench *b, const char *weights, int in, int out, int k)
-{
-    struct layer_spec *s = push(b, LAYER_CONV);
-    snprintf(s->weights, sizeof s->weights, "%s", weights);
-    s->in = in;
-    s->out = out;
-    s->kernel_h = s->kernel_w = k;
-    s->stride = k == 4 ? 2 : 1;
-    s->pad = k > 1;
-    return s;
-}
-
-static void push_linear(struct bench *b, const char *weights, int in, int out)
-{
-    struct layer_spec *s = push(b, LAYER_LINEAR);
-    snprintf(s->weights, sizeof s->weights, "%s", weights);
-    s->in = in;
-    s->out = out;
-}
-
-/* f.layer{group}.0 of a wide ResNet without norm (MODELS 3). */
-static void push_block(struct bench *b, int group, int in, int out, int stride)
-{
-    char name[48];
-    snprintf(b->layers[b->n_layers - 1].id, sizeof b->layers[0].id, "x%d", group);
-    push(b, LAYER_LRELU);
-    snprintf(name, sizeof name, "f.layer%d.0.conv1", group);
-    push_conv(b, name, in, out, 3);
-    push(b, LAYER_LRELU);
-    snprintf(name, sizeof name, "f.layer%d.0.conv2", group);
-    struct layer_spec *s = push_conv(b, name, out, out, 3);
-    s->stride = stride;
-    snprintf(s->id, sizeof s->id, "h%d", group);
-    snprintf(name, sizeof name, "f.layer%d.0.shortcut.0", group);
-    s = push_conv(b, name, in, out, 1);
-    s->stride = stride;
-    snprintf(s->from, sizeof s->from, "x%d", group);
-    s = push(b, LAYER_ADD);
-    snprintf(s->with, sizeof s->with, "h%d", group);
-}
-
-static void wide_resnet(struct bench *b, int width, int classes)
-{
-    push_conv(b, "f.conv1", 3, 16, 3);
-    push_block(b, 1, 16, 16 * width, 1);
-    push_block(b, 2, 16 * width, 32 * width, 2);
-    push_block(b, 3, 32 * width, 64 * width, 2);
-    push(b, LAYER_LRELU);
-    struct layer_spec *pool = push(b, LAYER_AVGPOOL);
-    pool->kernel_h = pool->kernel_w = 8;
-    push(b, LAYER_FLATTEN);
-    push_linear(b, "class_output", 64 * width, classes);
-}
-
-static void gibbs_net(struct bench *b, int size, int n_f, int hidden, int logits)
-{
-    char name[16];
-    int channels = n_f, at = 2, side = size;
-    push_conv(b, "cnn.0", 3, n_f, 3);
-    for (; side > 4; side /= 2, at += 2) {
-        const int out = channels < 8 * n_f ? 2 * channels : channels;
-        push(b, LAYER_SILU);
-        snprintf(name, sizeof name, "cnn.%d", at);
-        push_conv(b, name, channels, out, 4);
-        channels = out;
-    }
-    push(b, LAYER_SILU);
-    snprintf(name, sizeof name, "cnn.%d", at);
-    push_conv(b, name, channels, n_f, 1);
-    push(b, LAYER_FLATTEN);
-    push_linear(b, "mlp.0", 16 * n_f, hidden);
-    push(b, LAYER_SILU);
-    push_linear(b, "mlp.2", hidden, hidden);
-    push(b, LAYER_SILU);
-    push_linear(b, "mlp.4", hidden, logits);
-}
 
 static void set_attributes(struct bench *b, const int *values, int n)
 {
@@ -167,7 +82,7 @@ static void start(struct bench *b, int t)
     b->input = (struct net_shape){(int)x->shape[1], (int)x->shape[2], (int)x->shape[3]};
     b->x = golden_floats(&b->golden, "in.x");
     b->elements = net_shape_elements(b->input);
-    if (net_open(&b->net, b->layers, b->n_layers, b->input, &source, &e) != 0 ||
+    if (net_open(&b->net, b->spec.layers, b->spec.n_layers, b->input, &source, &e) != 0 ||
         open_workspace(b, t, &e) != 0)
         fail_msg("%s", e.text);
     assert_int_equal(net_logits(b->net), b->attributes.n_logits);
@@ -402,7 +317,7 @@ static void the_jem_wide_resnet_is_reproduced(void **state)
             return;
         b.weights = b.golden;
         const int classes = 10;
-        wide_resnet(&b, 2, classes);
+        golden_wide_resnet(&b.spec, 2, classes);
         set_attributes(&b, &classes, 1);
         start(&b, t);
         check_marginal(&b, true);
@@ -464,7 +379,7 @@ static void check_gibbs_model(const char *name, int size, int attributes)
         if (!golden_open(&b.golden, "golden", name, "model."))
             return;
         b.weights = b.golden;
-        gibbs_net(&b, size, 8, 32, 2 * attributes);
+        golden_gibbs_net(&b.spec, size, 8, 32, 2 * attributes);
         set_attributes(&b, binary, attributes);
         start(&b, t);
         check_marginal(&b, false);
@@ -543,7 +458,7 @@ static void the_sprites_model_is_reproduced(void **state)
             return;
         if (!golden_open(&b.weights, "models", "sprites", ""))
             return;
-        gibbs_net(&b, 32, 16, 128, 25);
+        golden_gibbs_net(&b.spec, 32, 16, 128, 25);
         set_attributes(&b, values, 7);
         start(&b, t);
         check_marginal(&b, true);

@@ -11,7 +11,7 @@
 
 #include <cmocka.h>
 
-enum { BATCH = 3, GUARD = 8 };
+enum { BATCH = 3, GUARD = 8, WEIGHTS_BATCH = OPS_BLOCK + 3 };
 
 static float *vector(size_t n, uint64_t seed)
 {
@@ -112,6 +112,100 @@ static void run_both(struct layer_case c, const float *x, float *y, const float 
     check_batch(&c, dy, dx, backward, c.out, c.in);
 }
 
+static size_t weights_of(const struct layer_case *c)
+{
+    if (c->conv)
+        return (size_t)c->conv->cout * (size_t)c->conv->cin * (size_t)(c->conv->kh * c->conv->kw);
+    return (size_t)c->linear->out * (size_t)c->linear->in;
+}
+
+static size_t biases_of(const struct layer_case *c)
+{
+    return (size_t)(c->conv ? c->conv->cout : c->linear->out);
+}
+
+/* Scratch of the exact size, unwritten and guarded. */
+static void backward_weights(const struct layer_case *c, int n, const float *x, const float *dy,
+                             float *dw, float *db)
+{
+    if (c->conv) {
+        const size_t size = c->ops->conv_weights_scratch(c->conv);
+        float *scratch = unwritten(size);
+        c->ops->conv_backward_weights(c->conv, n, x, dy, dw, db, scratch);
+        check_guard(scratch, size);
+        free(scratch);
+    } else {
+        c->ops->linear_backward_weights(c->linear, n, x, dy, dw, db);
+    }
+    check_guard(dw, weights_of(c));
+    check_guard(db, biases_of(c));
+}
+
+/* A layer is linear in its weight: <dw, w> = <dy, y - y at weight 0>; db = sum dy. */
+static void check_weights_adjoint(const struct layer_case *c, const float *x, const float *dy,
+                                  const char *what)
+{
+    const size_t nw = weights_of(c), nb = biases_of(c), points = c->out / nb;
+    const float *w = c->conv ? c->conv->weight : c->linear->weight;
+    const float *bias = c->conv ? c->conv->bias : c->linear->bias;
+    float *y = unwritten(c->out), *dw = vector(nw, 1), *db = vector(nb, 1);
+    memset(dw, 0, nw * sizeof *dw);
+    memset(db, 0, nb * sizeof *db);
+    forward(c, 1, x, y);
+    backward_weights(c, 1, x, dy, dw, db);
+    for (size_t i = 0; i < c->out; i++)
+        y[i] -= bias[i / points];
+    const double there = inner(dy, y, c->out), back = inner(dw, w, nw);
+    if (fabs(there - back) > 2e-6 * (norm(y, c->out) * norm(dy, c->out) + norm(dw, nw)))
+        fail_msg("%s: the weights' gradient is not the adjoint: %.9g, %.9g", what, there, back);
+    for (size_t o = 0; o < nb; o++) {
+        double sum = 0, size = 0;
+        for (size_t i = o * points; i < (o + 1) * points; i++) {
+            sum += (double)dy[i];
+            size += fabs((double)dy[i]);
+        }
+        assert_true(fabs((double)db[o] - sum) <= 1e-6 * size);
+    }
+    free(y);
+    free(dw);
+    free(db);
+}
+
+/* The tables agree over more images than a block, both add, and blocks are independent calls. */
+static void check_weights(struct layer_case c, uint64_t seed, const char *what)
+{
+    const size_t nw = weights_of(&c), nb = biases_of(&c);
+    float *x = vector(WEIGHTS_BATCH * c.in, seed), *dy = vector(WEIGHTS_BATCH * c.out, seed + 1);
+    float *dw[3], *db[3];
+    for (int t = 0; t < 3; t++) {
+        dw[t] = vector(nw, 7);
+        db[t] = vector(nb, 8);
+        c.ops = t ? ops_openblas() : &ops_ref;
+        const int first = t == 2 ? OPS_BLOCK : WEIGHTS_BATCH, rest = WEIGHTS_BATCH - first;
+        backward_weights(&c, first, x, dy, dw[t], db[t]);
+        if (rest)
+            backward_weights(&c, rest, x + (size_t)first * c.in, dy + (size_t)first * c.out, dw[t],
+                             db[t]);
+    }
+    const double apart = test_relative_f(dw[1], dw[0], nw);
+    if (!(apart < 3e-6))
+        fail_msg("%s: gradient to weights %.3g from ref", what, apart);
+    for (size_t o = 0; o < nb; o++) /* sums that may cancel */
+        assert_true(fabsf(db[1][o] - db[0][o]) <= 2e-7f * (float)(WEIGHTS_BATCH * c.out / nb + 8));
+    assert_memory_equal(dw[1], dw[2], nw * sizeof **dw);
+    assert_memory_equal(db[1], db[2], nb * sizeof **db);
+    for (int t = 0; t < 2; t++) {
+        c.ops = t ? ops_openblas() : &ops_ref;
+        check_weights_adjoint(&c, x, dy, what);
+    }
+    for (int t = 0; t < 3; t++) {
+        free(dw[t]);
+        free(db[t]);
+    }
+    free(x);
+    free(dy);
+}
+
 /* The default table agrees with ref; both are batch-exact; backward is the adjoint of forward.
  * `offset` is forward at zero (the bias), [out]. */
 static void check_layer(struct layer_case c, uint64_t seed, const char *what)
@@ -146,6 +240,8 @@ static void check_layer(struct layer_case c, uint64_t seed, const char *what)
     free(dy);
     free(zero);
     free(offset);
+    if (!c.window)
+        check_weights(c, seed, what);
 }
 
 static void check_conv(struct conv c, uint64_t seed)
@@ -219,6 +315,9 @@ static void the_convolutions_of_real_models_agree(void **state)
         {.cin = 128, .cout = 16, .hin = 4, .win = 4, .kh = 1, .kw = 1, .stride = 1, .pad = 0},
         {.cin = 32, .cout = 64, .hin = 32, .win = 32, .kh = 1, .kw = 1, .stride = 2, .pad = 0},
         {.cin = 64, .cout = 64, .hin = 8, .win = 8, .kh = 3, .kw = 3, .stride = 2, .pad = 1},
+        {.cin = 64, .cout = 128, .hin = 16, .win = 16, .kh = 3, .kw = 3, .stride = 2, .pad = 1},
+        {.cin = 16, .cout = 32, .hin = 32, .win = 32, .kh = 3, .kw = 3, .stride = 1, .pad = 1},
+        {.cin = 41, .cout = 73, .hin = 15, .win = 14, .kh = 4, .kw = 5, .stride = 3, .pad = 2},
     };
     for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++)
         check_conv(shapes[i], 90000 + 10 * i);

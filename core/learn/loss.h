@@ -1,0 +1,47 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#pragma once
+/*
+ * Losses of energy-based training as functions of logits, and their gradients there (MODELS 6). A
+ * loss is a sum over groups of images, such as labelled data and negatives from chains, each with
+ * its own weights: JEM (Grathwohl et al. 2020, sections 3 and 4) has log_px = -1 and cross_entropy
+ * = 1 on data, log_px = 1 on negatives; Gibbs-JEM (Kelly, Zemel, Grathwohl 2021) log_pxy = -1 and 1.
+ * A gradient of a batch of several groups is made group by group into its rows. Pure functions, used
+ * by the trainer and core/learn/kl.h.
+ *
+ * With f_k(x)[v] the logits, log p(x) and log p(x, y) are
+ *   log p(x)    = sum_k logsumexp_v f_k(x)[v], or the energy head's logit where there is one
+ *   log p(x, y) = log p(x) + sum over the labelled k of log softmax_v(f_k(x))[y_k]
+ * up to log Z: attributes without a label are marginalised.
+ */
+#include "ebm/attributes.h"
+
+#include <stdint.h>
+
+enum { LOSS_MISSING = 255 };
+
+/* loss = sum of each weight times its term; means over the n images unless said. */
+struct loss_weights {
+    float log_px;        /* mean of log p(x) */
+    float log_pxy;       /* mean of log p(x, y) */
+    float cross_entropy; /* mean of -log p(y_k|x) over all labelled pairs (image, attribute) of the
+                            group, each pair counting the same; 0 when there is none */
+    float square_px;     /* mean of (log p(x))^2 */
+    float square_pxy;    /* mean of (log p(x, y))^2 */
+};
+
+struct loss_group {
+    struct loss_weights weights;
+    int n;                 /* images, >= 1 */
+    const float *logits;   /* [n][L] */
+    const uint8_t *labels; /* [n][K], below V_k or LOSS_MISSING; NULL = all missing */
+};
+
+struct loss_values {
+    double loss;
+    double log_px, log_pxy, cross_entropy, square_px, square_pxy; /* the terms, without weights */
+    long labels;                                                  /* labelled pairs */
+};
+
+/* dlogits[n][L] = d loss / d logits, and the values. L = n_logits, and 1 more with a head. */
+void loss_gradient(const struct attributes *a, const struct loss_group *g, float *dlogits,
+                   struct loss_values *out);
