@@ -22,6 +22,7 @@ static const struct command commands[] = {
     {"check", command_check, "check settings or model files without serving"},
     {"info", command_info, "print what is inside a model file"},
     {"predict", command_predict, "evaluate a model on a tensor file, offline"},
+    {"train", command_train, "train a model by a recipe"},
     {"eval", command_eval, "measure and calibrate a model on labelled images"},
     {"bench", command_bench, "measure the engine on this machine"},
     {"key", command_key, "make an API key"},

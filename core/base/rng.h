@@ -20,7 +20,11 @@ enum rng_purpose {
     RNG_REFINE_START = 6,  /* JEM-k refinement: noise of the duplicates */
     RNG_REFINE_STEP = 7,   /* JEM-k refinement: Langevin noise */
     RNG_ACCEPT = 8,        /* Metropolis acceptance */
-    RNG_MOMENTUM = 9       /* HMC momenta */
+    RNG_MOMENTUM = 9,      /* HMC momenta */
+    RNG_INIT = 10,         /* initial weights of a network */
+    RNG_ROWS = 11,         /* the order of data rows */
+    RNG_DATA = 12,         /* noise that is added to data */
+    RNG_CHOICE = 13        /* choices of a training step: shifts, masks, buffer entries */
 };
 
 /* One stream: everything but the element. */

@@ -36,12 +36,12 @@ static void enlarge(struct net_shape s, const float *grid, int g, float *x)
     }
 }
 
-static void start_noise(const struct model *m, const struct sampler *s,
+static void start_noise(const struct description *d, const struct sampler *s,
                         const struct rng_stream *stream, float *x, float *scratch)
 {
-    const struct net_shape in = m->d.input;
-    const size_t n = model_elements(m);
-    const float lo = m->d.range_lo, span = m->d.range_hi - m->d.range_lo;
+    const struct net_shape in = d->input;
+    const size_t n = net_shape_elements(in);
+    const float lo = d->range_lo, span = d->range_hi - d->range_lo;
     const int g = s->start_grid;
     const bool coarse = g > 0 && g <= in.h && g <= in.w;
     const size_t drawn = coarse ? (size_t)in.c * (size_t)g * (size_t)g : n;
@@ -106,6 +106,14 @@ static void start_buffer(const struct model *m, const struct condition *c,
     }
 }
 
+static void clamp(const struct sampler *s, float *x, size_t n)
+{
+    for (size_t i = 0; s->clamp && i < n; i++) {
+        const float v = x[i];
+        x[i] = v < s->clamp_lo ? s->clamp_lo : v > s->clamp_hi ? s->clamp_hi : v;
+    }
+}
+
 void start_chain(const struct model *m, const struct sampler *s, const struct condition *c,
                  const float *image, uint64_t seed, uint32_t chain, float *x, float *scratch)
 {
@@ -117,10 +125,15 @@ void start_chain(const struct model *m, const struct sampler *s, const struct co
     } else if (s->start == START_IMAGE) {
         memcpy(x, image, n * sizeof *x);
     } else {
-        start_noise(m, s, &stream, x, scratch);
+        start_noise(&m->d, s, &stream, x, scratch);
     }
-    for (size_t i = 0; s->clamp && i < n; i++) {
-        const float v = x[i];
-        x[i] = v < s->clamp_lo ? s->clamp_lo : v > s->clamp_hi ? s->clamp_hi : v;
-    }
+    clamp(s, x, n);
+}
+
+void start_fresh(const struct description *d, const struct sampler *s, uint64_t seed,
+                 uint32_t chain, float *x, float *scratch)
+{
+    const struct rng_stream stream = {.seed = seed, .chain = chain, .purpose = RNG_START_UNIFORM};
+    start_noise(d, s, &stream, x, scratch);
+    clamp(s, x, net_shape_elements(d->input));
 }

@@ -11,5 +11,8 @@
  * entries break none). */
 void start_chain(const struct model *m, const struct sampler *s, const struct condition *c,
                  const float *image, uint64_t seed, uint32_t chain, float *x, float *scratch);
+/* Fresh noise for a model of this description, clamped if the sampler clamps. */
+void start_fresh(const struct description *d, const struct sampler *s, uint64_t seed,
+                 uint32_t chain, float *x, float *scratch);
 /* How many attributes the best buffer entries break; -1 if the model has no buffer. */
 int start_buffer_mismatch(const struct model *m, const struct condition *c);

@@ -102,6 +102,17 @@ static uint64_t plan_number(const struct program *p)
     return h;
 }
 
+static void place_maps(struct program *p, const char *at)
+{
+    for (int i = 0; i < p->n_maps; i++) {
+        const size_t room = packed_room(&p->maps[i]);
+        if (room == 0)
+            continue;
+        p->maps[i].packed = at;
+        at += room;
+    }
+}
+
 static int pack(struct engine *engine, const struct engine_options *o, struct err *e)
 {
     static const struct segment_options private_memory = {.build = ""};
@@ -120,28 +131,27 @@ static int pack(struct engine *engine, const struct engine_options *o, struct er
         segment_open(&engine->segment, shared ? o->segments : &private_memory, &content, e);
     if (rc != 0)
         return rc;
-    const char *at = segment_data(engine->segment);
-    for (int i = 0; i < p->n_maps; i++) {
-        const size_t room = packed_room(&p->maps[i]);
-        if (room == 0)
-            continue;
-        p->maps[i].packed = at;
-        at += room;
-    }
+    place_maps(p, segment_data(engine->segment));
+    return 0;
+}
+
+static int pack_changing(struct engine *engine, const struct engine_options *o, struct err *e)
+{
+    struct program *p = &engine->program;
+    struct filling f = {.program = p, .pool = o->pool};
+    engine->packed = true;
+    const int rc = arena_init(&engine->changing, arena_round(engine->packed_bytes + 1), e);
+    if (rc != 0)
+        return rc;
+    fill(&f, engine->changing.base, e);
+    place_maps(p, engine->changing.base);
     return 0;
 }
 
 /* The biases of the forward maps, padded. */
-static bool copy_biases(struct engine *engine)
+static void copy_biases(struct engine *engine)
 {
     const struct program *p = &engine->program;
-    size_t floats = 0;
-    for (int i = 0; i < p->n_maps; i++)
-        floats += (size_t)layout_round(p->maps[i].conv.cout, BIAS_UNIT);
-    engine->bias = calloc((size_t)p->n_maps + 1, sizeof *engine->bias);
-    engine->biases = calloc(floats + 1, sizeof *engine->biases);
-    if (!engine->bias || !engine->biases)
-        return false;
     float *at = engine->biases;
     for (int i = 0; i < p->n_maps; i++) {
         const struct conv *c = &p->maps[i].conv;
@@ -151,6 +161,31 @@ static bool copy_biases(struct engine *engine)
         engine->bias[i] = at;
         at += layout_round(c->cout, BIAS_UNIT);
     }
+}
+
+void engine_repack(struct engine *engine, struct pool *pool)
+{
+    struct program *p = &engine->program;
+    struct filling f = {.program = p, .pool = pool};
+    invariant(engine->changing.base);
+    for (int i = 0; i < p->n_maps; i++)
+        p->maps[i].packed = NULL; /* fill: they are this engine's own */
+    fill(&f, engine->changing.base, NULL);
+    place_maps(p, engine->changing.base);
+    copy_biases(engine);
+}
+
+static bool make_biases(struct engine *engine)
+{
+    const struct program *p = &engine->program;
+    size_t floats = 0;
+    for (int i = 0; i < p->n_maps; i++)
+        floats += (size_t)layout_round(p->maps[i].conv.cout, BIAS_UNIT);
+    engine->bias = calloc((size_t)p->n_maps + 1, sizeof *engine->bias);
+    engine->biases = calloc(floats + 1, sizeof *engine->biases);
+    if (!engine->bias || !engine->biases)
+        return false;
+    copy_biases(engine);
     return true;
 }
 
@@ -170,12 +205,12 @@ int engine_open(struct engine **out, const struct net *net, const struct engine_
         borrow(&engine->program, &o->base->program);
     for (int i = 0; rc == 0 && i < engine->program.n_maps; i++)
         engine->packed_bytes += packed_room(&engine->program.maps[i]);
-    if (rc == 0 && !copy_biases(engine))
+    if (rc == 0 && !make_biases(engine))
         rc = fail(e, FAIL_NO_MEMORY, "cannot allocate the biases");
     for (int i = 0; rc == 0 && o->plan_only && i < engine->program.n_maps; i++)
         engine->program.maps[i].packed = &planned;
     if (rc == 0 && !o->plan_only)
-        rc = pack(engine, o, e);
+        rc = o->changing ? pack_changing(engine, o, e) : pack(engine, o, e);
     if (rc == 0)
         *out = engine;
     else
@@ -188,6 +223,7 @@ void engine_close(struct engine *engine)
     if (!engine)
         return;
     segment_close(engine->segment);
+    arena_fini(&engine->changing);
     free(engine->bias);
     free(engine->biases);
     program_fini(&engine->program);

@@ -28,6 +28,7 @@ struct engine_options {
      * same way are not packed again. A plan's base may be a plan. */
     const struct engine *base;
     bool plan_only;    /* packs nothing: for sizes and stages, not for passes */
+    bool changing;     /* the net's weights will change: engine_repack; packed in private memory */
     struct pool *pool; /* packs the weights; NULL = the calling thread */
     /* Where packed weights may be shared with other processes (file/segment.h), by `key`, a digest
      * of the weights. NULL = in private memory. */
@@ -39,6 +40,10 @@ struct engine_options {
 int engine_open(struct engine **out, const struct net *net, const struct engine_options *o,
                 struct err *e);
 void engine_close(struct engine *engine);
+
+/* Packs the net's weights, which have changed, again; no pass may be under way. Not while another
+ * engine has this one as its base. Allocates nothing. */
+void engine_repack(struct engine *engine, struct pool *pool);
 
 const struct net *engine_net(const struct engine *engine);
 const struct kernels *engine_kernels(const struct engine *engine);

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #pragma once
 /* An engine's inside, for engine.c and runner.c. */
+#include "base/mem.h"
 #include "net/engine.h"
 #include "net/program.h"
 
@@ -10,5 +11,6 @@ struct engine {
     const float **bias; /* [n_maps], padded with zeros to whole blocks; NULL = none */
     float *biases;      /* what they point into */
     size_t packed_bytes;
-    struct segment *segment; /* NULL = nothing packed */
+    struct segment *segment; /* NULL = nothing packed, or in `changing` */
+    struct arena changing;   /* packed weights that are written again and again */
 };

@@ -1,0 +1,172 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Checkpoints of a training: everything that decides how it goes on. The two newest are kept, so that
+ * there is one from before trouble began.
+ */
+#include "file/safetensors.h"
+#include "learn/trainer_internal.h"
+
+#include <dirent.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+enum { KEPT = 2, PARTS = 8, STEPS_MAX = 64 };
+
+/* One array of a checkpoint, as it lies in the trainer. */
+struct part {
+    const char *name;
+    enum tensor_dtype dtype;
+    size_t count;
+    void *data;
+};
+
+static int parts_of(const struct trainer *t, void *optimiser, struct part out[PARTS])
+{
+    const struct recipe *r = t->recipe;
+    const size_t elements = net_shape_elements(r->model.input), k = (size_t)r->model.attributes.n;
+    const size_t entries = t->walkers ? (size_t)r->chains.buffer : 0;
+    struct part all[PARTS] = {
+        {"progress", TENSOR_U8, sizeof t->progress, (void *)&t->progress},
+        {"optimiser", TENSOR_U8, optimiser_state_bytes(t->optimiser), optimiser},
+        {"parameters", TENSOR_F32, t->parameters.n, t->parameters.values},
+        {"average", TENSOR_F32, t->parameters.n, t->average},
+        {"buffer.x", TENSOR_F32, entries * elements, t->buffer_x},
+        {"buffer.age", TENSOR_U32, entries, t->buffer_age},
+        {"buffer.y", TENSOR_U8, entries * k, t->buffer_y}};
+    memcpy(out, all, sizeof all);
+    return entries ? 7 : 4;
+}
+
+static void path_of(const struct trainer *t, long long step, char *out, size_t size)
+{
+    snprintf(out, size, "%s/checkpoint-%lld.safetensors", t->directory, step);
+}
+
+static int descending(const void *a, const void *b)
+{
+    const long long x = *(const long long *)a, y = *(const long long *)b;
+    return (x < y) - (x > y);
+}
+
+/* Steps of the checkpoints that are there, the newest first. */
+static int list(const struct trainer *t, long long *steps, struct err *e)
+{
+    int n = 0;
+    DIR *d = opendir(t->directory);
+    if (!d)
+        return fail_errno(e, FAIL_IO, "cannot read %s", t->directory);
+    for (const struct dirent *at; n < STEPS_MAX && (at = readdir(d));) {
+        long long step;
+        int end = 0;
+        if (sscanf(at->d_name, "checkpoint-%lld.safetensors%n", &step, &end) == 1 && end > 0 &&
+            !at->d_name[end])
+            steps[n++] = step;
+    }
+    closedir(d);
+    qsort(steps, (size_t)n, sizeof *steps, descending);
+    return n;
+}
+
+static int write_file(const struct trainer *t, void *optimiser, struct err *e)
+{
+    char path[1200];
+    struct part parts[PARTS];
+    struct tensor tensors[PARTS];
+    const struct tensor_metadata identity = {"jemd.training", t->identity};
+    int n = parts_of(t, optimiser, parts), m = 0;
+    optimiser_save(t->optimiser, optimiser);
+    for (int wide = 1; wide >= 0; wide--) { /* wide elements first, as the writer wants it */
+        for (int i = 0; i < n; i++) {
+            if ((parts[i].dtype != TENSOR_U8) == wide)
+                tensors[m++] = (struct tensor){.name = parts[i].name,
+                                               .dtype = parts[i].dtype,
+                                               .n_dims = 1,
+                                               .shape = {parts[i].count},
+                                               .data = parts[i].data};
+        }
+    }
+    path_of(t, t->progress.step, path, sizeof path);
+    return safetensors_write(path, tensors, (size_t)m, &identity, 1, e);
+}
+
+int checkpoint_save(const struct trainer *t, struct err *e)
+{
+    long long steps[STEPS_MAX];
+    void *optimiser = malloc(optimiser_state_bytes(t->optimiser));
+    int rc = optimiser ? write_file(t, optimiser, e)
+                       : fail(e, FAIL_NO_MEMORY, "no memory for a checkpoint");
+    free(optimiser);
+    if (rc != 0)
+        return rc;
+    const int n = list(t, steps, e);
+    for (int i = KEPT; i < n; i++) {
+        char path[1200];
+        path_of(t, steps[i], path, sizeof path);
+        unlink(path);
+    }
+    return n < 0 ? n : 0;
+}
+
+static int read_parts(struct trainer *t, const struct safetensors *f, const char *path,
+                      struct err *e)
+{
+    struct part parts[PARTS];
+    const int n = parts_of(t, NULL, parts);
+    const char *identity = safetensors_metadata(f, "jemd.training");
+    if (!identity || strcmp(identity, t->identity) != 0)
+        return fail(e, FAIL_CONFLICT,
+                    "%.300s is of a training with another recipe or other data; choose another "
+                    "directory",
+                    path);
+    for (int i = 0; i < n; i++) {
+        const struct tensor *found = safetensors_find(f, parts[i].name);
+        if (!found || found->dtype != parts[i].dtype || found->elements != parts[i].count)
+            return fail(e, FAIL_BAD_FILE, "%.300s: %s is missing or has another size", path,
+                        parts[i].name);
+    }
+    for (int i = 0; i < n; i++) {
+        const struct tensor *found = safetensors_find(f, parts[i].name);
+        if (parts[i].data)
+            memcpy(parts[i].data, found->data, found->size_bytes);
+        else if (optimiser_load(t->optimiser, found->data, found->size_bytes, e) != 0)
+            return -FAIL_BAD_FILE;
+    }
+    return 0;
+}
+
+static int load(struct trainer *t, long long step, struct err *e)
+{
+    char path[1200];
+    struct safetensors *f;
+    path_of(t, step, path, sizeof path);
+    int rc = safetensors_open(&f, path, e);
+    if (rc != 0)
+        return rc;
+    rc = read_parts(t, f, path, e);
+    safetensors_close(f);
+    return rc != 0 ? rc : 1;
+}
+
+int checkpoint_load(struct trainer *t, struct err *e)
+{
+    long long steps[STEPS_MAX];
+    const int n = list(t, steps, e);
+    return n <= 0 ? n : load(t, steps[0], e);
+}
+
+int checkpoint_back(struct trainer *t, struct err *e)
+{
+    long long steps[STEPS_MAX];
+    char path[1200];
+    const int n = list(t, steps, e);
+    if (n <= 0)
+        return n;
+    if (n > 1) {
+        path_of(t, steps[0], path, sizeof path);
+        if (unlink(path) != 0)
+            return fail_errno(e, FAIL_IO, "cannot remove %.300s", path);
+    }
+    return load(t, steps[n > 1 ? 1 : 0], e);
+}

@@ -1,0 +1,191 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "learn/export.h"
+
+#include "file/safetensors.h"
+#include "learn/walkers.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { STEPS = 255 };
+
+/* What the file is made of. */
+struct contents {
+    const struct trainer *trainer;
+    struct parameters parameters; /* averaged */
+    struct net *net;
+    struct walkers *walkers;
+    int n; /* entries of the buffer */
+    float *x;
+    unsigned char *bytes; /* x, rounded */
+    uint8_t *y;
+};
+
+static size_t elements(const struct contents *c)
+{
+    return net_shape_elements(trainer_recipe(c->trainer)->model.input);
+}
+
+static void fini(struct contents *c)
+{
+    walkers_close(c->walkers);
+    net_close(c->net);
+    parameters_fini(&c->parameters);
+    free(c->x);
+    free(c->bytes);
+    free(c->y);
+}
+
+/* Every entry that is taken, evenly from the whole buffer. */
+static int take_entries(struct contents *c, struct err *e)
+{
+    const float *x;
+    const uint8_t *y;
+    const int all = trainer_buffer(c->trainer, &x, &y);
+    const size_t m = elements(c);
+    const size_t k = (size_t)trainer_recipe(c->trainer)->model.attributes.n;
+    const int most = trainer_recipe(c->trainer)->export_buffer;
+    c->n = all < most ? all : most;
+    c->x = malloc(((size_t)c->n * m + 1) * sizeof *c->x);
+    c->bytes = malloc((size_t)c->n * m + 1);
+    c->y = malloc((size_t)c->n * k + 1);
+    if (!c->x || !c->bytes || !c->y)
+        return fail(e, FAIL_NO_MEMORY, "no memory for the model's replay buffer");
+    for (int i = 0; i < c->n; i++) {
+        const size_t entry = (size_t)((long long)i * all / c->n);
+        memcpy(c->x + (size_t)i * m, x + entry * m, m * sizeof *x);
+        memcpy(c->y + (size_t)i * k, y + entry * k, k);
+    }
+    return 0;
+}
+
+/* Moves the entries on with the averaged net; its own labels stay. */
+static int move_entries(struct contents *c, struct pool *pool, struct err *e)
+{
+    const struct recipe *r = trainer_recipe(c->trainer);
+    const struct net_weights source = parameters_source(&c->parameters);
+    struct sampler s = r->model.sampler;
+    float *numbers = malloc(2 * ((size_t)c->n + 1) * sizeof *numbers);
+    uint8_t *diverged = malloc((size_t)c->n + 1);
+    int rc = numbers && diverged
+                 ? net_open(&c->net, r->model.layers, r->model.n_layers, r->model.input, &source, e)
+                 : fail(e, FAIL_NO_MEMORY, "no memory for chains");
+    if (rc == 0)
+        rc = walkers_open(&c->walkers, c->net, &r->model.attributes, pool, e);
+    s.steps = r->model.steps_buffer;
+    s.cool_last = s.cool_last < s.steps ? s.cool_last : s.steps;
+    if (rc == 0)
+        walkers_run(c->walkers, &(struct walk_task){.sampler = &s,
+                                                    .seed = (uint64_t)r->seed,
+                                                    .n = c->n,
+                                                    .x = c->x,
+                                                    .y = c->y,
+                                                    .log_p = numbers,
+                                                    .gradient = numbers + c->n,
+                                                    .diverged = diverged});
+    free(numbers);
+    free(diverged);
+    return rc;
+}
+
+static void round_entries(struct contents *c)
+{
+    const struct description *d = &trainer_recipe(c->trainer)->model;
+    const float scale = STEPS / (d->range_hi - d->range_lo);
+    for (size_t i = 0; i < (size_t)c->n * elements(c); i++) {
+        const float v = (c->x[i] - d->range_lo) * scale;
+        c->bytes[i] = (unsigned char)(v <= 0 ? 0 : v >= STEPS ? STEPS : lrintf(v));
+    }
+}
+
+/* The description of the recipe with buffer and provenance; NULL when out of memory. */
+static json_t *describe(const struct contents *c, json_t *provenance)
+{
+    const struct description *d = &trainer_recipe(c->trainer)->model;
+    json_t *root = json_deep_copy(d->root);
+    json_t *buffer = json_pack("{s:s, s:s, s:f, s:f}", "x", "buffer.x", "y", "buffer.y", "scale",
+                               ((double)d->range_hi - (double)d->range_lo) / STEPS, "offset",
+                               (double)d->range_lo);
+    if (root && buffer) {
+        json_object_del(root, "calibration");
+        json_object_del(root, "replay_buffer");
+        if ((c->n == 0 || json_object_set(root, "replay_buffer", buffer) == 0) &&
+            (!provenance || json_object_set(root, "provenance", provenance) == 0)) {
+            json_decref(buffer);
+            return root;
+        }
+    }
+    json_decref(buffer);
+    json_decref(root);
+    return NULL;
+}
+
+static size_t list_tensors(const struct contents *c, struct tensor *out)
+{
+    const struct description *d = &trainer_recipe(c->trainer)->model;
+    const uint64_t n = (uint64_t)c->n;
+    size_t used = 0;
+    for (int i = 0; i < c->parameters.n_tensors; i++) {
+        const struct parameter *p = &c->parameters.list[i];
+        struct tensor *t = &out[used++];
+        *t = (struct tensor){.name = p->name,
+                             .dtype = TENSOR_F32,
+                             .n_dims = p->n_dims,
+                             .data = c->parameters.values + p->offset};
+        for (int j = 0; j < p->n_dims; j++)
+            t->shape[j] = (uint64_t)p->shape[j];
+    }
+    if (c->n == 0)
+        return used;
+    out[used++] = (struct tensor){
+        .name = "buffer.x",
+        .dtype = TENSOR_U8,
+        .n_dims = 4,
+        .shape = {n, (uint64_t)d->input.c, (uint64_t)d->input.h, (uint64_t)d->input.w},
+        .data = c->bytes};
+    out[used++] = (struct tensor){.name = "buffer.y",
+                                  .dtype = TENSOR_U8,
+                                  .n_dims = 2,
+                                  .shape = {n, (uint64_t)d->attributes.n},
+                                  .data = c->y};
+    return used;
+}
+
+static int write_file(const struct contents *c, json_t *provenance, const char *path, struct err *e)
+{
+    json_t *root = describe(c, provenance);
+    char *text = root ? json_dumps(root, JSON_COMPACT | JSON_REAL_PRECISION(17)) : NULL;
+    struct tensor *tensors = calloc((size_t)c->parameters.n_tensors + 2, sizeof *tensors);
+    int rc = 0;
+    if (text && tensors) {
+        const struct tensor_metadata meta[] = {{"format", "jemd"}, {"jemd", text}};
+        rc = safetensors_write(path, tensors, list_tensors(c, tensors), meta, 2, e);
+    } else {
+        rc = fail(e, FAIL_NO_MEMORY, "no memory for the model's description");
+    }
+    free(tensors);
+    free(text);
+    json_decref(root);
+    return rc;
+}
+
+int export_model(const struct trainer *t, struct pool *pool, json_t *provenance, const char *path,
+                 struct err *e)
+{
+    const struct description *d = &trainer_recipe(t)->model;
+    struct contents c = {.trainer = t};
+    int rc = parameters_init(&c.parameters, d->layers, d->n_layers, d->input, e);
+    if (rc != 0)
+        return rc;
+    memcpy(c.parameters.values, trainer_average(t), c.parameters.n * sizeof(float));
+    rc = take_entries(&c, e);
+    if (rc == 0 && c.n > 0)
+        rc = move_entries(&c, pool, e);
+    if (rc == 0) {
+        round_entries(&c);
+        rc = write_file(&c, provenance, path, e);
+    }
+    fini(&c);
+    return rc;
+}

@@ -1,0 +1,316 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "learn/recipe.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+static const char *const label_words[LABELS_KINDS] = {"free", "data", "gibbs"};
+static const char *const optimiser_words[] = {"adam", "sgd"};
+
+enum { STEPS_MAX = 100000000, COUNT_MAX = 65536 };
+
+static const struct recipe defaults = {
+    .steps = 20000,
+    .batch = 32,
+    .data_noise = 0.03,
+    .data = {.log_pxy = -1, .cross_entropy = 1, .square_pxy = 0.005f},
+    .optimiser = {.kind = OPTIMISER_ADAM, .beta1 = 0.9, .beta2 = 0.999, .epsilon = 1e-8},
+    .rate = 3e-4,
+    .clip = 1,
+    .average = 0.999,
+    .warm_up = 100,
+    .decay_last = 0.25,
+    .chains = {.count = 32,
+               .buffer = 2000,
+               .labels = LABELS_DATA,
+               .mask = 0.05,
+               .free = 0.025,
+               .sampler = {.kind = SAMPLER_SGLD,
+                           .rule = SAMPLER_NORMALISED,
+                           .steps = 10,
+                           .langevin_steps = 1,
+                           .step_size = 10,
+                           .step_norm = 0.015f,
+                           .noise = 0.01f,
+                           .temperature = 1,
+                           .clamp = true},
+               .step_norm_last = 0.015,
+               .births_every = 10,
+               .births = 16,
+               .birth_steps = 60,
+               .blur = 0.05,
+               .shift = 0.05},
+    .health = {.gap = 10, .gradient = 8, .lag = 10, .warm_up = 500, .retries = 8, .slower = 0.5},
+    .checkpoint_every = 500,
+    .export_buffer = 1000,
+};
+
+/* Reads numbers until one is wrong. */
+struct reading {
+    struct json_reader r;
+    struct err *e;
+    int rc;
+};
+
+static void whole(struct reading *g, const char *name, int lo, int hi, int *out)
+{
+    long long v = *out;
+    if (g->rc < 0)
+        return;
+    g->rc = json_get_int(&g->r, name, lo, hi, &v, g->e);
+    *out = (int)v;
+}
+
+static void real(struct reading *g, const char *name, double lo, double hi, double *out)
+{
+    if (g->rc >= 0)
+        g->rc = json_get_number(&g->r, name, lo, hi, out, g->e);
+}
+
+static void single(struct reading *g, const char *name, double lo, double hi, float *out)
+{
+    double v = (double)*out;
+    real(g, name, lo, hi, &v);
+    *out = (float)v;
+}
+
+static void word(struct reading *g, const char *name, const char *const *words, int n, int *out)
+{
+    if (g->rc >= 0)
+        g->rc = json_get_word(&g->r, name, words, n, out, g->e);
+}
+
+/* Opens member `name` of `from` as an object; false when it is absent or something was wrong. */
+static bool enter(struct reading *g, struct reading *from, const char *name)
+{
+    const json_t *object;
+    char pointer[128];
+    *g = (struct reading){.e = from->e};
+    if (from->rc < 0)
+        return false;
+    from->rc = json_get_object(&from->r, name, &object, from->e);
+    if (from->rc <= 0)
+        return false;
+    json_reader_pointer(&from->r, name, pointer, sizeof pointer);
+    g->rc = json_reader_init(&g->r, object, pointer, g->e);
+    if (g->rc < 0)
+        from->rc = g->rc;
+    return g->rc >= 0;
+}
+
+static void leave(struct reading *g, struct reading *from)
+{
+    if (g->rc >= 0)
+        g->rc = json_reader_finish(&g->r, g->e);
+    if (g->rc < 0)
+        from->rc = g->rc;
+}
+
+static void read_loss(struct recipe *r, struct reading *from)
+{
+    struct reading g;
+    float px = -r->data.log_px, pxy = -r->data.log_pxy, square = r->data.square_pxy;
+    if (!enter(&g, from, "loss"))
+        return;
+    single(&g, "log_px", 0, 1e3, &px);
+    single(&g, "log_pxy", 0, 1e3, &pxy);
+    single(&g, "cross_entropy", 0, 1e3, &r->data.cross_entropy);
+    single(&g, "square", 0, 1e3, &square);
+    leave(&g, from);
+    r->data.log_px = -px;
+    r->data.log_pxy = -pxy;
+    r->data.square_px = pxy > 0 ? 0 : square;
+    r->data.square_pxy = pxy > 0 ? square : 0;
+}
+
+static void read_data(struct recipe *r, struct reading *from)
+{
+    struct reading g;
+    if (!enter(&g, from, "data"))
+        return;
+    real(&g, "noise", 0, 10, &r->data_noise);
+    whole(&g, "crop", 0, 64, &r->crop);
+    if (g.rc >= 0)
+        g.rc = json_get_bool(&g.r, "flip", &r->flip, g.e);
+    leave(&g, from);
+}
+
+static void read_optimiser(struct recipe *r, struct reading *from)
+{
+    struct reading g;
+    int kind = (int)r->optimiser.kind;
+    if (!enter(&g, from, "optimiser"))
+        return;
+    word(&g, "kind", optimiser_words, 2, &kind);
+    r->optimiser.kind = (enum optimiser_kind)kind;
+    real(&g, "rate", 0, 10, &r->rate);
+    real(&g, "beta1", 0, 0.999999, &r->optimiser.beta1);
+    real(&g, "beta2", 0, 0.999999, &r->optimiser.beta2);
+    real(&g, "epsilon", 1e-30, 1, &r->optimiser.epsilon);
+    real(&g, "momentum", 0, 0.999999, &r->optimiser.momentum);
+    real(&g, "weight_decay", 0, 1, &r->optimiser.weight_decay);
+    real(&g, "clip", 0, 1e9, &r->clip);
+    real(&g, "average", 0, 0.9999999, &r->average);
+    whole(&g, "warm_up", 0, STEPS_MAX, &r->warm_up);
+    real(&g, "decay_last", 0, 1, &r->decay_last);
+    leave(&g, from);
+}
+
+static void read_births(struct recipe_chains *c, struct reading *from)
+{
+    struct reading g;
+    if (!enter(&g, from, "births"))
+        return;
+    whole(&g, "every", 1, STEPS_MAX, &c->births_every);
+    whole(&g, "count", 0, COUNT_MAX, &c->births);
+    whole(&g, "steps", 1, 100000, &c->birth_steps);
+    leave(&g, from);
+}
+
+static void read_chains(struct recipe *r, struct reading *from)
+{
+    struct recipe_chains *c = &r->chains;
+    struct reading g;
+    int labels = (int)c->labels, rule = (int)c->sampler.rule;
+    double last = -1;
+    if (!enter(&g, from, "chains")) {
+        c->step_norm_last = (double)c->sampler.step_norm;
+        return;
+    }
+    whole(&g, "count", 0, 4096, &c->count);
+    whole(&g, "buffer", 1, 1000000, &c->buffer);
+    word(&g, "labels", label_words, LABELS_KINDS, &labels);
+    real(&g, "mask", 0, 1, &c->mask);
+    real(&g, "free", 0, 1, &c->free);
+    whole(&g, "steps", 1, 10000, &c->sampler.steps);
+    whole(&g, "langevin_steps", 1, 1000, &c->sampler.langevin_steps);
+    word(&g, "step_rule", sampler_rule_names, SAMPLER_RULES, &rule);
+    single(&g, "step_size", 0, 1e6, &c->sampler.step_size);
+    single(&g, "step_norm", 0, 1e3, &c->sampler.step_norm);
+    real(&g, "step_norm_last", 0, 1e3, &last);
+    single(&g, "noise", 0, 1e3, &c->sampler.noise);
+    single(&g, "pixel_clamp", 0, 1e6, &c->sampler.pixel_clamp);
+    real(&g, "reinit", 0, 1, &c->reinit);
+    real(&g, "blur", 0, 1, &c->blur);
+    real(&g, "shift", 0, 1, &c->shift);
+    read_births(c, &g);
+    leave(&g, from);
+    c->labels = (enum chain_labels)labels;
+    c->sampler.rule = (enum sampler_rule)rule;
+    c->step_norm_last = last >= 0 ? last : (double)c->sampler.step_norm;
+}
+
+static void read_health(struct recipe *r, struct reading *from)
+{
+    struct recipe_health *h = &r->health;
+    struct reading g;
+    if (!enter(&g, from, "health"))
+        return;
+    real(&g, "gap", 0, 1e9, &h->gap);
+    real(&g, "gradient", 1, 1e9, &h->gradient);
+    real(&g, "lag", 0, 1e9, &h->lag);
+    whole(&g, "warm_up", 0, STEPS_MAX, &h->warm_up);
+    whole(&g, "retries", 0, 1000, &h->retries);
+    real(&g, "slower", 0.01, 1, &h->slower);
+    leave(&g, from);
+}
+
+static void read_training(struct recipe *r, struct reading *g)
+{
+    long long v = r->steps;
+    if (g->rc >= 0)
+        g->rc = json_get_int(&g->r, "steps", 1, STEPS_MAX, &v, g->e);
+    r->steps = v;
+    if (g->rc >= 0)
+        g->rc = json_get_int(&g->r, "seed", 0, INT64_MAX, &r->seed, g->e);
+    whole(g, "batch", 1, 4096, &r->batch);
+    read_data(r, g);
+    read_loss(r, g);
+    read_optimiser(r, g);
+    read_chains(r, g);
+    read_health(r, g);
+    whole(g, "checkpoint_every", 1, STEPS_MAX, &r->checkpoint_every);
+    whole(g, "export_buffer", 0, COUNT_MAX, &r->export_buffer);
+}
+
+static int read_model(struct recipe *r, const json_t *root, const char *path, struct err *e)
+{
+    const json_t *model = json_object_get(root, "model");
+    char *text = json_is_object(model) ? json_text(model, NULL) : NULL;
+    const int rc = text ? description_parse(&r->model, text, path, e)
+                        : fail(e, FAIL_MISSING_FIELD, "%.200s: \"model\" is missing", path);
+    free(text);
+    return rc;
+}
+
+static int digest_of(const json_t *root, char hex[DIGEST_HEX], struct err *e)
+{
+    size_t size;
+    char *text = json_text(root, &size);
+    if (!text)
+        return fail(e, FAIL_NO_MEMORY, "no memory for the recipe");
+    digest_bytes(text, size, hex);
+    free(text);
+    return 0;
+}
+
+/* The chains' range and start are the model's. */
+static int finish(struct recipe *r, struct err *e)
+{
+    struct sampler *s = &r->chains.sampler;
+    if (r->data.log_px == 0 && r->data.log_pxy == 0)
+        r->chains.count = 0;
+    if (r->chains.count == 0)
+        r->data.log_px = r->data.log_pxy = 0;
+    s->clamp_lo = r->model.range_lo;
+    s->clamp_hi = r->model.range_hi;
+    s->start_grid = r->model.sampler.start_grid;
+    s->start_noise = r->model.sampler.start_noise;
+    if (r->chains.count > r->chains.buffer)
+        return fail(e, FAIL_OUT_OF_RANGE, "a buffer of %d has no room for %d chains",
+                    r->chains.buffer, r->chains.count);
+    return sampler_check(s, e);
+}
+
+int recipe_parse(struct recipe *r, const char *text, size_t size, const char *path, struct err *e)
+{
+    json_t *root;
+    const json_t *training = NULL;
+    struct reading g = {.e = e};
+    int rc = json_parse(text, size, &root, e);
+    if (rc != 0)
+        return rc;
+    *r = defaults;
+    rc = digest_of(root, r->sha256, e);
+    if (rc == 0)
+        rc = read_model(r, root, path, e);
+    if (rc != 0) {
+        json_decref(root);
+        return rc;
+    }
+    training = json_object_get(root, "training");
+    g.rc = training ? json_reader_init(&g.r, training, "/training", e) : 0;
+    if (training && g.rc >= 0) {
+        read_training(r, &g);
+        if (g.rc >= 0)
+            g.rc = json_reader_finish(&g.r, e);
+    }
+    rc = g.rc < 0 ? g.rc : finish(r, e);
+    json_decref(root);
+    if (rc != 0)
+        recipe_fini(r);
+    return rc;
+}
+
+void recipe_fini(struct recipe *r)
+{
+    description_fini(&r->model);
+}
+
+double recipe_rate(const struct recipe *r, long long step, double scale)
+{
+    const double first = r->warm_up > 0 ? (double)(step + 1) / r->warm_up : 1;
+    const double last = r->decay_last * (double)r->steps;
+    const double left = last > 0 ? (double)(r->steps - step) / last : 1;
+    return scale * r->rate * (first < 1 ? first : 1) * (left < 1 ? left : 1);
+}

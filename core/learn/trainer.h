@@ -1,0 +1,60 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#pragma once
+/*
+ * The training of one network by one recipe: data against chains that are kept in a replay buffer
+ * (MODELS 6), a step at a time. A run is a function of recipe, data and build: it gives the same
+ * bits with any number of threads, and goes on from a checkpoint as if it had not been interrupted.
+ * It watches its own health; what goes wrong is rolled back to the last checkpoint but one and
+ * tried again slower with other random numbers, and given up with a verdict after a few times.
+ *
+ * Allocates nothing in a step. Used by `jemd train` and tests, one thread at a time.
+ */
+#include "learn/dataset.h"
+#include "learn/health.h"
+#include "learn/parameters.h"
+#include "learn/recipe.h"
+
+struct pool;
+struct trainer;
+
+struct trainer_options {
+    const struct recipe *recipe;
+    const struct dataset *data; /* its labels are checked against the attributes */
+    struct pool *pool;          /* NULL = the calling thread alone */
+    const char *directory;      /* for checkpoints; made if missing. NULL = keep none */
+};
+
+/* Everything is borrowed. Goes on from the newest checkpoint in the directory if there is one of this
+ * recipe and data. Errors: BAD_MODEL, OUT_OF_RANGE (data of another size, labels), CONFLICT
+ * (checkpoints of another recipe or data), IO, BAD_FILE, NO_MEMORY. */
+int trainer_open(struct trainer **out, const struct trainer_options *o, struct err *e);
+void trainer_close(struct trainer *t);
+
+/* What the last step did. */
+struct trainer_step {
+    long long step;                       /* steps done, this one included */
+    double loss, cross_entropy, accuracy; /* of data; accuracy over all labels */
+    double log_p_data, log_p_chains;      /* means */
+    double gradient;                      /* mean |dF/dx| of the chains */
+    double norm;                          /* of the parameters' gradient before clipping */
+    double rate;
+    double newborn; /* mean log p of the last births, NaN before */
+    double age;     /* mean Langevin steps of the entries of the buffer */
+    struct health health;
+    int rollbacks;
+    enum health_state trouble; /* what the last rollback was for; HEALTH_GOOD: none in this step */
+};
+
+/* One step, and a checkpoint when it is time. 1: the last one is done; 0: go on. Errors: UNSUPPORTED
+ * (given up: the verdict), IO, NO_MEMORY. */
+int trainer_step(struct trainer *t, struct trainer_step *out, struct err *e);
+/* Writes a checkpoint now. Errors: IO, NO_MEMORY. */
+int trainer_save(struct trainer *t, struct err *e);
+
+const struct recipe *trainer_recipe(const struct trainer *t);
+long long trainer_done(const struct trainer *t); /* steps */
+/* The averaged parameters [P], and what lies where in them. */
+const float *trainer_average(const struct trainer *t);
+const struct parameters *trainer_parameters(const struct trainer *t);
+/* The replay buffer: x[n][C][H][W], y[n][K], 255 = free. n = 0 without chains. */
+int trainer_buffer(const struct trainer *t, const float **x, const uint8_t **y);

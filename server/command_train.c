@@ -1,0 +1,344 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* `jemd train`: trains a model by a recipe, in a directory that holds all of the run. */
+#include "base/pool.h"
+#include "base/timing.h"
+#include "learn/export.h"
+#include "learn/trainer.h"
+#include "server/commands.h"
+
+#include <errno.h>
+#include <getopt.h>
+#include <inttypes.h>
+#include <math.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+enum { EXIT_USAGE = 2, PATH_BYTES = 1200, RECIPE_MAX = 16 << 20, LIVE_MS = 250, LINE_MS = 30000 };
+static const size_t data_max_bytes = (size_t)8 << 30;
+
+static const char usage_text[] =
+    "usage: jemd train RECIPE.json --data DIR --out RUN [option ...]\n"
+    "\n"
+    "Trains the model of a recipe (docs/training.md) on labelled images and writes it to\n"
+    "RUN/model.safetensors. RUN also holds metrics.csv, log.txt and the two newest checkpoints; "
+    "the\n"
+    "same command goes on from them after an interruption, and the result is the same, bit for "
+    "bit.\n"
+    "\n"
+    "  --data DIR      IDX files as for `jemd eval`\n"
+    "  --split SPLIT   default: train\n"
+    "  --out RUN       a directory, made if missing\n"
+    "  --threads N     default: all cores; does not change the result\n"
+    "  --log-every N   steps a row of metrics.csv (default 50)\n"
+    "  --help          this text\n"
+    "\n"
+    "exit codes: 0 done, 1 failed or given up (the last line says why), 2 wrong usage,\n"
+    "            3 interrupted: a checkpoint was written\n";
+
+struct options {
+    const char *recipe, *data, *split, *out;
+    long threads, log_every;
+    bool help;
+};
+
+/* A run and what it shows. */
+struct run {
+    const struct options *o;
+    struct recipe recipe;
+    struct dataset data;
+    struct pool *pool;
+    struct trainer *trainer;
+    FILE *metrics, *log;
+    int64_t begin_ns, shown_ns, line_ns;
+    long long first; /* steps done before this run */
+    bool live;       /* standard error is a terminal */
+};
+
+static volatile sig_atomic_t interrupted;
+
+static void on_signal(int number)
+{
+    (void)number;
+    interrupted = 1;
+}
+
+static int read_recipe(struct recipe *r, const char *path, struct err *e)
+{
+    FILE *f = fopen(path, "rb");
+    if (!f)
+        return fail_errno(e, FAIL_IO, "cannot open %.300s", path);
+    char *text = malloc(RECIPE_MAX);
+    const size_t n = text ? fread(text, 1, RECIPE_MAX, f) : 0;
+    int rc = 0;
+    if (!text)
+        rc = fail(e, FAIL_NO_MEMORY, "no memory for the recipe");
+    else if (ferror(f))
+        rc = fail_errno(e, FAIL_IO, "cannot read %.300s", path);
+    else if (n == RECIPE_MAX)
+        rc = fail(e, FAIL_OUT_OF_RANGE, "%.300s is larger than %d bytes", path, RECIPE_MAX - 1);
+    else
+        rc = recipe_parse(r, text, n, path, e);
+    free(text);
+    fclose(f);
+    return rc;
+}
+
+static const char metrics_head[] = "step,loss,cross_entropy,accuracy,log_p_data,log_p_chains,gap,"
+                                   "chain_gradient,parameter_gradient,"
+                                   "rate,log_p_newborn,buffer_age,rollbacks\n";
+
+/* Keeps the rows up to the step that the run goes on from. */
+static int open_metrics(struct run *r, struct err *e)
+{
+    char path[PATH_BYTES], line[512];
+    long long step;
+    snprintf(path, sizeof path, "%s/metrics.csv", r->o->out);
+    r->metrics = fopen(path, "a+");
+    if (!r->metrics)
+        return fail_errno(e, FAIL_IO, "cannot open %.300s", path);
+    rewind(r->metrics);
+    long end = 0;
+    while (fgets(line, sizeof line, r->metrics) && strchr(line, '\n') &&
+           (strcmp(line, metrics_head) == 0 ||
+            (sscanf(line, "%lld,", &step) == 1 && step <= r->first)))
+        end = ftell(r->metrics);
+    if (ftruncate(fileno(r->metrics), end) != 0)
+        return fail_errno(e, FAIL_IO, "cannot cut %.300s", path);
+    fseek(r->metrics, end, SEEK_SET);
+    if (end == 0)
+        fputs(metrics_head, r->metrics);
+    return 0;
+}
+
+static void say(struct run *r, const char *text)
+{
+    if (r->live)
+        fputs("\r\033[K", stderr);
+    fprintf(stderr, "%s\n", text);
+    if (r->log) {
+        fprintf(r->log, "%s\n", text);
+        fflush(r->log);
+    }
+}
+
+static int open_log(struct run *r, struct err *e)
+{
+    char path[PATH_BYTES], text[512];
+    snprintf(path, sizeof path, "%s/log.txt", r->o->out);
+    r->log = fopen(path, "a");
+    if (!r->log)
+        return fail_errno(e, FAIL_IO, "cannot open %.300s", path);
+    char now[25];
+    timing_format(timing_wall_ms(), now);
+    snprintf(text, sizeof text,
+             "%s %s: %s from step %lld of %lld, %zu parameters, %zu images, %d threads", now,
+             r->recipe.model.name, r->first ? "goes on" : "begins", r->first, r->recipe.steps,
+             trainer_parameters(r->trainer)->n, r->data.n, pool_threads(r->pool));
+    say(r, text);
+    return 0;
+}
+
+static int run_open(struct run *r, struct err *e)
+{
+    const struct options *o = r->o;
+    int rc = read_recipe(&r->recipe, o->recipe, e);
+    if (rc != 0)
+        return rc;
+    const struct dataset_request want = {.dir = o->data,
+                                         .split = o->split,
+                                         .columns = r->recipe.model.attributes.n,
+                                         .max_bytes = data_max_bytes};
+    rc = dataset_open(&r->data, &want, e);
+    if (rc == 0)
+        rc = pool_open(&r->pool, (int)o->threads, e);
+    const struct trainer_options t = {
+        .recipe = &r->recipe, .data = &r->data, .pool = r->pool, .directory = o->out};
+    if (rc == 0)
+        rc = trainer_open(&r->trainer, &t, e);
+    if (rc != 0)
+        return rc;
+    r->first = trainer_done(r->trainer);
+    r->begin_ns = timing_ns();
+    r->live = isatty(STDERR_FILENO);
+    rc = open_metrics(r, e);
+    return rc == 0 ? open_log(r, e) : rc;
+}
+
+static void run_close(struct run *r)
+{
+    if (r->metrics)
+        fclose(r->metrics);
+    if (r->log)
+        fclose(r->log);
+    trainer_close(r->trainer);
+    pool_close(r->pool);
+    dataset_close(&r->data);
+    recipe_fini(&r->recipe);
+}
+
+static void write_row(struct run *r, const struct trainer_step *s)
+{
+    fprintf(r->metrics, "%lld,%.6g,%.6g,%.6g,%.6g,%.6g,%.6g,%.6g,%.6g,%.6g,%.6g,%.6g,%d\n", s->step,
+            s->loss, s->cross_entropy, s->accuracy, s->log_p_data, s->log_p_chains, s->health.gap,
+            s->gradient, s->norm, s->rate, s->newborn, s->age, s->rollbacks);
+    fflush(r->metrics);
+}
+
+/* One line that is written over on a terminal, else one now and then. */
+static void show(struct run *r, const struct trainer_step *s)
+{
+    const int64_t now = timing_ns();
+    char text[400];
+    if (now - (r->live ? r->shown_ns : r->line_ns) <
+        (int64_t)(r->live ? LIVE_MS : LINE_MS) * 1000000)
+        return;
+    r->shown_ns = r->line_ns = now;
+    const double seconds = (double)(now - r->begin_ns) * 1e-9;
+    const double rate = (double)(s->step - r->first) / seconds;
+    const long left = (long)((double)(r->recipe.steps - s->step) / (rate > 0 ? rate : 1));
+    snprintf(text, sizeof text,
+             "step %lld/%lld  loss %.3f  accuracy %.3f  log p %.2f / %.2f  newborn %.2f  |g| %.4f  "
+             "%.1f steps/s  %.0f images/s  %ld:%02ld:%02ld left",
+             s->step, r->recipe.steps, s->loss, s->accuracy, s->log_p_data, s->log_p_chains,
+             s->newborn, s->health.gradient, rate, rate * r->recipe.batch, left / 3600,
+             left / 60 % 60, left % 60);
+    if (r->live)
+        fprintf(stderr, "\r\033[K%.200s", text);
+    else
+        say(r, text);
+}
+
+static json_t *provenance(const struct run *r)
+{
+    return json_pack("{s:s, s:s, s:s, s:I, s:s}", "trained_by", "jemd " JEMD_VERSION,
+                     "recipe_sha256", r->recipe.sha256, "data_sha256", r->data.sha256, "steps",
+                     (json_int_t)r->recipe.steps, "split", r->o->split);
+}
+
+static int write_model(struct run *r, struct err *e)
+{
+    char path[PATH_BYTES], text[PATH_BYTES + 100];
+    json_t *from = provenance(r);
+    snprintf(path, sizeof path, "%s/model.safetensors", r->o->out);
+    const int rc = export_model(r->trainer, r->pool, from, path, e);
+    json_decref(from);
+    if (rc == 0) {
+        snprintf(text, sizeof text, "wrote %s after %.0f s", path,
+                 (double)(timing_ns() - r->begin_ns) * 1e-9);
+        say(r, text);
+    }
+    return rc;
+}
+
+static void say_rollback(struct run *r, const struct trainer_step *s)
+{
+    char text[300];
+    snprintf(text, sizeof text, "step %lld: %s; rolled back to step %lld, slower (%d of %d)",
+             s->step, health_texts[s->trouble], trainer_done(r->trainer), s->rollbacks,
+             r->recipe.health.retries);
+    say(r, text);
+}
+
+/* Exit code of the run. */
+static int run_steps(struct run *r, struct err *e)
+{
+    struct trainer_step s;
+    int rc = 0;
+    while (rc == 0 && !interrupted) {
+        rc = trainer_step(r->trainer, &s, e);
+        if (rc < 0)
+            return rc;
+        if (s.trouble != HEALTH_GOOD)
+            say_rollback(r, &s);
+        else if (s.step % r->o->log_every == 0)
+            write_row(r, &s);
+        if (s.trouble == HEALTH_GOOD)
+            show(r, &s);
+    }
+    if (r->live)
+        fputc('\n', stderr);
+    return interrupted ? trainer_save(r->trainer, e) : write_model(r, e);
+}
+
+static int parse_number(const char *text, long max, long *out)
+{
+    char *end;
+    errno = 0;
+    const long v = strtol(text, &end, 10);
+    if (errno || end == text || *end || v < 1 || v > max)
+        return -1;
+    *out = v;
+    return 0;
+}
+
+static int parse(int argc, char **argv, struct options *o)
+{
+    static const struct option known[] = {{"data", required_argument, NULL, 'd'},
+                                          {"split", required_argument, NULL, 's'},
+                                          {"out", required_argument, NULL, 'o'},
+                                          {"threads", required_argument, NULL, 't'},
+                                          {"log-every", required_argument, NULL, 'l'},
+                                          {"help", no_argument, NULL, 'h'},
+                                          {NULL, 0, NULL, 0}};
+    for (int c; (c = getopt_long(argc, argv, "", known, NULL)) != -1;) {
+        int rc = 0;
+        if (c == 'd')
+            o->data = optarg;
+        else if (c == 's')
+            o->split = optarg;
+        else if (c == 'o')
+            o->out = optarg;
+        else if (c == 't')
+            rc = parse_number(optarg, 1024, &o->threads);
+        else if (c == 'l')
+            rc = parse_number(optarg, 1000000, &o->log_every);
+        else if (c == 'h')
+            o->help = true;
+        else
+            return -1;
+        if (rc != 0) {
+            fprintf(stderr, "jemd train: \"%s\" is not a number in range\n", optarg);
+            return -1;
+        }
+    }
+    if (o->help)
+        return 0;
+    if (optind + 1 != argc || !o->data || !o->out || strlen(o->out) > 1000) {
+        fprintf(stderr, "jemd train: give one recipe, --data DIR and --out RUN\n");
+        return -1;
+    }
+    o->recipe = argv[optind];
+    return 0;
+}
+
+int command_train(int argc, char **argv)
+{
+    struct options o = {.split = "train", .log_every = 50};
+    struct run r = {.o = &o};
+    struct err e;
+    if (parse(argc, argv, &o) != 0) {
+        fputs(usage_text, stderr);
+        return EXIT_USAGE;
+    }
+    if (o.help) {
+        fputs(usage_text, stdout);
+        return 0;
+    }
+    const struct sigaction action = {.sa_handler = on_signal};
+    sigaction(SIGINT, &action, NULL);
+    sigaction(SIGTERM, &action, NULL);
+    int rc = run_open(&r, &e);
+    if (rc == 0)
+        rc = run_steps(&r, &e);
+    if (rc != 0) {
+        fprintf(stderr, "jemd train: %s\n", e.text);
+        if (r.log)
+            fprintf(r.log, "%s\n", e.text);
+    }
+    run_close(&r);
+    return rc != 0 ? 1 : interrupted ? 3 : 0;
+}
