@@ -41,3 +41,10 @@ void rng_uniform(const struct rng_stream *s, float *out, size_t n);
 void rng_normal(const struct rng_stream *s, float *out, size_t n);
 /* Elements first, first + 1, .. of that: first is a multiple of 4. */
 void rng_normal_from(const struct rng_stream *s, size_t first, float *out, size_t n);
+/* SplitMix64's output function (Steele, Lea, Flood 2014): seeds from counters. */
+static inline uint64_t rng_mix(uint64_t v)
+{
+    v = (v ^ v >> 30) * 0xbf58476d1ce4e5b9;
+    v = (v ^ v >> 27) * 0x94d049bb133111eb;
+    return v ^ v >> 31;
+}

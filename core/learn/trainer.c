@@ -3,8 +3,6 @@
 
 #include "base/pool.h"
 #include "base/rng.h"
-#include "ebm/start.h"
-#include "learn/augment.h"
 #include "learn/trainer_internal.h"
 
 #include <errno.h>
@@ -14,56 +12,20 @@
 #include <string.h>
 #include <sys/stat.h>
 
-/* Streams of RNG_CHOICE in one step. */
-enum { CHOICE_DATA, CHOICE_ENTRIES, CHOICE_CHAINS, CHOICE_BIRTHS };
-
-enum { UNIFORMS = 8, INITIAL = 1 /* seeds of the initial buffer and weights */ };
-
-/* ---- random numbers ---- */
-
-static uint64_t mixed(uint64_t v) /* SplitMix64's output function (Steele et al. 2014) */
+uint64_t trainer_seed(const struct trainer *t, long long step)
 {
-    v = (v ^ v >> 30) * 0xbf58476d1ce4e5b9;
-    v = (v ^ v >> 27) * 0x94d049bb133111eb;
-    return v ^ v >> 31;
+    const uint64_t attempt = rng_mix((uint64_t)t->recipe->seed) + (uint64_t)t->progress.attempt;
+    return rng_mix(rng_mix(attempt) + (uint64_t)step);
 }
 
-/* The seed of what a step draws; another one after a rollback. */
-static uint64_t seed_of(const struct trainer *t, long long step)
-{
-    const uint64_t attempt = mixed((uint64_t)t->recipe->seed) + (uint64_t)t->progress.attempt;
-    return mixed(mixed(attempt) + (uint64_t)step);
-}
+/* ---- opening ---- */
 
-static struct rng_stream choice(uint64_t seed, uint32_t what, uint32_t item)
-{
-    return (struct rng_stream){.seed = seed, .step = what, .chain = item, .purpose = RNG_CHOICE};
-}
-
-static int below(float u, int n)
-{
-    const int i = (int)(u * (float)n);
-    return i < n ? i : n - 1;
-}
-
-/* ---- sizes ---- */
-
-static int labels(const struct trainer *t)
-{
-    return t->recipe->model.attributes.n;
-}
-
-static size_t elements(const struct trainer *t)
-{
-    return net_shape_elements(t->recipe->model.input);
-}
+enum { UNIFORMS = 8 };
 
 static int rows(const struct trainer *t)
 {
     return t->recipe->batch + t->recipe->chains.count;
 }
-
-/* ---- opening ---- */
 
 /* PyTorch's default: weights and biases uniform within 1 / sqrt(fan in). */
 static void init_parameters(struct trainer *t)
@@ -73,7 +35,7 @@ static void init_parameters(struct trainer *t)
     for (int i = 0; i < p->n_tensors; i++) {
         const struct parameter *one = &p->list[i];
         const struct rng_stream s = {
-            .seed = seed_of(t, -INITIAL), .chain = (uint32_t)i, .purpose = RNG_INIT};
+            .seed = trainer_seed(t, TRAINER_INITIAL), .chain = (uint32_t)i, .purpose = RNG_INIT};
         float *v = p->values + one->offset;
         if (one->n_dims > 1) /* a bias follows its weight */
             bound = 1 / sqrtf((float)(one->elements / (size_t)one->shape[0]));
@@ -82,35 +44,6 @@ static void init_parameters(struct trainer *t)
             v[j] = bound * (2 * v[j] - 1);
     }
     memcpy(t->average, p->values, p->n * sizeof *t->average);
-}
-
-/* Labels of a random row, some masked. */
-static void draw_labels(const struct trainer *t, const struct rng_stream *s, uint8_t *y)
-{
-    const struct recipe_chains *c = &t->recipe->chains;
-    const int k = labels(t);
-    struct rng_stream more = *s;
-    float u[2];
-    rng_uniform(s, u, 2);
-    more.purpose = RNG_ROWS;
-    rng_uniform(&more, t->uniforms, (size_t)k);
-    const uint8_t *row = t->data->labels + (size_t)below(u[0], (int)t->data->n) * (size_t)k;
-    const bool none = c->labels == LABELS_FREE || (double)u[1] < c->free;
-    for (int i = 0; i < k; i++)
-        y[i] = none || (double)t->uniforms[i] < c->mask ? LOSS_MISSING : row[i];
-}
-
-static void init_buffer(struct trainer *t)
-{
-    const struct recipe *r = t->recipe;
-    const uint64_t seed = seed_of(t, -INITIAL);
-    for (int i = 0; i < r->chains.buffer; i++) {
-        const struct rng_stream s = choice(seed, CHOICE_BIRTHS, (uint32_t)i);
-        start_fresh(&r->model, &r->chains.sampler, seed, (uint32_t)i,
-                    t->buffer_x + (size_t)i * elements(t), t->scratch);
-        draw_labels(t, &s, t->buffer_y + (size_t)i * (size_t)labels(t));
-        t->buffer_age[i] = 0;
-    }
 }
 
 static int check_data(const struct trainer *t, struct err *e)
@@ -147,7 +80,7 @@ static void *take(struct arena *a, bool made, size_t bytes)
 static void lay_out(struct trainer *t, struct arena *a, bool made)
 {
     const struct recipe *r = t->recipe;
-    const size_t e = elements(t), k = (size_t)labels(t), n = (size_t)rows(t);
+    const size_t e = trainer_elements(t), k = (size_t)trainer_labels(t), n = (size_t)rows(t);
     const size_t chains = (size_t)r->chains.count, births = chains ? (size_t)r->chains.births : 0;
     const size_t most = (chains > births ? chains : births) + 1;
     const size_t buffer = chains ? (size_t)r->chains.buffer : 0;
@@ -198,7 +131,7 @@ static int open_parts(struct trainer *t, struct err *e)
     if (t->recipe->chains.count > 0)
         rc = walkers_open(&t->walkers, t->net, &d->attributes, t->pool, e);
     if (rc == 0 && t->walkers)
-        init_buffer(t);
+        chains_begin(t);
     return rc;
 }
 
@@ -250,214 +183,6 @@ void trainer_close(struct trainer *t)
     parameters_fini(&t->parameters);
     arena_fini(&t->arena);
     free(t);
-}
-
-/* ---- data ---- */
-
-/* The order of an epoch's rows; a tail that fills no batch is left out. */
-static void shuffle(struct trainer *t, long long epoch)
-{
-    const uint32_t n = (uint32_t)t->data->n;
-    const struct rng_stream s = {
-        .seed = mixed((uint64_t)t->recipe->seed), .step = (uint32_t)epoch, .purpose = RNG_ROWS};
-    uint32_t words[4];
-    if (t->epoch == epoch)
-        return;
-    for (uint32_t i = 0; i < n; i++)
-        t->order[i] = i;
-    for (uint32_t i = n - 1; i > 0; i--) {
-        if (i == n - 1 || i % 4 == 3)
-            rng_block(&s, i / 4, words);
-        const uint32_t j = (uint32_t)((uint64_t)words[i % 4] * (i + 1) >> 32);
-        const uint32_t v = t->order[i];
-        t->order[i] = t->order[j];
-        t->order[j] = v;
-    }
-    t->epoch = epoch;
-}
-
-/* Row `row` of the data as the model sees it. */
-static void load_row(const struct trainer *t, size_t row, float *x)
-{
-    const struct description *d = &t->recipe->model;
-    const size_t plane = (size_t)d->input.h * (size_t)d->input.w, c = (size_t)d->input.c;
-    const unsigned char *pixel = t->data->images + row * plane * c;
-    for (size_t i = 0; i < plane; i++)
-        for (size_t ch = 0; ch < c; ch++)
-            x[ch * plane + i] = d->pixel_scale * (float)*pixel++ + d->pixel_offset;
-}
-
-static void clamp(const struct description *d, float *x, size_t n)
-{
-    for (size_t i = 0; i < n; i++)
-        x[i] = x[i] < d->range_lo ? d->range_lo : x[i] > d->range_hi ? d->range_hi : x[i];
-}
-
-/* Image i of the batch, augmented. */
-static void load_image(struct trainer *t, uint64_t seed, int i, size_t row)
-{
-    const struct recipe *r = t->recipe;
-    const struct rng_stream s = choice(seed, CHOICE_DATA, (uint32_t)i);
-    const struct rng_stream noise = {.seed = seed, .chain = (uint32_t)i, .purpose = RNG_DATA};
-    const size_t n = elements(t);
-    float *x = t->x + (size_t)i * n, u[3];
-    load_row(t, row, x);
-    rng_uniform(&s, u, 3);
-    if (r->flip && u[0] < 0.5f)
-        augment_flip(r->model.input, x);
-    if (r->crop > 0)
-        augment_shift(r->model.input, x, augment_offset(u[1], r->crop),
-                      augment_offset(u[2], r->crop), t->scratch);
-    if (r->data_noise > 0) {
-        rng_normal(&noise, t->scratch, n);
-        for (size_t j = 0; j < n; j++)
-            x[j] += (float)r->data_noise * t->scratch[j];
-        clamp(&r->model, x, n);
-    }
-}
-
-static void load_batch(struct trainer *t, uint64_t seed)
-{
-    const int batch = t->recipe->batch, k = labels(t);
-    const long long each = (long long)t->data->n / batch, step = t->progress.step;
-    shuffle(t, step / each);
-    for (int i = 0; i < batch; i++) {
-        const size_t row = t->order[step % each * batch + i];
-        load_image(t, seed, i, row);
-        memcpy(t->y + (size_t)i * (size_t)k, t->data->labels + row * (size_t)k, (size_t)k);
-    }
-}
-
-/* ---- chains ---- */
-
-/* Distinct entries of the buffer. */
-static void pick_entries(struct trainer *t, uint64_t seed)
-{
-    const struct recipe_chains *c = &t->recipe->chains;
-    struct rng_stream s = choice(seed, CHOICE_ENTRIES, 0);
-    for (int i = 0; i < c->count; s.chain++) {
-        float u;
-        bool taken = false;
-        rng_uniform(&s, &u, 1);
-        t->picks[i] = below(u, c->buffer);
-        for (int j = 0; j < i; j++)
-            taken |= t->picks[j] == t->picks[i];
-        i += !taken;
-    }
-}
-
-/* Where chain i begins: in its entry, sometimes changed a little, or anew. */
-static void begin_chain(struct trainer *t, uint64_t seed, int i)
-{
-    const struct recipe *r = t->recipe;
-    const struct rng_stream s = choice(seed, CHOICE_CHAINS, (uint32_t)i);
-    const size_t n = elements(t), k = (size_t)labels(t), entry = (size_t)t->picks[i];
-    float *x = t->x + ((size_t)r->batch + (size_t)i) * n, u[6];
-    uint8_t *y = t->y + ((size_t)r->batch + (size_t)i) * k;
-    memcpy(x, t->buffer_x + entry * n, n * sizeof *x);
-    memcpy(y, t->buffer_y + entry * k, k);
-    rng_uniform(&s, u, 6);
-    if ((double)u[0] < r->chains.reinit) {
-        start_fresh(&r->model, &r->chains.sampler, seed, (uint32_t)i, x, t->scratch);
-        draw_labels(t, &s, y);
-        t->buffer_age[entry] = 0;
-    }
-    if ((double)u[1] < r->chains.blur)
-        augment_blur(r->model.input, x, 0.1f + 1.9f * u[2], t->scratch);
-    if ((double)u[3] < r->chains.shift)
-        augment_shift(r->model.input, x, augment_offset(u[4], 1), augment_offset(u[5], 1),
-                      t->scratch);
-}
-
-static struct sampler visit_sampler(const struct trainer *t, int steps)
-{
-    struct sampler s = t->recipe->chains.sampler;
-    s.steps = steps;
-    s.step_norm *= (float)t->progress.scale;
-    s.kind = t->recipe->chains.labels == LABELS_GIBBS ? SAMPLER_GIBBS : SAMPLER_SGLD;
-    return s;
-}
-
-static double mean(const float *v, int n)
-{
-    double sum = 0;
-    for (int i = 0; i < n; i++)
-        sum += (double)v[i];
-    return sum / n;
-}
-
-static bool any(const uint8_t *v, int n)
-{
-    for (int i = 0; i < n; i++)
-        if (v[i])
-            return true;
-    return false;
-}
-
-/* Moves the step's chains and puts them back. False when one was not finite. */
-static bool move_chains(struct trainer *t, uint64_t seed, double *gradient)
-{
-    const struct recipe *r = t->recipe;
-    const size_t n = elements(t), k = (size_t)labels(t);
-    const struct sampler s = visit_sampler(t, r->chains.sampler.steps);
-    float *x = t->x + (size_t)r->batch * n;
-    uint8_t *y = t->y + (size_t)r->batch * k;
-    pick_entries(t, seed);
-    for (int i = 0; i < r->chains.count; i++)
-        begin_chain(t, seed, i);
-    walkers_run(t->walkers, &(struct walk_task){.sampler = &s,
-                                                .step_norm_last = (float)(r->chains.step_norm_last *
-                                                                          t->progress.scale),
-                                                .seed = seed,
-                                                .n = r->chains.count,
-                                                .x = x,
-                                                .y = y,
-                                                .log_p = t->log_p,
-                                                .gradient = t->mean_gradient,
-                                                .diverged = t->diverged});
-    for (int i = 0; i < r->chains.count; i++) {
-        const size_t entry = (size_t)t->picks[i];
-        memcpy(t->buffer_x + entry * n, x + (size_t)i * n, n * sizeof *x);
-        memcpy(t->buffer_y + entry * k, y + (size_t)i * k, k);
-        t->buffer_age[entry] += (uint32_t)s.steps;
-    }
-    *gradient = mean(t->mean_gradient, r->chains.count);
-    return !any(t->diverged, r->chains.count);
-}
-
-/* New chains, from noise, take the place of random entries. */
-static enum health_state bear(struct trainer *t, uint64_t seed, double log_p_chains)
-{
-    const struct recipe *r = t->recipe;
-    const size_t n = elements(t), k = (size_t)labels(t);
-    const struct sampler s = visit_sampler(t, r->chains.birth_steps);
-    const uint64_t other = mixed(seed + 1);
-    for (int i = 0; i < r->chains.births; i++) {
-        const struct rng_stream one = choice(other, CHOICE_BIRTHS, (uint32_t)i);
-        start_fresh(&r->model, &s, other, (uint32_t)i, t->born_x + (size_t)i * n, t->scratch);
-        draw_labels(t, &one, t->born_y + (size_t)i * k);
-    }
-    walkers_run(t->walkers, &(struct walk_task){.sampler = &s,
-                                                .seed = other,
-                                                .n = r->chains.births,
-                                                .x = t->born_x,
-                                                .y = t->born_y,
-                                                .log_p = t->log_p,
-                                                .gradient = t->mean_gradient,
-                                                .diverged = t->diverged});
-    for (int i = 0; i < r->chains.births; i++) {
-        const struct rng_stream one = choice(other, CHOICE_ENTRIES, (uint32_t)i);
-        float u;
-        rng_uniform(&one, &u, 1);
-        const size_t entry = (size_t)below(u, r->chains.buffer);
-        memcpy(t->buffer_x + entry * n, t->born_x + (size_t)i * n, n * sizeof *t->born_x);
-        memcpy(t->buffer_y + entry * k, t->born_y + (size_t)i * k, k);
-        t->buffer_age[entry] = (uint32_t)s.steps;
-    }
-    t->progress.newborn = mean(t->log_p, r->chains.births);
-    return any(t->diverged, r->chains.births)
-               ? HEALTH_NOT_FINITE
-               : health_birth(&t->progress.health, &r->health, log_p_chains - t->progress.newborn);
 }
 
 /* ---- a step ---- */
@@ -530,11 +255,11 @@ static void step_parameters(struct trainer *t, struct trainer_step *out)
 static enum health_state one_step(struct trainer *t, struct trainer_step *out)
 {
     const struct recipe *r = t->recipe;
-    const uint64_t seed = seed_of(t, t->progress.step);
+    const uint64_t seed = trainer_seed(t, t->progress.step);
     struct health_signs signs = {.finite = true};
-    load_batch(t, seed);
+    data_load(t, seed);
     if (t->walkers)
-        signs.finite = move_chains(t, seed, &out->gradient);
+        signs.finite = chains_move(t, seed, &out->gradient);
     descend(t, out);
     out->norm = optimiser_norm(t->slope, t->parameters.n);
     signs.finite &= isfinite(out->loss) && isfinite(out->norm);
@@ -546,7 +271,7 @@ static enum health_state one_step(struct trainer *t, struct trainer_step *out)
     step_parameters(t, out);
     t->progress.step++;
     if (t->walkers && r->chains.births > 0 && t->progress.step % r->chains.births_every == 0)
-        state = bear(t, seed, out->log_p_chains);
+        state = chains_bear(t, seed, out->log_p_chains);
     return state;
 }
 

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #pragma once
-/* A trainer's inside, for trainer.c and checkpoint.c. */
+/* A trainer's inside: trainer.c, trainer_data.c, trainer_chains.c and checkpoint.c. */
 #include "base/mem.h"
+#include "base/rng.h"
 #include "learn/gradient.h"
 #include "learn/optimiser.h"
 #include "learn/trainer.h"
@@ -45,6 +46,39 @@ struct trainer {
     float *scratch;  /* [E] */
     float *uniforms;
 };
+
+/* What random numbers are for: streams of RNG_CHOICE in a step. */
+enum { TRAINER_DATA, TRAINER_ENTRIES, TRAINER_CHAINS, TRAINER_BIRTHS };
+enum { TRAINER_INITIAL = -1 }; /* the "step" of initial weights and buffer */
+
+/* The seed of what a step draws; another one after a rollback. */
+uint64_t trainer_seed(const struct trainer *t, long long step);
+
+static inline struct rng_stream trainer_choice(uint64_t seed, uint32_t what, uint32_t item)
+{
+    return (struct rng_stream){.seed = seed, .step = what, .chain = item, .purpose = RNG_CHOICE};
+}
+
+static inline int trainer_labels(const struct trainer *t)
+{
+    return t->recipe->model.attributes.n;
+}
+
+static inline size_t trainer_elements(const struct trainer *t)
+{
+    return net_shape_elements(t->recipe->model.input);
+}
+
+/* trainer_data.c. x and y of the data of the present step, augmented. */
+void data_load(struct trainer *t, uint64_t seed);
+
+/* trainer_chains.c. Fills the buffer with noise and labels of data. */
+void chains_begin(struct trainer *t);
+/* Moves the step's chains and puts them back; x and y behind the data's are theirs. *gradient =
+ * mean |dF/dx|. False when one was not finite. */
+bool chains_move(struct trainer *t, uint64_t seed, double *gradient);
+/* New chains, from noise, take the place of random entries. */
+enum health_state chains_bear(struct trainer *t, uint64_t seed, double log_p_chains);
 
 /* checkpoint.c. Writes directory/checkpoint-STEP.safetensors and removes all but the two newest. */
 int checkpoint_save(const struct trainer *t, struct err *e);
