@@ -8,4 +8,5 @@ int command_check(int argc, char **argv);   /* command_check.c */
 int command_info(int argc, char **argv);    /* command_info.c */
 int command_predict(int argc, char **argv); /* command_predict.c */
 int command_train(int argc, char **argv);
+int command_judge(int argc, char **argv);
 int command_key(int argc, char **argv); /* command_key.c */

@@ -24,6 +24,7 @@ static const struct command commands[] = {
     {"predict", command_predict, "evaluate a model on a tensor file, offline"},
     {"train", command_train, "train a model by a recipe"},
     {"eval", command_eval, "measure and calibrate a model on labelled images"},
+    {"judge", command_judge, "have a model's samples judged by a classifier"},
     {"bench", command_bench, "measure the engine on this machine"},
     {"key", command_key, "make an API key"},
     {"version", command_version, "print the version"},
