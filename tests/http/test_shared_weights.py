@@ -2,7 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Packed weights: one daemon makes them, others of the user attach, whatever happens to the first."""
 import glob
-import json
 import os
 import re
 import stat
