@@ -13,7 +13,7 @@
 #include <string.h>
 
 /* Images a core computes at once, at most; models with open workspaces. */
-enum { SLICE = 16, BENCHES = 4 };
+enum { SLICE = 16, BENCHES = 4, PART_LEAST = 4, CACHE_BYTES = 1 << 20 };
 
 /* What the cores need for one model: a workspace each, images and gradients; and workspaces in which
  * all compute the same images, for when these are fewer than the cores, or just one. */
@@ -22,6 +22,7 @@ struct bench {
     struct workspace **workspaces; /* [threads] */
     struct workspace *together, *single;
     float **buffers; /* [threads]: x, gradients [SLICE][elements], then [SLICE][logits] */
+    int part;        /* images that a core computes together */
     uint64_t used;
 };
 
@@ -57,6 +58,18 @@ static void close_bench(struct bench *b, int threads)
     *b = (struct bench){0};
 }
 
+/* Images that a core best computes together: as many as its cache holds, or as pay for reading all
+ * the weights. Small parts also let a core that is disturbed do fewer. */
+static int part_of(const struct engine *engine)
+{
+    const size_t one = workspace_estimate_engine(engine, 1, false, 1);
+    const size_t image = (workspace_estimate_engine(engine, SLICE, false, 1) - one) / (SLICE - 1);
+    const size_t bytes =
+        engine_packed_bytes(engine) > CACHE_BYTES ? engine_packed_bytes(engine) : CACHE_BYTES;
+    const size_t n = bytes / (image + 1);
+    return n < PART_LEAST ? PART_LEAST : n > SLICE ? SLICE : (int)n;
+}
+
 static size_t buffer_floats(const struct model *m)
 {
     return (2 * model_elements(m) + (size_t)model_logits(m)) * SLICE;
@@ -78,8 +91,10 @@ static int open_bench(struct bench *out, struct model *m, struct pool *pool, str
         rc = b.buffers[i] ? workspace_open_engine(&b.workspaces[i], engine, SLICE, true, NULL, e)
                           : fail(e, FAIL_NO_MEMORY, "cannot allocate a gradient");
     }
-    if (rc == 0)
+    if (rc == 0) {
+        b.part = part_of(engine);
         rc = workspace_open_engine(&b.together, engine, SLICE, true, pool, e);
+    }
     if (rc == 0)
         rc = model_engine_single(m, &engine, e);
     if (rc == 0)
@@ -213,7 +228,7 @@ static void compute_batch(struct pool *pool, struct batch *b)
     const bool single = b->n == 1 && first->n == 1 && !first->gradient;
     if (!single && b->n >= threads) {
         const int each = (b->n + threads - 1) / threads;
-        b->each = each < SLICE ? each : SLICE;
+        b->each = each < b->bench->part ? each : b->bench->part;
         pool_run(pool, (b->n + b->each - 1) / b->each, compute_part, b);
         return;
     }

@@ -38,7 +38,7 @@ struct recipe_health {
     double lag;      /* newborn chains' log p below the buffer's, at most */
     int warm_up;     /* training steps before it is judged */
     int retries;     /* rollbacks before giving up */
-    double slower;   /* a rollback multiplies rate and step norm by this */
+    double slower;   /* a rollback multiplies the rate by this */
 };
 
 struct recipe {

@@ -287,8 +287,9 @@ static int roll_back(struct trainer *t, enum health_state why, struct err *e)
     if (rc == 0)
         return fail(
             e, FAIL_UNSUPPORTED,
-            "given up at step %lld after %lld rollbacks: %s. Its learning rate was %.3g, the "
-            "step norm %.3g; try a lower rate, more steps a visit, or a larger penalty",
+            "given up at step %lld after %lld rollbacks: %s. The learning rate was %.3g; try a "
+            "lower one, more steps a visit, or a larger penalty",
+            at, attempt - 1, health_texts[why], t->recipe->rate * t->progress.scale); try a lower rate, more steps a visit, or a larger penalty",
             at, attempt - 1, health_texts[why], t->recipe->rate * t->progress.scale,
             (double)t->recipe->chains.sampler.step_norm * t->progress.scale);
     t->progress.attempt = attempt;

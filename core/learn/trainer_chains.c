@@ -86,7 +86,6 @@ static struct sampler visit_sampler(const struct trainer *t, int steps)
 {
     struct sampler s = t->recipe->chains.sampler;
     s.steps = steps;
-    s.step_norm *= (float)t->progress.scale;
     s.kind = t->recipe->chains.labels == LABELS_GIBBS ? SAMPLER_GIBBS : SAMPLER_SGLD;
     return s;
 }

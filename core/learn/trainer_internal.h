@@ -12,7 +12,7 @@
 struct progress {
     long long step;    /* done */
     long long attempt; /* rollbacks so far; part of every seed */
-    double scale;      /* of rate and step norm */
+    double scale;      /* of the rate */
     double newborn;
     struct health health;
 };

@@ -2,7 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Packed weights: one daemon makes them, others of the user attach, whatever happens to the first."""
 import glob
-import json
 import os
 import re
 import stat
@@ -108,10 +107,10 @@ class Precision(unittest.TestCase):
         try:
             d.start()
         except AssertionError as e:
-            self.assertIn("AMX", str(e))
+            self.assertIn("AVX512_BF16", str(e))
             return
         compute = d.get("/v1/models").json()["models"][0]["compute"]
-        self.assertEqual(compute.split("/")[0], "amx-bf16", json.dumps(compute))
+        self.assertIn(compute.split("/")[0], ("amx-bf16", "avx512-bf16"))
 
 
 if __name__ == "__main__":

@@ -427,6 +427,15 @@ static void a_full_store_fails_the_job_and_says_so(void **state)
     assert_true(stats.bytes <= (size_t)store_bytes);
 }
 
+static bool preview_is_gone(const struct id *id)
+{
+    struct blob *preview = NULL;
+    struct err e;
+    const int rc = jobs_preview(jobs, id->text, &preview, &e);
+    blob_put(preview);
+    return rc == -FAIL_NOT_FOUND;
+}
+
 static void a_stream_of_a_job_begins_with_a_snapshot_and_ends_with_end(void **state)
 {
     (void)state;
@@ -464,7 +473,7 @@ static void a_stream_of_a_job_begins_with_a_snapshot_and_ends_with_end(void **st
     assert_non_null(strstr(text, "event: preview"));
     assert_non_null(strstr(text, "event: end"));
     assert_non_null(strstr(strstr(text, "event: end"), "\"canceled\""));
-    wait_until(jobs_preview(jobs, id.text, &preview, &e) == -FAIL_NOT_FOUND);
+    wait_until(preview_is_gone(&id));
 }
 
 enum { RACES = 60 };
