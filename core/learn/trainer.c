@@ -275,7 +275,7 @@ static enum health_state one_step(struct trainer *t, struct trainer_step *out)
     return state;
 }
 
-/* Back to an earlier checkpoint, slower and with other random numbers. */
+/* Back to an earlier checkpoint, at a lower rate and with other random numbers. */
 static int roll_back(struct trainer *t, enum health_state why, struct err *e)
 {
     const struct recipe_health *h = &t->recipe->health;
@@ -289,9 +289,7 @@ static int roll_back(struct trainer *t, enum health_state why, struct err *e)
             e, FAIL_UNSUPPORTED,
             "given up at step %lld after %lld rollbacks: %s. The learning rate was %.3g; try a "
             "lower one, more steps a visit, or a larger penalty",
-            at, attempt - 1, health_texts[why], t->recipe->rate * t->progress.scale); try a lower rate, more steps a visit, or a larger penalty",
-            at, attempt - 1, health_texts[why], t->recipe->rate * t->progress.scale,
-            (double)t->recipe->chains.sampler.step_norm * t->progress.scale);
+            at, attempt - 1, health_texts[why], t->recipe->rate * t->progress.scale);
     t->progress.attempt = attempt;
     t->progress.scale = scale;
     if (t->walkers)
