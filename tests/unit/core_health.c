@@ -1,0 +1,123 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What a training's health is judged by, and the schedule of its learning rate. */
+#include "learn/health.h"
+
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+static const struct recipe_health limits = {.gap = 5, .gradient = 10, .lag = 8, .warm_up = 20};
+
+/* The first of `n` equal steps that is not good, or n. */
+static int first_bad(struct health *h, struct health_signs s, int n, enum health_state *state)
+{
+    for (int i = 0; i < n; i++) {
+        *state = health_step(h, &limits, &s);
+        if (*state != HEALTH_GOOD)
+            return i;
+    }
+    return n;
+}
+
+static void a_steady_run_is_good(void **state)
+{
+    struct health h = {0};
+    enum health_state found;
+    (void)state;
+    assert_int_equal(first_bad(&h, (struct health_signs){true, 1.5, 0.004}, 500, &found), 500);
+    assert_true(fabs(h.gap - 1.5) < 1e-9 && fabs(h.gradient - 0.004) < 1e-9);
+    assert_true(fabs(h.least - 0.004) < 1e-9);
+}
+
+static void what_is_not_finite_is_bad_at_once(void **state)
+{
+    const struct health_signs bad[] = {
+        {false, 0, 0.1}, {true, (double)NAN, 0.1}, {true, 0, (double)INFINITY}};
+    (void)state;
+    for (int i = 0; i < 3; i++) {
+        struct health h = {0};
+        assert_int_equal(health_step(&h, &limits, &bad[i]), HEALTH_NOT_FINITE);
+        assert_true(h.steps == 0);
+    }
+    struct health h = {0};
+    assert_int_equal(health_birth(&h, &limits, (double)NAN), HEALTH_NOT_FINITE);
+}
+
+static void a_gap_counts_after_the_warm_up_and_on_both_sides(void **state)
+{
+    enum health_state found;
+    (void)state;
+    for (int sign = -1; sign <= 1; sign += 2) {
+        struct health h = {0};
+        assert_int_equal(first_bad(&h, (struct health_signs){true, sign * 6.0, 0.1}, 100, &found),
+                         limits.warm_up - 1);
+        assert_int_equal(found, HEALTH_GAP);
+    }
+}
+
+static void one_outlier_is_forgiven(void **state)
+{
+    struct health h = {0};
+    enum health_state found;
+    (void)state;
+    first_bad(&h, (struct health_signs){true, 1, 0.1}, 200, &found);
+    assert_int_equal(health_step(&h, &limits, &(struct health_signs){true, 100, 0.1}), HEALTH_GOOD);
+    assert_int_equal(first_bad(&h, (struct health_signs){true, 1, 0.1}, 200, &found), 200);
+}
+
+static void a_slope_is_held_against_its_least(void **state)
+{
+    struct health h = {0};
+    enum health_state found;
+    (void)state;
+    first_bad(&h, (struct health_signs){true, 0, 0.01}, 100, &found);
+    assert_int_equal(first_bad(&h, (struct health_signs){true, 0, 0.09}, 300, &found), 300);
+    assert_true(first_bad(&h, (struct health_signs){true, 0, 0.2}, 300, &found) < 300);
+    assert_int_equal(found, HEALTH_GRADIENT);
+}
+
+static void newborn_chains_that_stay_behind_are_seen(void **state)
+{
+    struct health h = {0};
+    enum health_state found;
+    int births = 0;
+    (void)state;
+    assert_int_equal(health_birth(&h, &limits, 50), HEALTH_GOOD); /* warm-up */
+    first_bad(&h, (struct health_signs){true, 0, 0.1}, 100, &found);
+    for (int i = 0; i < 40; i++)
+        health_birth(&h, &limits, 2);
+    assert_true(h.lag < 4);
+    while (births < 100 && health_birth(&h, &limits, 12) == HEALTH_GOOD)
+        births++;
+    assert_true(births > 3 && births < 100);
+}
+
+static void the_rate_warms_up_and_decays(void **state)
+{
+    const struct recipe r = {.steps = 1000, .rate = 0.1, .warm_up = 100, .decay_last = 0.2};
+    (void)state;
+    assert_true(fabs(recipe_rate(&r, 0, 1) - 0.001) < 1e-12);
+    assert_true(fabs(recipe_rate(&r, 99, 1) - 0.1) < 1e-12);
+    assert_true(fabs(recipe_rate(&r, 500, 0.5) - 0.05) < 1e-12);
+    assert_true(fabs(recipe_rate(&r, 900, 1) - 0.05) < 1e-12);
+    assert_true(recipe_rate(&r, 999, 1) > 0);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(a_steady_run_is_good),
+        cmocka_unit_test(what_is_not_finite_is_bad_at_once),
+        cmocka_unit_test(a_gap_counts_after_the_warm_up_and_on_both_sides),
+        cmocka_unit_test(one_outlier_is_forgiven),
+        cmocka_unit_test(a_slope_is_held_against_its_least),
+        cmocka_unit_test(newborn_chains_that_stay_behind_are_seen),
+        cmocka_unit_test(the_rate_warms_up_and_decays),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
