@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Checkpoints of a training: everything that decides how it goes on. The two newest are kept, so that
- * there is one from before trouble began.
+ * Checkpoints of a training: everything that decides how it goes on. Of those that the recipe asks for
+ * the two newest are kept, so that there is one from before trouble began; one made at an
+ * interruption is only for going on from, or a run would depend on its interruptions.
  */
 #include "file/safetensors.h"
 #include "learn/trainer_internal.h"
@@ -91,6 +92,28 @@ static int write_file(const struct trainer *t, void *optimiser, struct err *e)
     return safetensors_write(path, tensors, (size_t)m, &identity, 1, e);
 }
 
+static int drop(const struct trainer *t, long long step, struct err *e)
+{
+    char path[1200];
+    path_of(t, step, path, sizeof path);
+    return unlink(path) == 0 ? 0 : fail_errno(e, FAIL_IO, "cannot remove %.300s", path);
+}
+
+/* Removes the interruptions' from steps[n] and from the disk, but for that of step `but`. */
+static int drop_others(const struct trainer *t, long long *steps, int n, long long but,
+                       struct err *e)
+{
+    int kept = 0;
+    for (int i = 0; i < n; i++) {
+        const bool asked = steps[i] % t->recipe->checkpoint_every == 0 || steps[i] == but;
+        if (!asked && drop(t, steps[i], e) != 0)
+            return -FAIL_IO;
+        if (asked)
+            steps[kept++] = steps[i];
+    }
+    return kept;
+}
+
 int checkpoint_save(const struct trainer *t, struct err *e)
 {
     long long steps[STEPS_MAX];
@@ -100,13 +123,13 @@ int checkpoint_save(const struct trainer *t, struct err *e)
     free(optimiser);
     if (rc != 0)
         return rc;
-    const int n = list(t, steps, e);
-    for (int i = KEPT; i < n; i++) {
-        char path[1200];
-        path_of(t, steps[i], path, sizeof path);
-        unlink(path);
-    }
-    return n < 0 ? n : 0;
+    int n = list(t, steps, e);
+    if (n > 0)
+        n = drop_others(t, steps, n, t->progress.step, e);
+    const int most = KEPT + (t->progress.step % t->recipe->checkpoint_every != 0);
+    for (int i = most; rc == 0 && i < n; i++)
+        rc = drop(t, steps[i], e);
+    return n < 0 ? n : rc;
 }
 
 static int read_parts(struct trainer *t, const struct safetensors *f, const char *path,
@@ -159,14 +182,12 @@ int checkpoint_load(struct trainer *t, struct err *e)
 int checkpoint_back(struct trainer *t, struct err *e)
 {
     long long steps[STEPS_MAX];
-    char path[1200];
-    const int n = list(t, steps, e);
+    int n = list(t, steps, e);
+    if (n > 0)
+        n = drop_others(t, steps, n, -1, e);
     if (n <= 0)
         return n;
-    if (n > 1) {
-        path_of(t, steps[0], path, sizeof path);
-        if (unlink(path) != 0)
-            return fail_errno(e, FAIL_IO, "cannot remove %.300s", path);
-    }
+    if (n > 1 && drop(t, steps[0], e) != 0)
+        return -FAIL_IO;
     return load(t, steps[n > 1 ? 1 : 0], e);
 }

@@ -80,7 +80,7 @@ bool chains_move(struct trainer *t, uint64_t seed, double *gradient);
 /* New chains, from noise, take the place of random entries. */
 enum health_state chains_bear(struct trainer *t, uint64_t seed, double log_p_chains);
 
-/* checkpoint.c. Writes directory/checkpoint-STEP.safetensors and removes all but the two newest. */
+/* checkpoint.c. Writes directory/checkpoint-STEP.safetensors and removes those that are too old. */
 int checkpoint_save(const struct trainer *t, struct err *e);
 /* Loads the newest one. 1: done; 0: there is none. */
 int checkpoint_load(struct trainer *t, struct err *e);
