@@ -243,13 +243,12 @@ static void say_rollback(struct run *r, const struct trainer_step *s)
     say(r, text);
 }
 
-/* Exit code of the run. */
+/* Steps to the end and writes the model, or stops at an interruption. */
 static int run_steps(struct run *r, struct err *e)
 {
     struct trainer_step s;
-    int rc = 0;
-    while (rc == 0 && !interrupted) {
-        rc = trainer_step(r->trainer, &s, e);
+    while (trainer_done(r->trainer) < r->recipe.steps && !interrupted) {
+        const int rc = trainer_step(r->trainer, &s, e);
         if (rc < 0)
             return rc;
         if (s.trouble != HEALTH_GOOD)

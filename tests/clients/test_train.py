@@ -1,0 +1,152 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: Apache-2.0
+"""`jemd train` as its users meet it: a run that is killed again and again comes to the same bytes, an
+interrupted one says so, wrong recipes and data are refused with a sentence, and its model is one
+that jemd's other commands take."""
+import csv
+import gzip
+import json
+import os
+import signal
+import subprocess
+import tempfile
+import time
+import unittest
+
+JEMD = os.environ["JEMD_BIN"]
+STEPS, EVERY = 120, 10
+
+
+def write_idx(path, shape, values):
+    head = bytes([0, 0, 8, len(shape)]) + b"".join(n.to_bytes(4, "big") for n in shape)
+    with gzip.open(path, "wb", compresslevel=1) as stream:
+        stream.write(head + bytes(values))
+
+
+def stripes(folder, rows=64, side=8):
+    """Stripes across or down, dark or bright."""
+    images, labels = [], []
+    for i in range(rows):
+        down, bright = i % 2, i // 2 % 2
+        for y in range(side):
+            for x in range(side):
+                at = (x if down else y) + i // 4 % 4
+                images.append((170 if at // 2 % 2 else 20) + 50 * bright + (x * 7 + y * 13 + i) % 16)
+        labels += [down, bright]
+    write_idx(os.path.join(folder, "train-images.idx3-ubyte.gz"), (rows, side, side), images)
+    write_idx(os.path.join(folder, "train-attr-cat.idx2-ubyte.gz"), (rows, 2), labels)
+
+
+def recipe(**training):
+    conv = {"kind": "conv", "weights": "a", "in": 1, "out": 8, "kernel": 3, "stride": 1, "pad": 1}
+    model = {"format": 1, "name": "stripes", "version": "1", "family": "mixed",
+             "input": {"channels": 1, "height": 8, "width": 8, "range": [-1, 1]},
+             "layers": [conv, {"kind": "silu"}, {"kind": "flatten"},
+                        {"kind": "linear", "weights": "b", "in": 512, "out": 4}],
+             "attributes": [{"name": "way", "values": ["across", "down"]},
+                            {"name": "tone", "values": ["dark", "bright"]}],
+             "sampler": {"kind": "sgld", "steps": 20, "steps_buffer": 10, "step_rule": "normalised",
+                         "step_size": 10, "step_norm": 0.02, "noise": 0.01, "clamp": [-1, 1]}}
+    chains = {"count": 8, "buffer": 32, "steps": 4,
+              "births": {"every": 5, "count": 4, "steps": 8}}
+    return {"model": model, "training": {"steps": STEPS, "seed": 3, "batch": 8,
+                                         "checkpoint_every": EVERY, "chains": chains} | training}
+
+
+class Train(unittest.TestCase):
+    def setUp(self):
+        self.folder = self.enterContext(tempfile.TemporaryDirectory())
+        stripes(self.folder)
+        self.recipe = self.write("recipe.json", recipe())
+
+    def write(self, name, value):
+        path = os.path.join(self.folder, name)
+        with open(path, "w", encoding="utf-8") as stream:
+            json.dump(value, stream)
+        return path
+
+    def command(self, out, *more, recipe_path=None):
+        return [JEMD, "train", recipe_path or self.recipe, "--data", self.folder, "--out",
+                os.path.join(self.folder, out), "--log-every", "5", *more]
+
+    def run_train(self, out, *more, **keywords):
+        return subprocess.run(self.command(out, *more, **keywords), stderr=subprocess.PIPE,
+                              text=True, timeout=300)
+
+    def model(self, out):
+        with open(os.path.join(self.folder, out, "model.safetensors"), "rb") as stream:
+            return stream.read()
+
+    def rows(self, out):
+        with open(os.path.join(self.folder, out, "metrics.csv"), encoding="utf-8") as stream:
+            return list(csv.DictReader(stream))
+
+    def interrupt(self, out, number, seconds, *more):
+        with subprocess.Popen(self.command(out, *more), stderr=subprocess.DEVNULL) as process:
+            time.sleep(seconds)
+            process.send_signal(number)
+            return process.wait(60)
+
+    def test_a_run_that_is_killed_comes_to_the_same_bytes(self):
+        done = self.run_train("whole", "--threads", "2")
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertIn("model.safetensors", done.stderr)
+        ends = []
+        for i in range(40):
+            number = signal.SIGKILL if i % 3 else signal.SIGTERM
+            ends.append(self.interrupt("parts", number, 0.03 + 0.01 * (i % 7), "--threads",
+                                       str(1 + i % 2)))
+            if ends[-1] == 0:
+                break
+        self.assertTrue({-signal.SIGKILL, 3} & set(ends), ends)
+        if ends[-1] != 0:
+            self.assertEqual(self.run_train("parts").returncode, 0)
+        self.assertEqual(self.model("parts"), self.model("whole"))
+        self.assertEqual(self.rows("parts"), self.rows("whole"))
+        self.assertEqual([int(r["step"]) for r in self.rows("whole")], list(range(5, STEPS + 1, 5)))
+        left = sorted(n for n in os.listdir(os.path.join(self.folder, "parts")) if "checkpoint" in n)
+        self.assertEqual(left, [f"checkpoint-{STEPS - EVERY}.safetensors",
+                                f"checkpoint-{STEPS}.safetensors"])
+
+    def test_its_model_is_taken_by_the_other_commands(self):
+        self.assertEqual(self.run_train("run").returncode, 0)
+        path = os.path.join(self.folder, "run", "model.safetensors")
+        for words in (["check", path], ["info", path],
+                      ["eval", path, "--data", self.folder, "--split", "train", "--fit",
+                       os.path.join(self.folder, "fitted.safetensors")]):
+            done = subprocess.run([JEMD, *words], capture_output=True, text=True, timeout=120)
+            self.assertEqual(done.returncode, 0, done.stderr)
+        out = os.path.join(self.folder, "judged.json")
+        done = subprocess.run([JEMD, "judge", path, path, "--data", self.folder, "--split", "train",
+                               "--pair", "way=down,tone=dark", "--limit", "20", "--json", out],
+                              capture_output=True, text=True, timeout=120)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        with open(out, encoding="utf-8") as stream:
+            (split,) = json.load(stream)
+        self.assertEqual([s["start"] for s in split["samples"]], ["noise", "buffer"])
+        for start in split["samples"]:
+            self.assertEqual(start["right"]["n"], 20)
+            self.assertEqual(start["pairs"]["way=down,tone=dark"]["n"], 5)
+            self.assertLessEqual(start["right"]["lo"], start["right"]["share"])
+            self.assertLessEqual(start["right"]["share"], start["right"]["hi"])
+
+    def test_what_is_wrong_is_said(self):
+        bad = self.write("bad.json", recipe(stepz=1))
+        other = self.write("other.json", recipe(seed=4))
+        self.assertEqual(self.run_train("run").returncode, 0)
+        for words, code, text in [
+                ((self.command("x", recipe_path=bad)), 1, "stepz"),
+                ((self.command("run", recipe_path=other)), 1, "another recipe"),
+                ((self.command("x", "--split", "nope")), 1, "nope"),
+                ((self.command("x", "--threads", "0")), 2, "not a number"),
+                ((self.command("x", recipe_path="/nonexistent.json")), 1, "cannot open"),
+                ([JEMD, "train"], 2, "usage"),
+                ([JEMD, "judge", "a", "b"], 2, "usage"),
+                ([JEMD, "judge", "a", "b", "--data", "d", "--split", "s"], 1, "cannot be opened")]:
+            done = subprocess.run(words, capture_output=True, text=True, timeout=60)
+            self.assertEqual(done.returncode, code, (words, done.stderr))
+            self.assertIn(text, done.stderr)
+
+
+if __name__ == "__main__":
+    unittest.main()
