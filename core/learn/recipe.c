@@ -7,6 +7,7 @@
 static const char *const label_words[LABELS_KINDS] = {"free", "data", "gibbs"};
 static const char *const optimiser_words[] = {"adam", "sgd"};
 
+#define FALL 0.1 /* of the step norm within a visit, unless said otherwise */
 enum { STEPS_MAX = 100000000, COUNT_MAX = 65536 };
 
 static const struct recipe defaults = {
@@ -30,17 +31,17 @@ static const struct recipe defaults = {
                            .steps = 10,
                            .langevin_steps = 1,
                            .step_size = 10,
-                           .step_norm = 0.015f,
+                           .step_norm = 0.04f,
                            .noise = 0.01f,
                            .temperature = 1,
                            .clamp = true},
-               .step_norm_last = 0.015,
+               .step_norm_last = 0.004,
                .births_every = 10,
                .births = 16,
                .birth_steps = 60,
                .blur = 0.05,
                .shift = 0.05},
-    .health = {.gap = 10, .gradient = 8, .lag = 10, .warm_up = 500, .retries = 8, .slower = 0.5},
+    .health = {.gap = 10, .gradient = 100, .lag = 60, .warm_up = 500, .retries = 8, .slower = 0.5},
     .checkpoint_every = 500,
     .export_buffer = 1000,
 };
@@ -173,10 +174,8 @@ static void read_chains(struct recipe *r, struct reading *from)
     struct reading g;
     int labels = (int)c->labels, rule = (int)c->sampler.rule;
     double last = -1;
-    if (!enter(&g, from, "chains")) {
-        c->step_norm_last = (double)c->sampler.step_norm;
+    if (!enter(&g, from, "chains"))
         return;
-    }
     whole(&g, "count", 0, 4096, &c->count);
     whole(&g, "buffer", 1, 1000000, &c->buffer);
     word(&g, "labels", label_words, LABELS_KINDS, &labels);
@@ -197,7 +196,7 @@ static void read_chains(struct recipe *r, struct reading *from)
     leave(&g, from);
     c->labels = (enum chain_labels)labels;
     c->sampler.rule = (enum sampler_rule)rule;
-    c->step_norm_last = last >= 0 ? last : (double)c->sampler.step_norm;
+    c->step_norm_last = last >= 0 ? last : FALL * (double)c->sampler.step_norm;
 }
 
 static void read_health(struct recipe *r, struct reading *from)
