@@ -34,6 +34,7 @@ static const char usage_text[] =
     "  --out RUN       a directory, made if missing\n"
     "  --threads N     default: all cores; does not change the result\n"
     "  --log-every N   steps a row of metrics.csv (default 50)\n"
+    "  --export        do not train: write the model of the newest checkpoint\n"
     "  --help          this text\n"
     "\n"
     "exit codes: 0 done, 1 failed or given up (the last line says why), 2 wrong usage,\n"
@@ -42,7 +43,7 @@ static const char usage_text[] =
 struct options {
     const char *recipe, *data, *split, *out;
     long threads, log_every;
-    bool help;
+    bool export, help;
 };
 
 /* A run and what it shows. */
@@ -216,7 +217,7 @@ static json_t *provenance(const struct run *r)
 {
     return json_pack("{s:s, s:s, s:s, s:I, s:s}", "trained_by", "jemd " JEMD_VERSION,
                      "recipe_sha256", r->recipe.sha256, "data_sha256", r->data.sha256, "steps",
-                     (json_int_t)r->recipe.steps, "split", r->o->split);
+                     (json_int_t)trainer_done(r->trainer), "split", r->o->split);
 }
 
 static int write_model(struct run *r, struct err *e)
@@ -247,7 +248,7 @@ static void say_rollback(struct run *r, const struct trainer_step *s)
 static int run_steps(struct run *r, struct err *e)
 {
     struct trainer_step s;
-    while (trainer_done(r->trainer) < r->recipe.steps && !interrupted) {
+    while (!r->o->export && trainer_done(r->trainer) < r->recipe.steps && !interrupted) {
         const int rc = trainer_step(r->trainer, &s, e);
         if (rc < 0)
             return rc;
@@ -281,6 +282,7 @@ static int parse(int argc, char **argv, struct options *o)
                                           {"out", required_argument, NULL, 'o'},
                                           {"threads", required_argument, NULL, 't'},
                                           {"log-every", required_argument, NULL, 'l'},
+                                          {"export", no_argument, NULL, 'x'},
                                           {"help", no_argument, NULL, 'h'},
                                           {NULL, 0, NULL, 0}};
     for (int c; (c = getopt_long(argc, argv, "", known, NULL)) != -1;) {
@@ -295,6 +297,8 @@ static int parse(int argc, char **argv, struct options *o)
             rc = parse_number(optarg, 1024, &o->threads);
         else if (c == 'l')
             rc = parse_number(optarg, 1000000, &o->log_every);
+        else if (c == 'x')
+            o->export = true;
         else if (c == 'h')
             o->help = true;
         else
