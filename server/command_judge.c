@@ -3,8 +3,8 @@
 #include "base/pool.h"
 #include "server/commands.h"
 #include "server/judge.h"
+#include "server/option_number.h"
 
-#include <errno.h>
 #include <getopt.h>
 #include <limits.h>
 #include <stdio.h>
@@ -42,19 +42,6 @@ struct options {
     bool help;
 };
 
-static int parse_number(const char *text, long min, long max, long *out)
-{
-    char *end;
-    errno = 0;
-    const long v = strtol(text, &end, 10);
-    if (errno || end == text || *end || v < min || v > max) {
-        fprintf(stderr, "jemd judge: \"%s\" is not a number from %ld to %ld\n", text, min, max);
-        return -1;
-    }
-    *out = v;
-    return 0;
-}
-
 static int append(const char **list, int *n, int max, const char *item)
 {
     if (*n == max) {
@@ -76,15 +63,15 @@ static int take(struct options *o, int letter)
     case 'p':
         return append(o->pairs, &o->n_pairs, JUDGE_PAIRS, optarg);
     case 'n':
-        return parse_number(optarg, 0, 1000000, &o->steps);
+        return option_number("judge", optarg, 0, 1000000, &o->steps);
     case 'b':
-        return parse_number(optarg, 0, 1000000, &o->buffer_steps);
+        return option_number("judge", optarg, 0, 1000000, &o->buffer_steps);
     case 'l':
-        return parse_number(optarg, 1, 1000000, &o->limit);
+        return option_number("judge", optarg, 1, 1000000, &o->limit);
     case 'e':
-        return parse_number(optarg, 0, LONG_MAX, &o->seed);
+        return option_number("judge", optarg, 0, LONG_MAX, &o->seed);
     case 't':
-        return parse_number(optarg, 1, 1024, &o->threads);
+        return option_number("judge", optarg, 1, 1024, &o->threads);
     case 'j':
         o->json = optarg;
         return 0;

@@ -5,8 +5,8 @@
 #include "learn/export.h"
 #include "learn/trainer.h"
 #include "server/commands.h"
+#include "server/option_number.h"
 
-#include <errno.h>
 #include <getopt.h>
 #include <inttypes.h>
 #include <math.h>
@@ -264,17 +264,6 @@ static int run_steps(struct run *r, struct err *e)
     return interrupted ? trainer_save(r->trainer, e) : write_model(r, e);
 }
 
-static int parse_number(const char *text, long max, long *out)
-{
-    char *end;
-    errno = 0;
-    const long v = strtol(text, &end, 10);
-    if (errno || end == text || *end || v < 1 || v > max)
-        return -1;
-    *out = v;
-    return 0;
-}
-
 static int parse(int argc, char **argv, struct options *o)
 {
     static const struct option known[] = {{"data", required_argument, NULL, 'd'},
@@ -294,19 +283,17 @@ static int parse(int argc, char **argv, struct options *o)
         else if (c == 'o')
             o->out = optarg;
         else if (c == 't')
-            rc = parse_number(optarg, 1024, &o->threads);
+            rc = option_number("train", optarg, 1, 1024, &o->threads);
         else if (c == 'l')
-            rc = parse_number(optarg, 1000000, &o->log_every);
+            rc = option_number("train", optarg, 1, 1000000, &o->log_every);
         else if (c == 'x')
             o->export = true;
         else if (c == 'h')
             o->help = true;
         else
             return -1;
-        if (rc != 0) {
-            fprintf(stderr, "jemd train: \"%s\" is not a number in range\n", optarg);
+        if (rc != 0)
             return -1;
-        }
     }
     if (o->help)
         return 0;
