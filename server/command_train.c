@@ -248,10 +248,12 @@ static void say_rollback(struct run *r, const struct trainer_step *s)
 static int run_steps(struct run *r, struct err *e)
 {
     struct trainer_step s;
-    while (!r->o->export && trainer_done(r->trainer) < r->recipe.steps && !interrupted) {
+    while (!r->o->export && !interrupted) {
         const int rc = trainer_step(r->trainer, &s, e);
         if (rc < 0)
             return rc;
+        if (rc > 0)
+            break;
         if (s.trouble != HEALTH_GOOD)
             say_rollback(r, &s);
         else if (s.step % r->o->log_every == 0)

@@ -142,6 +142,7 @@ static int resume(struct trainer *t, struct err *e)
     if (mkdir(t->directory, 0777) != 0 && errno != EEXIST)
         return fail_errno(e, FAIL_IO, "cannot make %s", t->directory);
     const int rc = checkpoint_load(t, e);
+    t->saved = t->progress.step;
     if (rc > 0 && t->walkers)
         walkers_refresh(t->walkers);
     /* A first one, so that there is always something to go back to. */
@@ -292,6 +293,7 @@ static int roll_back(struct trainer *t, enum health_state why, struct err *e)
             at, attempt - 1, health_texts[why], t->recipe->rate * t->progress.scale);
     t->progress.attempt = attempt;
     t->progress.scale = scale;
+    t->saved = t->progress.step;
     if (t->walkers)
         walkers_refresh(t->walkers);
     return checkpoint_save(t, e);
@@ -306,25 +308,33 @@ static double mean_age(const struct trainer *t)
     return n ? sum / n : 0;
 }
 
+/* What the last step came to is on record by now. */
+static int save_if_due(struct trainer *t, struct err *e)
+{
+    const long long step = t->progress.step;
+    const bool due = step % t->recipe->checkpoint_every == 0 || step == t->recipe->steps;
+    if (!t->directory[0] || !due || step == t->saved)
+        return 0;
+    t->saved = step;
+    return checkpoint_save(t, e);
+}
+
 int trainer_step(struct trainer *t, struct trainer_step *out, struct err *e)
 {
+    int rc = save_if_due(t, e);
     *out = (struct trainer_step){0};
-    if (t->progress.step >= t->recipe->steps)
-        return 1;
+    if (rc != 0 || t->progress.step >= t->recipe->steps)
+        return rc != 0 ? rc : 1;
     out->trouble = one_step(t, out);
     out->step = t->progress.step;
-    const int rc = out->trouble != HEALTH_GOOD ? roll_back(t, out->trouble, e)
-                   : t->directory[0] && (t->progress.step % t->recipe->checkpoint_every == 0 ||
-                                         t->progress.step == t->recipe->steps)
-                       ? checkpoint_save(t, e)
-                       : 0;
+    rc = out->trouble != HEALTH_GOOD ? roll_back(t, out->trouble, e) : 0;
     if (rc != 0)
         return rc;
     out->newborn = t->progress.newborn;
     out->age = mean_age(t);
     out->health = t->progress.health;
     out->rollbacks = (int)t->progress.attempt;
-    return t->progress.step >= t->recipe->steps;
+    return 0;
 }
 
 int trainer_save(struct trainer *t, struct err *e)

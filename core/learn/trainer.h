@@ -45,7 +45,7 @@ struct trainer_step {
     enum health_state trouble; /* what the last rollback was for; HEALTH_GOOD: none in this step */
 };
 
-/* One step, and a checkpoint when it is time. 1: the last one is done; 0: go on. Errors: UNSUPPORTED
+/* A checkpoint when the step before made one due, then a step: 0. 1: all were done before. Errors: UNSUPPORTED
  * (given up: the verdict), IO, NO_MEMORY. */
 int trainer_step(struct trainer *t, struct trainer_step *out, struct err *e);
 /* Writes a checkpoint now. Errors: IO, NO_MEMORY. */

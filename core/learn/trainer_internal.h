@@ -28,6 +28,7 @@ struct trainer {
     struct optimiser *optimiser;
     struct walkers *walkers; /* NULL without chains */
     struct progress progress;
+    long long saved; /* step of the last checkpoint that was due */
     struct arena arena;
     float *average, *slope; /* [P] */
     float *buffer_x;        /* [buffer][E] */
