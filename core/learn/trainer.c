@@ -3,6 +3,7 @@
 
 #include "base/pool.h"
 #include "base/rng.h"
+#include "ebm/evaluate.h"
 #include "learn/trainer_internal.h"
 
 #include <errno.h>
@@ -19,8 +20,6 @@ uint64_t trainer_seed(const struct trainer *t, long long step)
 }
 
 /* ---- opening ---- */
-
-enum { UNIFORMS = 8 };
 
 static int rows(const struct trainer *t)
 {
@@ -100,7 +99,7 @@ static void lay_out(struct trainer *t, struct arena *a, bool made)
     t->born_x = take(a, made, births * e * sizeof(float));
     t->born_y = take(a, made, births * k);
     t->scratch = take(a, made, e * sizeof(float));
-    t->uniforms = take(a, made, (k + UNIFORMS) * sizeof(float));
+    t->uniforms = take(a, made, k * sizeof(float));
 }
 
 static int open_parts(struct trainer *t, struct err *e)
@@ -197,11 +196,8 @@ static double accuracy(const struct trainer *t, const float *logits)
         for (int k = 0; k < a->n; k++) {
             const float *f = logits + (size_t)i * (size_t)a->n_logits + a->list[k].first;
             const uint8_t y = t->y[(size_t)i * (size_t)a->n + (size_t)k];
-            int top = 0;
-            for (int v = 1; v < a->list[k].n_values; v++)
-                top = f[v] > f[top] ? v : top;
             all += y != LOSS_MISSING;
-            right += y == top;
+            right += y == evaluate_top(f, a->list[k].n_values);
         }
     }
     return all ? (double)right / (double)all : 0;

@@ -45,7 +45,7 @@ struct trainer {
     float *born_x;   /* [births][E] */
     uint8_t *born_y; /* [births][K] */
     float *scratch;  /* [E] */
-    float *uniforms;
+    float *uniforms; /* [K] */
 };
 
 /* What random numbers are for: streams of RNG_CHOICE in a step. */
