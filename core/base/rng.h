@@ -24,7 +24,10 @@ enum rng_purpose {
     RNG_INIT = 10,         /* initial weights of a network */
     RNG_ROWS = 11,         /* the order of data rows */
     RNG_DATA = 12,         /* noise that is added to data */
-    RNG_CHOICE = 13        /* choices of a training step: shifts, masks, buffer entries */
+    RNG_CHOICE = 13,       /* choices of a training step: shifts, masks, buffer entries */
+    RNG_RESAMPLE = 32,     /* evaluation: units of a bootstrap resample */
+    RNG_TRANSFORM = 33,    /* evaluation: permutations, partners, noise images */
+    RNG_ATTACK = 34        /* evaluation: random starts of attacks */
 };
 
 /* One stream: everything but the element. */

@@ -6,6 +6,7 @@
  * double. Used by calibrate.c and `jemd eval`.
  */
 #include "base/fail.h"
+#include "ebm/ranking.h"
 
 #include <stddef.h>
 #include <stdint.h>
@@ -47,6 +48,8 @@ struct evaluate_result {
  * depends on the images' order. Errors: NO_MEMORY. */
 int evaluate_attribute(struct evaluate_result *out, const struct evaluate_set *s,
                        double temperature, struct err *e);
+/* logsumexp(f / T) of f[n]. */
+double evaluate_log_sum(const float *f, int n, double temperature);
 /* Mean -log p(y|x) of softmax(f / T) over the labelled images, 0 when there are none. */
 double evaluate_nll(const struct evaluate_set *s, double temperature);
 /* The first largest of f[n]. */
@@ -68,3 +71,6 @@ struct evaluate_scores {
  * Errors: OUT_OF_RANGE (empty or NaN), NO_MEMORY. */
 int evaluate_detector(struct evaluate_detector *out, const struct evaluate_scores *id,
                       const struct evaluate_scores *ood, struct err *e);
+/* The same scores ranked, for resamples and curves: unit i is id[i], unit id->n + j is ood[j]. */
+int evaluate_rank(struct ranking *out, const struct evaluate_scores *id,
+                  const struct evaluate_scores *ood, struct err *e);
