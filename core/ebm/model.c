@@ -54,10 +54,15 @@ static const float *find_weight(void *ctx, const char *name, const int *shape, i
     return floats(m, t, e);
 }
 
+struct net_weights model_weights(struct model *m)
+{
+    return (struct net_weights){.ctx = m, .find = find_weight};
+}
+
 static int open_net(struct model *m, struct err *e)
 {
     struct err why = {0};
-    const struct net_weights weights = {.ctx = m, .find = find_weight};
+    const struct net_weights weights = model_weights(m);
     const struct attributes *a = &m->d.attributes;
     const int rc = net_open(&m->net, m->d.layers, m->d.n_layers, m->d.input, &weights, &why);
     if (rc != 0)

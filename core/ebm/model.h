@@ -90,5 +90,8 @@ int model_logits(const struct model *m);
 void model_from_pixels(const struct model *m, const unsigned char *pixels, float *x);
 /* x[C][H][W] -> pixels[H][W][C], rounded and clamped. */
 void model_to_pixels(const struct model *m, const float *x, unsigned char *pixels);
+/* Hands out the file's weights, for nets of parts of its layers; lives as long as the model. Not while
+ * another thread does the same. */
+struct net_weights model_weights(struct model *m);
 /* Copies replay buffer entry i to x[C][H][W]. */
 void model_buffer_image(const struct model *m, size_t i, float *x);
