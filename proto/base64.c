@@ -23,3 +23,14 @@ int base64_to_bytes(const char *text, size_t size, unsigned char **out, size_t *
     *out_size = n;
     return 0;
 }
+
+char *base64_from_bytes(const void *bytes, size_t size)
+{
+    const size_t n = BASE64_ENCODE_RAW_LENGTH(size);
+    char *text = malloc(n + 1);
+    if (!text)
+        return NULL;
+    base64_encode_raw(text, size, bytes);
+    text[n] = '\0';
+    return text;
+}
