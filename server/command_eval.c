@@ -1,45 +1,38 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "server/command_eval.h"
 
-#include "ebm/calibrate.h"
-#include "ebm/score.h"
+#include "base/timing.h"
 #include "server/eval_report.h"
+#include "server/evaluation.h"
+#include "server/option_number.h"
 
-#include <errno.h>
 #include <getopt.h>
+#include <limits.h>
+#include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
-enum { SETS_MAX = 32, EXIT_USAGE = 2 };
-static const size_t data_max_bytes = (size_t)8 << 30;
+enum { EXIT_USAGE = 2, PROGRESS_NS = 200000000, MOST = 1000000000, PICTURES = 6 };
 
 struct options {
-    const char *model, *data, *fit, *json, *resize_word;
-    const char *splits[SETS_MAX]; /* --split, then every --report */
-    const char *ood[SETS_MAX];    /* DIR:SPLIT */
-    int n_splits, n_ood;
-    enum image_resize resize;
-    long long limit, threads;
+    struct evaluation_setup s;
+    const char *model, *judge, *json, *html;
+    struct evaluation_foreign foreign[EVALUATION_SETS];
+    struct evaluation_attack attacks[EVALUATION_ATTACKS];
+    char *copies[EVALUATION_SETS]; /* of --ood's texts */
+    const char **command;          /* the words for the record: all but --threads */
     bool help;
-};
-
-/* What the run holds besides its report. */
-struct evaluation {
-    const struct options *o;
-    struct model *model;
-    struct pool *pool;
-    float *temperatures; /* [K] in force: the model's, or the fitted ones */
-    float *fitted;       /* [n_fitted] ascending energies of the fitted split, or NULL */
-    size_t n_fitted;
-    struct eval_report report;
 };
 
 static const char usage_text[] =
     "usage: jemd eval MODEL --data DIR --split SPLIT [option ...]\n"
     "\n"
-    "Measures a model on labelled images: accuracy, NLL, Brier score and calibration error of "
-    "every\n"
-    "attribute, the distribution of the energy, and how well foreign images are told apart.\n"
+    "Measures a model on labelled images: accuracy, F1, AP, AUROC, NLL, Brier score and\n"
+    "calibration error of every attribute, how well foreign images are told apart and, if asked,\n"
+    "how it stands attacks and what an independent classifier sees in its samples. Every figure\n"
+    "comes with a 95 % bootstrap interval. docs/evaluation.md says what each of them is.\n"
     "\n"
     "  --data DIR         IDX files: SPLIT-images.idx4-ubyte.gz (N x H x W x 3, or idx3: grey) "
     "and\n"
@@ -47,16 +40,37 @@ static const char usage_text[] =
     "                     model's attributes, 255 = unknown), SPLIT-attr-bin.idx2-ubyte.gz or\n"
     "                     SPLIT-labels.idx1-ubyte.gz (K = 1)\n"
     "  --split SPLIT      which images, e.g. calib or test\n"
-    "  --report SPLIT     another split of DIR to measure; may be repeated\n"
-    "  --ood DIR:SPLIT    foreign images, compared with the first --report split (else --split);\n"
-    "                     may be repeated\n"
+    "  --report SPLIT     another split of DIR to measure; may be repeated. All that follows is\n"
+    "                     measured on the first --report split (else --split), and the score that\n"
+    "                     tells transformed images apart best is then chosen on --split\n"
     "  --fit OUT          calibrate on --split: fit a temperature an attribute, keep the energies\n"
     "                     for p-values, and write the model with both to OUT.safetensors. Use\n"
     "                     images that the model was not trained on, and read the numbers of a\n"
     "                     --report split: those of --split itself are flattered by the fit\n"
-    "  --json FILE        the report as JSON, '-' for standard output instead of the table\n"
+    "  --ood [NAME=]DIR[:SPLIT]\n"
+    "                     foreign images (split test); may be repeated\n"
+    "  --transformed N    transform the first N images to foreign ones (upside down, shuffled,\n"
+    "                     mixed, noise); default 1000, 0 = none\n"
+    "  --pgd NORM:EPS[,EPS...][:STEPS]\n"
+    "                     attack: linf or l2, radii in pixel values from 0 to 1 (8/255), steps\n"
+    "                     (default 20); may be repeated\n"
+    "  --attacked N       the first N images are attacked; default 500\n"
+    "  --jem-k K          also classify after K steps of refinement; may be repeated\n"
+    "  --judge FILE       have samples by the labels of the split, and of the split \"novel\" if\n"
+    "                     there is one, judged by this classifier of the same attributes\n"
+    "  --novel SPLIT      another name for it\n"
+    "  --pair N=V,N=V     share of samples with all of these, over rows that have them; "
+    "repeatable\n"
+    "  --samples N        samples of a split, at most; default 500\n"
+    "  --steps N          of samples from noise (default: the model's); 0 = do not\n"
+    "  --buffer-steps N   from the replay buffer (default: the model's); 0 = do not\n"
+    "  --json FILE        the report as JSON, '-' for standard output instead of the tables\n"
+    "  --html FILE        the report as a page: curves, diagrams, samples\n"
+    "  --pictures N       conditions whose samples it shows, of each split; default 6\n"
     "  --resize HOW       images of another size: fit, fill, center_crop or reject (default)\n"
     "  --limit N          only the first N images of every set\n"
+    "  --resamples N      of the bootstrap; default 1000, 0 = no intervals\n"
+    "  --seed N           of everything random; default 1\n"
     "  --threads N        default: all cores\n"
     "  --help             this text\n"
     "\n"
@@ -66,410 +80,326 @@ static const struct option long_options[] = {{"data", required_argument, NULL, '
                                              {"split", required_argument, NULL, 's'},
                                              {"report", required_argument, NULL, 'r'},
                                              {"ood", required_argument, NULL, 'o'},
+                                             {"transformed", required_argument, NULL, 'T'},
                                              {"fit", required_argument, NULL, 'f'},
+                                             {"pgd", required_argument, NULL, 'p'},
+                                             {"attacked", required_argument, NULL, 'a'},
+                                             {"jem-k", required_argument, NULL, 'k'},
+                                             {"judge", required_argument, NULL, 'J'},
+                                             {"novel", required_argument, NULL, 'n'},
+                                             {"pair", required_argument, NULL, 'P'},
+                                             {"samples", required_argument, NULL, 'N'},
+                                             {"steps", required_argument, NULL, 'S'},
+                                             {"buffer-steps", required_argument, NULL, 'B'},
                                              {"json", required_argument, NULL, 'j'},
+                                             {"html", required_argument, NULL, 'H'},
+                                             {"pictures", required_argument, NULL, 'c'},
                                              {"resize", required_argument, NULL, 'z'},
                                              {"limit", required_argument, NULL, 'l'},
+                                             {"resamples", required_argument, NULL, 'R'},
+                                             {"seed", required_argument, NULL, 'e'},
                                              {"threads", required_argument, NULL, 't'},
                                              {"help", no_argument, NULL, 'h'},
                                              {NULL, 0, NULL, 0}};
 
-static int parse_count(const char *text, long long max, long long *out, struct err *e)
+static int wrong(const char *said, const char *text)
 {
-    char *end;
-    errno = 0;
-    const long long v = strtoll(text, &end, 10);
-    if (errno || end == text || *end || v < 1 || v > max)
-        return fail(e, FAIL_OUT_OF_RANGE, "\"%.32s\" is not a number from 1 to %lld", text, max);
-    *out = v;
-    return 0;
+    fprintf(stderr, "jemd eval: %s, not \"%.120s\"\n", said, text);
+    return -1;
 }
 
-static int append(const char **list, int *n, const char *item, struct err *e)
+static int append(const char **list, int *n, int most, const char *item)
 {
-    if (*n == SETS_MAX)
-        return fail(e, FAIL_OUT_OF_RANGE, "at most %d sets of images can be given", SETS_MAX - 1);
+    if (*n == most) {
+        fprintf(stderr, "jemd eval: an option may be given at most %d times\n", most);
+        return -1;
+    }
     list[(*n)++] = item;
     return 0;
 }
 
-static int take_ood(struct options *o, const char *item, struct err *e)
+static int take_size(size_t *out, const char *text, long least)
 {
-    const char *colon = strrchr(item, ':');
-    if (!colon || colon == item || !colon[1])
-        return fail(e, FAIL_OUT_OF_RANGE, "--ood takes DIR:SPLIT, not \"%.120s\"", item);
-    return append(o->ood, &o->n_ood, item, e);
+    long v;
+    if (option_number("eval", text, least, MOST, &v) != 0)
+        return -1;
+    *out = (size_t)v;
+    return 0;
 }
 
-static int take_option(struct options *o, int letter, struct err *e)
+static int take_int(int *out, const char *text, long least, long most)
+{
+    long v;
+    if (option_number("eval", text, least, most, &v) != 0)
+        return -1;
+    *out = (int)v;
+    return 0;
+}
+
+/* [NAME=]DIR[:SPLIT] */
+static int take_ood(struct options *o, const char *text)
+{
+    static const char said[] = "--ood takes [NAME=]DIR[:SPLIT]";
+    const int i = o->s.n_foreign;
+    struct evaluation_foreign *f = &o->foreign[i < EVALUATION_SETS ? i : 0];
+    if (i == EVALUATION_SETS)
+        return wrong("there may be at most 32 --ood", text);
+    char *copy = o->copies[i] = strdup(text);
+    if (!copy)
+        return wrong("out of memory", text);
+    o->s.n_foreign++;
+    *f = (struct evaluation_foreign){.dir = copy, .split = "test"};
+    char *equals = strchr(copy, '='), *slash = strchr(copy, '/');
+    if (equals && (!slash || equals < slash)) {
+        *equals = '\0';
+        if (!*copy || strlen(copy) >= sizeof f->name)
+            return wrong(said, text);
+        strcpy(f->name, copy);
+        f->dir = equals + 1;
+    }
+    char *colon = strrchr(f->dir, ':');
+    if (colon && !strchr(colon, '/')) {
+        *colon = '\0';
+        if (!colon[1] || strlen(colon + 1) >= sizeof f->split)
+            return wrong(said, text);
+        strcpy(f->split, colon + 1);
+    }
+    return *f->dir ? 0 : wrong(said, text);
+}
+
+/* A number, or one by another. */
+static bool parse_radius(const char *text, double *out)
+{
+    char *end;
+    double v = strtod(text, &end), by = 1;
+    if (end == text)
+        return false;
+    if (*end == '/') {
+        const char *second = end + 1;
+        by = strtod(second, &end);
+        if (end == second)
+            return false;
+    }
+    v /= by;
+    *out = v;
+    return *end == '\0' && isfinite(v) && v > 0 && v <= 1000;
+}
+
+/* NORM:EPS[,EPS...][:STEPS] */
+static int take_pgd(struct options *o, const char *text)
+{
+    static const char said[] = "--pgd takes linf or l2, radii and steps, as in linf:2/255,8/255:20";
+    const int i = o->s.n_attacks;
+    char copy[256], *rest = copy;
+    struct evaluation_attack a = {.norm = ATTACK_NORMS, .steps = 20};
+    if (i == EVALUATION_ATTACKS || strlen(text) >= sizeof copy)
+        return wrong("there may be at most 8 --pgd of 255 characters", text);
+    strcpy(copy, text);
+    const char *norm = strsep(&rest, ":");
+    for (int n = 0; n < ATTACK_NORMS; n++)
+        if (strcmp(norm, attack_norm_names[n]) == 0)
+            a.norm = (enum attack_norm)n;
+    char *radii = rest ? strsep(&rest, ":") : NULL;
+    if (a.norm == ATTACK_NORMS || !radii)
+        return wrong(said, text);
+    for (char *r; (r = strsep(&radii, ","));)
+        if (a.n_radii == EVALUATION_RADII || !parse_radius(r, &a.radii[a.n_radii++]))
+            return wrong(said, text);
+    if (rest && take_int(&a.steps, rest, 1, 10000) != 0)
+        return -1;
+    o->attacks[i] = a;
+    o->s.n_attacks++;
+    return 0;
+}
+
+static int take_refine(struct options *o, const char *text)
+{
+    int *n = &o->s.n_refines;
+    if (*n == EVALUATION_REFINES)
+        return wrong("there may be at most 8 --jem-k", text);
+    return take_int(&o->s.refine_steps[(*n)++], text, 0, 10000);
+}
+
+/* Options about samples and attacks. */
+static int take_more(struct options *o, int letter)
+{
+    long seed;
+    switch (letter) {
+    case 'p':
+        return take_pgd(o, optarg);
+    case 'a':
+        return take_size(&o->s.attacked, optarg, 1);
+    case 'k':
+        return take_refine(o, optarg);
+    case 'J':
+        o->judge = optarg;
+        return 0;
+    case 'n':
+        o->s.novel = optarg;
+        return 0;
+    case 'P':
+        return append(o->s.pairs, &o->s.n_pairs, JUDGE_PAIRS, optarg);
+    case 'N':
+        return take_size(&o->s.samples, optarg, 0);
+    case 'S':
+        return take_int(&o->s.steps, optarg, 0, 1000000);
+    case 'B':
+        return take_int(&o->s.buffer_steps, optarg, 0, 1000000);
+    case 'c':
+        return take_int(&o->s.drawn, optarg, 0, 64);
+    case 'R':
+        return take_int(&o->s.resamples, optarg, 0, 100000);
+    case 'e':
+        if (option_number("eval", optarg, 0, LONG_MAX, &seed) != 0)
+            return -1;
+        o->s.seed = (uint64_t)seed;
+        return 0;
+    default: /* getopt_long has told what is wrong */
+        fputs("jemd eval: see jemd eval --help\n", stderr);
+        return -1;
+    }
+}
+
+static int take_option(struct options *o, int letter)
 {
     switch (letter) {
     case 'd':
-        o->data = optarg;
+        o->s.data = optarg;
         return 0;
     case 's':
-        o->splits[0] = optarg;
+        o->s.splits[0] = optarg;
         return 0;
     case 'r':
-        return append(o->splits, &o->n_splits, optarg, e);
+        return append(o->s.splits, &o->s.n_splits, EVALUATION_SETS, optarg);
     case 'o':
-        return take_ood(o, optarg, e);
+        return take_ood(o, optarg);
+    case 'T':
+        return take_size(&o->s.transformed, optarg, 0);
     case 'f':
-        o->fit = optarg;
+        o->s.fit = optarg;
         return 0;
     case 'j':
         o->json = optarg;
         return 0;
-    case 'z':
-        o->resize_word = optarg;
-        if (image_resize_parse(optarg, &o->resize) != 0)
-            return fail(e, FAIL_OUT_OF_RANGE,
-                        "--resize takes fit, fill, center_crop or reject, not \"%.32s\"", optarg);
+    case 'H':
+        o->html = optarg;
         return 0;
+    case 'z':
+        return image_resize_parse(optarg, &o->s.resize) == 0
+                   ? 0
+                   : wrong("--resize takes fit, fill, center_crop or reject", optarg);
     case 'l':
-        return parse_count(optarg, 1000000000, &o->limit, e);
+        return take_size(&o->s.limit, optarg, 1);
     case 't':
-        return parse_count(optarg, 1024, &o->threads, e);
+        return take_int(&o->s.threads, optarg, 1, 1024);
     case 'h':
         o->help = true;
         return 0;
-    default: /* getopt_long has told what is wrong */
-        return fail(e, FAIL_BAD_REQUEST, "see jemd eval --help");
+    default:
+        return take_more(o, letter);
     }
 }
 
-static int parse_options(struct options *o, int argc, char **argv, struct err *e)
+/* The words that a result depends on: how many threads there were is none of them. */
+static int record(struct options *o, int argc, char **argv)
 {
-    int letter, rc = 0;
-    *o = (struct options){.resize = IMAGE_REJECT, .resize_word = "reject", .n_splits = 1};
+    o->command = calloc((size_t)argc, sizeof *o->command);
+    if (!o->command)
+        return wrong("out of memory", argv[0]);
+    for (int i = 0; i < argc; i++) {
+        if (strcmp(argv[i], "--threads") == 0)
+            i++;
+        else if (strncmp(argv[i], "--threads=", 10) != 0)
+            o->command[o->s.n_command++] = argv[i];
+    }
+    o->s.command = o->command;
+    return 0;
+}
+
+static int parse_options(struct options *o, int argc, char **argv)
+{
+    *o = (struct options){0};
+    evaluation_defaults(&o->s);
+    o->s.n_splits = 1;
+    o->s.drawn = -1;
+    o->s.foreign = o->foreign;
+    o->s.attacks = o->attacks;
+    if (record(o, argc, argv) != 0)
+        return -1;
     optind = 0; /* anew: other commands may have been parsed in this process */
-    while (rc == 0 && (letter = getopt_long(argc, argv, "", long_options, NULL)) != -1)
-        rc = take_option(o, letter, e);
-    if (rc != 0 || o->help)
-        return rc;
-    if (optind != argc - 1)
-        return fail(e, FAIL_BAD_REQUEST, "exactly one model file is needed; see jemd eval --help");
+    for (int letter; (letter = getopt_long(argc, argv, "", long_options, NULL)) != -1;)
+        if (take_option(o, letter) != 0)
+            return -1;
+    if (o->help)
+        return 0;
+    if (optind != argc - 1) {
+        fputs("jemd eval: exactly one model file is needed; see jemd eval --help\n", stderr);
+        return -1;
+    }
     o->model = argv[optind];
-    if (!o->data || !o->splits[0])
-        return fail(e, FAIL_MISSING_FIELD, "--data and --split are needed; see jemd eval --help");
-    return 0;
+    if (o->s.drawn < 0)
+        o->s.drawn = o->html ? PICTURES : 0;
+    if (o->s.data && o->s.splits[0])
+        return 0;
+    fputs("jemd eval: --data and --split are needed; see jemd eval --help\n", stderr);
+    return -1;
 }
 
-/* The directory's own name, whatever path it was given by. */
-static void base_name(const char *dir, char out[EVAL_NAME_MAX])
+/* ---- progress on a terminal ---- */
+
+struct shown {
+    int64_t last_ns;
+};
+
+static void show(void *ctx, const char *what, size_t done, size_t of)
 {
-    char *path = realpath(dir, NULL);
-    const char *slash = path ? strrchr(path, '/') : NULL;
-    snprintf(out, EVAL_NAME_MAX, "%s", slash ? slash + 1 : dir);
-    free(path);
+    struct shown *s = ctx;
+    const int64_t now = timing_ns();
+    if (now - s->last_ns < PROGRESS_NS)
+        return;
+    s->last_ns = now;
+    fprintf(stderr, "\r\033[K%.60s: %zu of %zu", what, done, of);
 }
 
-/* Puts "dir, split s: " before the error. */
-static int blame(struct err *e, const char *dir, const char *split)
+static int evaluate(struct options *o, struct evaluation *v, struct err *e)
 {
-    char text[sizeof e->text];
-    memcpy(text, e->text, sizeof text);
-    snprintf(e->text, sizeof e->text, "%.120s, split %.63s: %.300s%s", dir, split, text,
-             e->code == FAIL_IMAGE_SIZE_MISMATCH ? " (see --resize)" : "");
-    return -(int)e->code;
-}
-
-static const char *preprocessing(const struct evaluation *ev, const struct dataset *d)
-{
-    const struct net_shape in = ev->model->d.input;
-    return d->height == in.h && d->width == in.w ? "native" : ev->o->resize_word;
-}
-
-static int run_pass(const struct evaluation *ev, struct eval_pass *out, const struct dataset *d,
-                    bool gradients, struct err *e)
-{
-    const struct eval_setup setup = {.model = ev->model,
-                                     .pool = ev->pool,
-                                     .resize = ev->o->resize,
-                                     .gradients = gradients,
-                                     .limit = (size_t)ev->o->limit};
-    return eval_pass_run(out, &setup, d, e);
-}
-
-static int check_labels(const struct evaluation *ev, const struct dataset *d, struct err *e)
-{
-    const struct attributes *a = &ev->model->d.attributes;
-    int *limits = calloc((size_t)a->n, sizeof *limits);
-    if (!limits)
-        return fail(e, FAIL_NO_MEMORY, "out of memory");
-    for (int k = 0; k < a->n; k++)
-        limits[k] = a->list[k].n_values;
-    const int rc = dataset_check_labels(d, limits, e);
-    free(limits);
-    return rc;
-}
-
-/* Reads split number i of --data and runs the model over it. */
-static int load_split(struct evaluation *ev, int i, struct err *e)
-{
-    const struct options *o = ev->o;
-    struct eval_split *s = &ev->report.splits[i];
-    const struct dataset_request request = {.dir = o->data,
-                                            .split = o->splits[i],
-                                            .columns = ev->model->d.attributes.n,
-                                            .max_bytes = data_max_bytes};
-    int rc = dataset_open(&s->set, &request, e);
-    if (rc != 0)
-        return rc;
-    base_name(o->data, s->data);
-    snprintf(s->split, sizeof s->split, "%s", o->splits[i]);
-    memcpy(s->sha256, s->set.sha256, sizeof s->sha256);
-    s->preprocessing = preprocessing(ev, &s->set);
-    rc = check_labels(ev, &s->set, e);
+    struct shown shown = {.last_ns = timing_ns()};
+    const bool terminal = isatty(STDERR_FILENO);
+    if (terminal)
+        o->s.watch = (struct eval_watch){.progress = show, .ctx = &shown};
+    int rc = model_open(&o->s.model, o->model, NULL, false, e);
+    if (rc == 0 && o->judge)
+        rc = model_open(&o->s.judge, o->judge, NULL, false, e);
     if (rc == 0)
-        rc = run_pass(ev, &s->pass, &s->set, o->n_ood > 0 && i == ev->report.familiar, e);
-    return rc == 0 ? 0 : blame(e, o->data, o->splits[i]);
-}
-
-static struct evaluate_set view(const struct model *m, const struct eval_split *s, int k)
-{
-    const struct attributes *a = &m->d.attributes;
-    return (struct evaluate_set){.logits = s->pass.logits + a->list[k].first,
-                                 .stride = (size_t)model_logits(m),
-                                 .n_values = a->list[k].n_values,
-                                 .labels = s->set.labels + k,
-                                 .label_stride = (size_t)a->n,
-                                 .n = s->pass.n};
-}
-
-static void count_exact(const struct model *m, struct eval_split *s)
-{
-    const struct attributes *a = &m->d.attributes;
-    size_t right = 0;
-    for (size_t i = 0; i < s->pass.n; i++) {
-        const unsigned char *y = s->set.labels + i * (size_t)a->n;
-        int known = 0, wrong = 0;
-        for (int k = 0; k < a->n; k++) {
-            const float *f = s->pass.logits + i * (size_t)model_logits(m) + a->list[k].first;
-            known += y[k] != DATASET_MISSING;
-            wrong += y[k] != DATASET_MISSING && evaluate_top(f, a->list[k].n_values) != y[k];
-        }
-        s->n_labelled += known > 0;
-        right += known > 0 && wrong == 0;
-    }
-    s->exact = s->n_labelled ? (double)right / (double)s->n_labelled : 0;
-}
-
-/* With the temperatures in force. */
-static int measure(struct evaluation *ev, struct eval_split *s, struct err *e)
-{
-    const int n = ev->model->d.attributes.n;
-    int rc = 0;
-    s->temperatures = ev->temperatures;
-    s->at_one = calloc((size_t)n, sizeof *s->at_one);
-    s->calibrated = calloc((size_t)n, sizeof *s->calibrated);
-    if (!s->at_one || !s->calibrated)
-        return fail(e, FAIL_NO_MEMORY, "out of memory");
-    for (int k = 0; rc == 0 && k < n; k++) {
-        const struct evaluate_set set = view(ev->model, s, k);
-        rc = evaluate_attribute(&s->at_one[k], &set, 1.0, e);
-        if (rc == 0)
-            rc = evaluate_attribute(&s->calibrated[k], &set, (double)ev->temperatures[k], e);
-    }
-    count_exact(ev->model, s);
+        rc = evaluation_run(v, &o->s, e);
+    if (terminal)
+        fputs("\r\033[K", stderr);
+    if (rc == 0 && o->json)
+        rc = evaluation_write_json(v, o->json, e);
+    if (rc == 0 && o->html)
+        rc = evaluation_write_html(v, o->html, e);
+    if (rc == 0 && !(o->json && strcmp(o->json, "-") == 0))
+        eval_report_print(v->report, stdout);
     return rc;
-}
-
-/* Shares of small p-values, where there are calibration energies of other images. */
-static struct eval_flags flags(const struct evaluation *ev, const struct eval_pass *p,
-                               const char *sha256)
-{
-    const float *energies = ev->fitted ? ev->fitted : ev->model->energies;
-    const size_t n = ev->fitted ? ev->n_fitted : ev->model->n_energies;
-    const json_t *card = json_object_get(ev->model->d.root, "calibration");
-    const char *own = ev->fitted ? ev->report.splits[0].sha256
-                                 : json_string_value(json_object_get(card, "data_sha256"));
-    struct eval_flags f = {.known = energies && !(own && strcmp(own, sha256) == 0)};
-    for (size_t i = 0; f.known && i < p->n; i++) {
-        const double value = score_p_value(energies, n, -p->scores[EVAL_LOG_PX][i]);
-        for (int a = 0; a < EVAL_ALPHAS; a++)
-            f.share[a] += (value <= eval_alphas[a]) / (double)p->n;
-    }
-    return f;
-}
-
-/* Temperatures and energies from the first split. */
-static int fit(struct evaluation *ev, struct err *e)
-{
-    const struct eval_split *s = &ev->report.splits[0];
-    ev->fitted = calloc(s->pass.n, sizeof *ev->fitted);
-    if (!ev->fitted)
-        return fail(e, FAIL_NO_MEMORY, "out of memory");
-    ev->n_fitted = s->pass.n;
-    for (size_t i = 0; i < s->pass.n; i++)
-        ev->fitted[i] = -s->pass.scores[EVAL_LOG_PX][i];
-    for (int k = 0; k < ev->model->d.attributes.n; k++) {
-        const struct evaluate_set set = view(ev->model, s, k);
-        ev->temperatures[k] = calibrate_temperature(&set);
-    }
-    return calibrate_sort(ev->fitted, ev->n_fitted, e);
-}
-
-static int run_splits(struct evaluation *ev, struct err *e)
-{
-    struct eval_report *r = &ev->report;
-    int rc = 0;
-    for (int i = 0; rc == 0 && i < r->n_splits; i++) {
-        rc = load_split(ev, i, e);
-        if (rc == 0 && i == 0 && ev->o->fit)
-            rc = fit(ev, e);
-        if (rc == 0 && i > 0 && strcmp(r->splits[i].sha256, r->splits[0].sha256) == 0)
-            rc = fail(e, FAIL_BAD_REQUEST,
-                      "--report %s holds the same files as --split %s: report on other images",
-                      r->splits[i].split, r->splits[0].split);
-        if (rc == 0)
-            rc = measure(ev, &r->splits[i], e);
-        if (rc == 0)
-            r->splits[i].flags = flags(ev, &r->splits[i].pass, r->splits[i].sha256);
-    }
-    return rc;
-}
-
-static int run_foreign(struct evaluation *ev, int i, struct err *e)
-{
-    struct eval_foreign *f = &ev->report.foreign[i];
-    const struct eval_split *familiar = &ev->report.splits[ev->report.familiar];
-    const char *item = ev->o->ood[i], *colon = strrchr(item, ':');
-    char *dir = strndup(item, (size_t)(colon - item));
-    const struct dataset_request request = {
-        .dir = dir, .split = colon + 1, .max_bytes = data_max_bytes};
-    struct dataset set = {0};
-    struct eval_pass pass = {0};
-    int rc = dir ? dataset_open(&set, &request, e) : fail(e, FAIL_NO_MEMORY, "out of memory");
-    if (rc == 0) {
-        rc = run_pass(ev, &pass, &set, true, e);
-        if (rc != 0)
-            blame(e, dir, colon + 1);
-    }
-    for (int k = 0; rc == 0 && k < EVAL_SCORES; k++) {
-        const struct evaluate_scores known = {familiar->pass.scores[k], familiar->pass.n},
-                                     other = {pass.scores[k], pass.n};
-        rc = evaluate_detector(&f->detectors[k], &known, &other, e);
-    }
-    if (rc == 0) {
-        base_name(dir, f->data);
-        snprintf(f->split, sizeof f->split, "%s", colon + 1);
-        memcpy(f->sha256, set.sha256, sizeof f->sha256);
-        f->preprocessing = preprocessing(ev, &set);
-        f->n = pass.n;
-        f->flags = flags(ev, &pass, set.sha256);
-    }
-    eval_pass_free(&pass);
-    dataset_close(&set);
-    free(dir);
-    return rc;
-}
-
-static int write_fitted(struct evaluation *ev, struct err *e)
-{
-    json_t *card = eval_report_card(&ev->report);
-    const struct calibration c = {
-        .temperatures = ev->temperatures, .energies = ev->fitted, .n = ev->n_fitted, .card = card};
-    const int rc = card ? calibrate_write(ev->model, &c, ev->o->fit, e)
-                        : fail(e, FAIL_NO_MEMORY, "out of memory");
-    json_decref(card);
-    return rc;
-}
-
-static int write_json(const struct eval_report *r, const char *path, struct err *e)
-{
-    const bool standard = strcmp(path, "-") == 0;
-    json_t *json = eval_report_json(r);
-    char *text = json ? json_text(json, NULL) : NULL;
-    FILE *out = standard ? stdout : fopen(path, "we");
-    int rc = 0;
-    if (!out)
-        rc = fail_errno(e, FAIL_IO, "%.200s: cannot be written", path);
-    else if (!text)
-        rc = fail(e, FAIL_NO_MEMORY, "out of memory");
-    else if (fprintf(out, "%s\n", text) < 0 || fflush(out) != 0)
-        rc = fail_errno(e, FAIL_IO, "%.200s: cannot be written", path);
-    if (out && !standard && fclose(out) != 0 && rc == 0)
-        rc = fail_errno(e, FAIL_IO, "%.200s: cannot be written", path);
-    free(text);
-    json_decref(json);
-    return rc;
-}
-
-static int prepare(struct evaluation *ev, struct err *e)
-{
-    const struct options *o = ev->o;
-    int rc = model_open(&ev->model, o->model, NULL, false, e);
-    if (rc == 0)
-        rc = pool_open(&ev->pool, (int)o->threads, e);
-    if (rc != 0)
-        return rc;
-    const struct attributes *a = &ev->model->d.attributes;
-    struct eval_report *r = &ev->report;
-    r->model = ev->model;
-    r->n_splits = o->n_splits;
-    r->n_foreign = o->n_ood;
-    r->familiar = o->n_splits > 1 ? 1 : 0;
-    r->fitted_path = o->fit;
-    r->splits = calloc((size_t)o->n_splits, sizeof *r->splits);
-    r->foreign = calloc((size_t)o->n_ood + 1, sizeof *r->foreign);
-    ev->temperatures = calloc((size_t)a->n, sizeof *ev->temperatures);
-    if (!r->splits || !r->foreign || !ev->temperatures)
-        return fail(e, FAIL_NO_MEMORY, "out of memory");
-    for (int k = 0; k < a->n; k++)
-        ev->temperatures[k] = a->list[k].temperature;
-    return 0;
-}
-
-static int evaluate(struct evaluation *ev, struct err *e)
-{
-    int rc = prepare(ev, e);
-    if (rc == 0)
-        rc = run_splits(ev, e);
-    for (int i = 0; rc == 0 && i < ev->o->n_ood; i++)
-        rc = run_foreign(ev, i, e);
-    if (rc == 0 && ev->o->fit)
-        rc = write_fitted(ev, e);
-    if (rc == 0 && ev->o->json)
-        rc = write_json(&ev->report, ev->o->json, e);
-    if (rc == 0 && !(ev->o->json && strcmp(ev->o->json, "-") == 0))
-        eval_report_print(&ev->report, stdout);
-    return rc;
-}
-
-static void fini(struct evaluation *ev)
-{
-    struct eval_report *r = &ev->report;
-    for (int i = 0; r->splits && i < r->n_splits; i++) {
-        eval_pass_free(&r->splits[i].pass);
-        dataset_close(&r->splits[i].set);
-        free(r->splits[i].at_one);
-        free(r->splits[i].calibrated);
-    }
-    free(r->splits);
-    free(r->foreign);
-    free(ev->temperatures);
-    free(ev->fitted);
-    pool_close(ev->pool);
-    model_put(ev->model);
 }
 
 int command_eval(int argc, char **argv)
 {
     struct err e = {0};
     struct options o;
-    if (parse_options(&o, argc, argv, &e) != 0) {
-        fprintf(stderr, "jemd eval: %s\n", e.text);
-        return EXIT_USAGE;
-    }
-    if (o.help) {
+    struct evaluation v = {0};
+    int code = parse_options(&o, argc, argv) != 0 ? EXIT_USAGE : EXIT_SUCCESS;
+    if (code == EXIT_SUCCESS && o.help) {
         fputs(usage_text, stdout);
-        return EXIT_SUCCESS;
-    }
-    struct evaluation ev = {.o = &o};
-    const int rc = evaluate(&ev, &e);
-    fini(&ev);
-    if (rc != 0)
+    } else if (code == EXIT_SUCCESS && evaluate(&o, &v, &e) != 0) {
         fprintf(stderr, "jemd eval: %s\n", e.text);
-    return rc != 0 ? EXIT_FAILURE : EXIT_SUCCESS;
+        code = EXIT_FAILURE;
+    }
+    evaluation_free(&v);
+    model_put(o.s.judge);
+    model_put(o.s.model);
+    for (int i = 0; i < o.s.n_foreign; i++)
+        free(o.copies[i]);
+    free(o.command);
+    return code;
 }

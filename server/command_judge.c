@@ -2,7 +2,7 @@
 /* `jemd judge`: samples by the labels of real images, judged by an independent classifier. */
 #include "base/pool.h"
 #include "server/commands.h"
-#include "server/judge.h"
+#include "server/judge_json.h"
 #include "server/option_number.h"
 
 #include <getopt.h>
@@ -111,43 +111,11 @@ static int parse(int argc, char **argv, struct options *o)
     return 0;
 }
 
-static json_t *share_json(const struct judge_share *s)
-{
-    return json_pack("{s:I, s:f, s:f, s:f}", "n", (json_int_t)s->n, "share", s->share, "lo", s->lo,
-                     "hi", s->hi);
-}
-
-static json_t *start_json(const struct judge_setup *s, const struct judge_start *t)
-{
-    const struct attributes *a = &s->model->d.attributes;
-    json_t *o = json_pack("{s:s, s:i, s:i, s:o, s:o}", "start", start_kind_names[t->start], "steps",
-                          t->steps, "diverged", t->diverged, "right", share_json(&t->right), "all",
-                          share_json(&t->all));
-    json_t *by = json_object(), *pairs = json_object();
-    for (int k = 0; k < a->n; k++)
-        json_object_set_new(by, a->list[k].name, share_json(&t->by_attribute[k]));
-    for (int i = 0; i < s->n_pairs; i++)
-        json_object_set_new(pairs, s->pairs[i].text, share_json(&t->pairs[i]));
-    json_object_set_new(o, "attributes", by);
-    json_object_set_new(o, "pairs", pairs);
-    return o;
-}
-
-static json_t *result_json(const struct judge_setup *s, const char *split,
-                           const struct judge_result *r)
-{
-    json_t *starts = json_array();
-    for (int i = 0; i < JUDGE_STARTS; i++)
-        if (r->starts[i].steps > 0)
-            json_array_append_new(starts, start_json(s, &r->starts[i]));
-    return json_pack("{s:s, s:o, s:o, s:o}", "split", split, "judge_right",
-                     share_json(&r->real_right), "judge_all", share_json(&r->real_all), "samples",
-                     starts);
-}
-
 static void print_share(const char *name, const struct judge_share *s)
 {
-    printf("  %-34.34s %6zu  %.4f  [%.4f, %.4f]\n", name, s->n, s->share, s->lo, s->hi);
+    if (s->n)
+        printf("  %-34.34s %6zu  %.4f  [%.4f, %.4f]\n", name, s->n, s->share.value, s->share.lo,
+               s->share.hi);
 }
 
 static void print_result(const struct judge_setup *s, const char *split,
@@ -194,7 +162,7 @@ static int run_split(struct judge_setup *s, const struct options *o, const char 
     if (rc == 0)
         rc = judge_run(&r, s, e);
     if (rc == 0) {
-        json_array_append_new(all, result_json(s, split, &r));
+        json_array_append_new(all, judge_result_json(s, split, &r));
         if (!o->json || strcmp(o->json, "-") != 0)
             print_result(s, split, &r);
         judge_free(&r);
@@ -224,7 +192,8 @@ static int run(const struct options *o, struct err *e)
                             .n_pairs = o->n_pairs,
                             .limit = (size_t)o->limit,
                             .threads = o->threads ? (int)o->threads : pool_cores(),
-                            .seed = (uint64_t)o->seed};
+                            .seed = (uint64_t)o->seed,
+                            .resamples = BOOTSTRAP_RESAMPLES};
     json_t *all = json_array();
     int rc = model_open(&s.model, o->model, NULL, false, e);
     if (rc == 0)

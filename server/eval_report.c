@@ -1,299 +1,351 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "server/eval_report.h"
 
-#include "ebm/calibrate.h"
-
-#include <stdlib.h>
+#include <math.h>
 #include <string.h>
 
-const double eval_alphas[EVAL_ALPHAS] = {0.05, 0.01};
+/* ---- the card ---- */
 
-static const struct {
-    const char *name;
-    double q;
-} quantiles[] = {{"p01", .01}, {"p05", .05}, {"p25", .25}, {"p50", .50},
-                 {"p75", .75}, {"p95", .95}, {"p99", .99}};
-enum { QUANTILES = sizeof quantiles / sizeof quantiles[0] };
+static const char *const split_members[] = {
+    "n",          "data",  "split", "data_sha256",      "preprocessing",
+    "attributes", "macro", "exact", "energy_quantiles", "p_values",
+    NULL};
+static const char *const figure_members[] = {
+    "name", "n",          "accuracy",   "ece",          "ece_adaptive",        "brier",
+    "nll",  "nll_before", "ece_before", "brier_before", "ece_adaptive_before", "temperature",
+    "bins", NULL};
+static const char *const foreign_members[] = {
+    "data",  "split",         "n",           "score",          "auroc",      "aupr",
+    "fpr95", "preprocessing", "data_sha256", "familiar_split", "familiar_n", "p_values",
+    NULL};
 
-static void put_real(json_t *object, const char *name, double v)
+/* The members of `from` that are named and there. */
+static json_t *some(const json_t *from, const char *const *names)
 {
-    json_object_set_new(object, name, json_real(v));
-}
-
-static void put_size(json_t *object, const char *name, size_t n)
-{
-    json_object_set_new(object, name, json_integer((json_int_t)n));
-}
-
-static void put_text(json_t *object, const char *name, const char *text)
-{
-    json_object_set_new(object, name, json_string(text));
-}
-
-/* The bins that hold an image. */
-static json_t *bins_json(const struct evaluate_result *r)
-{
-    json_t *list = json_array();
-    for (int b = 0; b < EVALUATE_BINS; b++) {
-        const struct evaluate_bin *bin = &r->bins[b];
-        if (bin->n == 0)
-            continue;
-        json_t *o = json_object();
-        put_real(o, "lo", bin->lo);
-        put_real(o, "hi", bin->hi);
-        put_size(o, "n", bin->n);
-        put_real(o, "confidence", bin->confidence);
-        put_real(o, "accuracy", bin->accuracy);
-        json_array_append_new(list, o);
-    }
-    return list;
-}
-
-static void put_metrics(json_t *o, const struct evaluate_result *now,
-                        const struct evaluate_result *before)
-{
-    put_real(o, "accuracy", now->accuracy);
-    put_real(o, "ece", now->ece);
-    put_real(o, "ece_adaptive", now->ece_adaptive);
-    put_real(o, "brier", now->brier);
-    put_real(o, "nll", now->nll);
-    put_real(o, "nll_before", before->nll);
-    put_real(o, "ece_before", before->ece);
-    put_real(o, "ece_adaptive_before", before->ece_adaptive);
-    put_real(o, "brier_before", before->brier);
-}
-
-static json_t *attributes_json(const struct attributes *a, const struct eval_split *s)
-{
-    json_t *list = json_array();
-    for (int k = 0; k < a->n; k++) {
-        json_t *o = json_object();
-        put_text(o, "name", a->list[k].name);
-        put_size(o, "n", s->calibrated[k].n);
-        put_metrics(o, &s->calibrated[k], &s->at_one[k]);
-        put_real(o, "temperature", (double)s->temperatures[k]);
-        json_object_set_new(o, "bins", bins_json(&s->calibrated[k]));
-        json_array_append_new(list, o);
-    }
-    return list;
-}
-
-/* The plain mean over attributes that have labels. */
-static struct evaluate_result macro(const struct evaluate_result *r, int n)
-{
-    struct evaluate_result sum = {0};
-    double used = 0;
-    for (int k = 0; k < n; k++) {
-        if (r[k].n == 0)
-            continue;
-        used++;
-        sum.accuracy += r[k].accuracy;
-        sum.nll += r[k].nll;
-        sum.brier += r[k].brier;
-        sum.ece += r[k].ece;
-        sum.ece_adaptive += r[k].ece_adaptive;
-    }
-    if (used > 0) {
-        sum.accuracy /= used;
-        sum.nll /= used;
-        sum.brier /= used;
-        sum.ece /= used;
-        sum.ece_adaptive /= used;
-    }
-    return sum;
-}
-
-static json_t *flags_json(const struct eval_flags *f)
-{
-    json_t *list = json_array();
-    for (int i = 0; i < EVAL_ALPHAS; i++) {
-        json_t *o = json_object();
-        put_real(o, "alpha", eval_alphas[i]);
-        put_real(o, "share", f->share[i]);
-        json_array_append_new(list, o);
-    }
-    return list;
-}
-
-/* Ascending energies of the split; NULL when out of memory. */
-static float *sorted_energies(const struct eval_split *s)
-{
-    struct err ignored;
-    float *energies = calloc(s->pass.n, sizeof *energies);
-    for (size_t i = 0; energies && i < s->pass.n; i++)
-        energies[i] = -s->pass.scores[EVAL_LOG_PX][i];
-    if (energies && calibrate_sort(energies, s->pass.n, &ignored) != 0) {
-        free(energies);
-        return NULL;
-    }
-    return energies;
-}
-
-static json_t *quantiles_json(const struct eval_split *s)
-{
-    float *energies = sorted_energies(s);
     json_t *o = json_object();
-    for (int i = 0; energies && i < QUANTILES; i++)
-        put_real(o, quantiles[i].name, calibrate_quantile(energies, s->pass.n, quantiles[i].q));
-    free(energies);
+    for (; *names; names++)
+        if (json_object_get(from, *names))
+            json_object_set(o, *names, json_object_get(from, *names));
     return o;
 }
 
-static void put_split(json_t *o, const struct attributes *a, const struct eval_split *s)
+static json_t *some_of_each(const json_t *list, const char *const *names)
 {
-    const struct evaluate_result now = macro(s->calibrated, a->n), before = macro(s->at_one, a->n);
-    json_t *means = json_object();
-    put_text(o, "data", s->data);
-    put_text(o, "split", s->split);
-    put_text(o, "data_sha256", s->sha256);
-    put_text(o, "preprocessing", s->preprocessing);
-    json_object_set_new(o, "attributes", attributes_json(a, s));
-    put_metrics(means, &now, &before);
-    json_object_set_new(o, "macro", means);
-    put_real(o, "exact", s->exact);
-    json_object_set_new(o, "energy_quantiles", quantiles_json(s));
-    if (s->flags.known)
-        json_object_set_new(o, "p_values", flags_json(&s->flags));
+    json_t *out = json_array(), *item;
+    size_t i;
+    json_array_foreach(list, i, item) json_array_append_new(out, some(item, names));
+    return out;
 }
 
-static void put_foreign(json_t *list, const struct eval_foreign *f, const struct eval_split *s)
+static json_t *split_card(const json_t *split)
 {
-    for (int i = 0; i < EVAL_SCORES; i++) {
-        json_t *o = json_object();
-        put_text(o, "data", f->data);
-        put_text(o, "split", f->split);
-        put_size(o, "n", f->n);
-        put_text(o, "score", eval_score_names[i]);
-        put_real(o, "auroc", f->detectors[i].auroc);
-        put_real(o, "aupr", f->detectors[i].aupr);
-        put_real(o, "fpr95", f->detectors[i].fpr95);
-        put_text(o, "preprocessing", f->preprocessing);
-        put_text(o, "data_sha256", f->sha256);
-        put_text(o, "familiar_split", s->split);
-        put_size(o, "familiar_n", s->pass.n);
-        if (i == EVAL_LOG_PX && f->flags.known)
-            json_object_set_new(o, "p_values", flags_json(&f->flags));
-        json_array_append_new(list, o);
-    }
+    json_t *o = some(split, split_members);
+    json_object_set_new(o, "attributes",
+                        some_of_each(json_object_get(split, "attributes"), figure_members));
+    json_object_set_new(o, "macro", some(json_object_get(split, "macro"), figure_members));
+    return o;
 }
 
-/* The members that the report and the card share. */
-static json_t *body(const struct eval_report *r)
+json_t *eval_report_card(const json_t *report)
 {
-    const struct attributes *a = &r->model->d.attributes;
-    json_t *o = json_object(), *others = json_array(), *ood = json_array();
-    put_split(o, a, &r->splits[0]);
-    for (int i = 1; i < r->n_splits; i++) {
-        json_t *split = json_object();
-        put_size(split, "n", r->splits[i].pass.n);
-        put_split(split, a, &r->splits[i]);
-        json_array_append_new(others, split);
-    }
-    for (int i = 0; i < r->n_foreign; i++)
-        put_foreign(ood, &r->foreign[i], &r->splits[r->familiar]);
+    json_t *o = split_card(report), *others = json_array(), *split;
+    size_t i;
+    json_object_del(o, "n"); /* that of the energies is there already */
+    json_array_foreach(json_object_get(report, "reports"), i, split)
+        json_array_append_new(others, split_card(split));
     json_object_set_new(o, "reports", others);
-    json_object_set_new(o, "ood", ood);
+    json_object_set_new(o, "ood", some_of_each(json_object_get(report, "ood"), foreign_members));
     return o;
 }
 
-json_t *eval_report_card(const struct eval_report *r)
+/* ---- tables ---- */
+
+static const char *text(const json_t *o, const char *name)
 {
-    return body(r);
+    const char *t = json_string_value(json_object_get(o, name));
+    return t ? t : "";
 }
 
-json_t *eval_report_json(const struct eval_report *r)
+static long long count(const json_t *o, const char *name)
 {
-    json_t *o = json_object(), *model = json_object(), *rest = body(r);
-    put_text(model, "name", r->model->d.name);
-    put_text(model, "version", r->model->d.version);
-    put_text(model, "digest", r->model->digest);
-    json_object_set_new(o, "model", model);
-    put_text(o, "arithmetic", model_fingerprint(r->model));
-    put_size(o, "n", r->splits[0].pass.n);
-    if (r->fitted_path)
-        put_text(o, "fitted", r->fitted_path);
-    json_object_update(o, rest);
-    json_decref(rest);
-    return o;
+    return (long long)json_integer_value(json_object_get(o, name));
 }
 
-static void print_row(FILE *out, const char *name, const struct evaluate_result *now,
-                      const struct evaluate_result *before, double temperature)
+/* A number in so many columns, "-" where there is none. */
+static void print_number(FILE *out, int width, const json_t *v)
+{
+    if (json_is_number(v))
+        fprintf(out, " %*.4f", width, json_number_value(v));
+    else
+        fprintf(out, " %*s", width, "-");
+}
+
+static void print_member(FILE *out, int width, const json_t *o, const char *name)
+{
+    print_number(out, width, json_object_get(o, name));
+}
+
+/* " [lo, hi]", or blank. */
+static void print_bounds(FILE *out, const json_t *pair)
+{
+    const json_t *lo = json_array_get(pair, 0), *hi = json_array_get(pair, 1);
+    if (json_is_number(lo) && json_is_number(hi))
+        fprintf(out, " [%.4f, %.4f]", json_number_value(lo), json_number_value(hi));
+    else
+        fprintf(out, " %16s", "");
+}
+
+static void print_with_bounds(FILE *out, const json_t *o, const char *name)
+{
+    print_member(out, 7, o, name);
+    print_bounds(out, json_object_get(json_object_get(o, "intervals"), name));
+}
+
+static void print_answers_row(FILE *out, const char *name, const json_t *o)
 {
     fprintf(out, "%-20.20s", name);
-    if (now->n)
-        fprintf(out, " %6zu", now->n);
+    if (json_object_get(o, "n"))
+        fprintf(out, " %7lld", count(o, "n"));
     else
-        fprintf(out, " %6s", "");
-    fprintf(out, "  %8.4f  %7.4f %7.4f  %7.4f %7.4f  %7.4f %7.4f", now->accuracy, before->nll,
-            now->nll, before->brier, now->brier, before->ece, now->ece);
-    if (temperature > 0)
-        fprintf(out, "  %6.3f", temperature);
+        fprintf(out, " %7s", "");
+    print_with_bounds(out, o, "accuracy");
+    print_member(out, 7, o, "f1");
+    print_member(out, 7, o, "ap");
+    print_with_bounds(out, o, "auroc");
     fputc('\n', out);
 }
 
-static void print_flags(FILE *out, const struct eval_flags *f)
+static void print_calibration_row(FILE *out, const char *name, const json_t *o)
 {
-    for (int i = 0; f->known && i < EVAL_ALPHAS; i++)
-        fprintf(out, "%sp <= %g: %.2f%%", i ? ", " : "", eval_alphas[i], 100 * f->share[i]);
+    static const char *const figures[] = {"nll", "brier", "ece", "ece_adaptive"};
+    fprintf(out, "%-20.20s", name);
+    if (json_object_get(o, "temperature"))
+        fprintf(out, " %6.3f", json_number_value(json_object_get(o, "temperature")));
+    else
+        fprintf(out, " %6s", "");
+    for (size_t i = 0; i < sizeof figures / sizeof *figures; i++) {
+        char before[32];
+        snprintf(before, sizeof before, "%s_before", figures[i]);
+        fputc(' ', out);
+        print_member(out, 7, o, before);
+        print_member(out, 7, o, figures[i]);
+    }
+    fputc('\n', out);
 }
 
-static void print_split(FILE *out, const struct attributes *a, const struct eval_split *s)
+/* A row of every attribute, of their means and of all labels together. */
+static void print_rows(FILE *out, const json_t *split,
+                       void (*row)(FILE *out, const char *name, const json_t *o))
 {
-    const struct evaluate_result now = macro(s->calibrated, a->n), before = macro(s->at_one, a->n);
-    float *energies = sorted_energies(s);
-    fprintf(out, "\n%s, split %s, %zu images (%s)\n", s->data, s->split, s->pass.n,
-            s->preprocessing);
-    fprintf(out, "%-20s %6s  %8s  %15s  %15s  %15s  %6s\n", "", "", "", "nll", "Brier", "ECE-20",
-            "");
-    fprintf(out, "%-20s %6s  %8s  %7s %7s  %7s %7s  %7s %7s  %6s\n", "attribute", "n", "accuracy",
-            "T=1", "T", "T=1", "T", "T=1", "T", "T");
-    for (int k = 0; k < a->n; k++)
-        print_row(out, a->list[k].name, &s->calibrated[k], &s->at_one[k],
-                  (double)s->temperatures[k]);
-    print_row(out, "mean", &now, &before, 0);
-    fprintf(out, "all attributes right: %.4f of %zu images\n", s->exact, s->n_labelled);
-    if (energies) {
-        fputs("energy:", out);
-        for (int i = 0; i < QUANTILES; i++)
-            fprintf(out, " %s %.3f", quantiles[i].name,
-                    calibrate_quantile(energies, s->pass.n, quantiles[i].q));
+    json_t *o;
+    size_t i;
+    json_array_foreach(json_object_get(split, "attributes"), i, o) row(out, text(o, "name"), o);
+    row(out, "mean (macro)", json_object_get(split, "macro"));
+    row(out, "together (micro)", json_object_get(split, "micro"));
+}
+
+static void print_p_values(FILE *out, const json_t *o, const char *after)
+{
+    json_t *p;
+    size_t i;
+    json_array_foreach(json_object_get(o, "p_values"), i, p) fprintf(
+        out, "%sp <= %g: %.2f%%", i ? ", " : "", json_number_value(json_object_get(p, "alpha")),
+        100 * json_number_value(json_object_get(p, "share")));
+    if (json_object_get(o, "p_values"))
+        fprintf(out, "%s\n", after);
+}
+
+static void print_split(FILE *out, const json_t *s)
+{
+    const char *name;
+    json_t *q;
+    fprintf(out, "\n%s, split %s, %lld images (%s)\n", text(s, "data"), text(s, "split"),
+            count(s, "n"), text(s, "preprocessing"));
+    fprintf(out, "%-20s %7s %7s %16s %7s %7s %7s %16s\n", "attribute", "labels", "right",
+            "[95 % interval]", "F1", "AP", "AUROC", "[95 % interval]");
+    print_rows(out, s, print_answers_row);
+    fprintf(out, "all right: ");
+    print_member(out, 6, s, "exact");
+    print_bounds(out, json_object_get(s, "exact_interval"));
+    fprintf(out, " of the images\n\n%-20s %6s  %15s  %15s  %15s  %15s\n%-20s %6s", "", "",
+            "NLL (nats)", "Brier", "ECE-20", "adaptive ECE", "calibration", "T");
+    for (int i = 0; i < 4; i++)
+        fprintf(out, "  %7s %7s", "T = 1", "at T");
+    fputc('\n', out);
+    print_rows(out, s, print_calibration_row);
+    fputs("energy:", out);
+    json_object_foreach(json_object_get(s, "energy_quantiles"), name, q)
+        fprintf(out, " %s %.3f", name, json_number_value(q));
+    fputc('\n', out);
+    print_p_values(out, s, " of the images, by the calibration energies");
+}
+
+/* Rows of sets and scores. */
+static void print_detectors(FILE *out, const json_t *list)
+{
+    json_t *o;
+    size_t i;
+    const char *last = "";
+    json_array_foreach(list, i, o)
+    {
+        const char *name = text(o, "name");
+        fprintf(out, "%-24.24s", strcmp(name, last) ? name : "");
+        last = name;
+        if (json_object_get(o, "n"))
+            fprintf(out, " %7lld", count(o, "n"));
+        else
+            fprintf(out, " %7s", "");
+        fprintf(out, " %-16s", text(o, "score"));
+        print_with_bounds(out, o, "auroc");
+        print_member(out, 7, o, "aupr");
+        print_member(out, 7, o, "fpr95");
         fputc('\n', out);
     }
-    if (s->flags.known) {
-        print_flags(out, &s->flags);
-        fputs(" of the images, by the calibration energies\n", out);
+    json_array_foreach(list, i, o)
+    {
+        if (!json_object_get(o, "p_values"))
+            continue;
+        fprintf(out, "%s: ", text(o, "name"));
+        print_p_values(out, o, " of the images");
     }
-    free(energies);
 }
 
-static void print_foreign(FILE *out, const struct eval_foreign *f)
+static void print_detector_head(FILE *out)
 {
-    for (int i = 0; i < EVAL_SCORES; i++) {
-        fprintf(out, "%-28.28s %-10.10s %7zu  %-16s  %7.4f  %7.4f  %7.4f", i ? "" : f->data,
-                i ? "" : f->split, f->n, eval_score_names[i], f->detectors[i].auroc,
-                f->detectors[i].aupr, f->detectors[i].fpr95);
-        if (i == EVAL_LOG_PX && f->flags.known) {
-            fputs("  ", out);
-            print_flags(out, &f->flags);
-        }
+    fprintf(out, "%-24s %7s %-16s %7s %16s %7s %7s\n", "foreign images", "n", "score", "AUROC",
+            "[95 % interval]", "AUPR", "FPR95");
+}
+
+static void print_foreign(FILE *out, const json_t *r)
+{
+    const json_t *ood = json_object_get(r, "ood"), *made = json_object_get(r, "transformations");
+    const json_t *best = json_object_get(r, "best_score"), *all = json_object_get(best, "overall");
+    const json_t *any = json_array_get(json_array_size(ood) ? ood : made, 0);
+    if (!any)
+        return;
+    fprintf(out, "\nforeign images against split %s\n", text(any, "familiar_split"));
+    print_detector_head(out);
+    print_detectors(out, ood);
+    print_detectors(out, made);
+    if (!best)
+        return;
+    fprintf(out, "\nthe score that split %s chooses, for each transformation\n",
+            text(best, "chosen_on"));
+    print_detector_head(out);
+    print_detectors(out, json_object_get(best, "by_transformation"));
+    fprintf(out, "the one score of the best mean AUROC there: %s\n", text(all, "score"));
+    print_detectors(out, json_object_get(all, "sets"));
+}
+
+static void print_share(FILE *out, const json_t *s)
+{
+    print_member(out, 7, s, "share");
+    if (json_is_number(json_object_get(s, "lo")))
+        fprintf(out, " [%.4f, %.4f]", json_number_value(json_object_get(s, "lo")),
+                json_number_value(json_object_get(s, "hi")));
+    else
+        fprintf(out, " %16s", "");
+}
+
+static void print_robust_row(FILE *out, const json_t *o)
+{
+    json_t *refined;
+    size_t i;
+    fprintf(out, " plain  ");
+    print_share(out, json_object_get(json_object_get(o, "plain"), "right"));
+    print_share(out, json_object_get(json_object_get(o, "plain"), "all"));
+    fputc('\n', out);
+    json_array_foreach(json_object_get(o, "refined"), i, refined)
+    {
+        fprintf(out, "%-26s JEM-%-3lld", "", count(refined, "k"));
+        print_share(out, json_object_get(refined, "right"));
+        print_share(out, json_object_get(refined, "all"));
         fputc('\n', out);
     }
 }
 
-void eval_report_print(const struct eval_report *r, FILE *out)
+static void print_robustness(FILE *out, const json_t *r)
 {
-    const struct model *m = r->model;
-    fprintf(out, "model %s, version %s, SHA-256 %.12s\n", m->d.name, m->d.version, m->digest);
-    for (int i = 0; i < r->n_splits; i++)
-        print_split(out, &m->d.attributes, &r->splits[i]);
-    if (r->n_foreign) {
-        fprintf(out, "\nforeign images against split %s\n", r->splits[r->familiar].split);
-        fprintf(out, "%-28s %-10s %7s  %-16s  %7s  %7s  %7s\n", "data", "split", "n", "score",
-                "AUROC", "AUPR", "FPR95");
+    json_t *p;
+    size_t i;
+    if (!r)
+        return;
+    fprintf(out, "\nattacks on %lld images of split %s; JEM-k under the plain model's attack\n",
+            count(r, "n"), text(r, "split"));
+    fprintf(out, "%-34s %7s %16s %7s %16s\n", "PGD", "right", "[95 % interval]", "all",
+            "[95 % interval]");
+    fprintf(out, "%-26s", "none");
+    print_robust_row(out, json_object_get(r, "clean"));
+    json_array_foreach(json_object_get(r, "points"), i, p)
+    {
+        fprintf(out, "%-4s %9.6f %3lld steps  ", text(p, "norm"),
+                json_number_value(json_object_get(p, "eps")), count(p, "steps"));
+        print_robust_row(out, p);
     }
-    for (int i = 0; i < r->n_foreign; i++)
-        print_foreign(out, &r->foreign[i]);
-    if (r->fitted_path)
-        fprintf(out, "\nwritten: %s\n", r->fitted_path);
+}
+
+static void print_judged_row(FILE *out, const char *name, const json_t *share)
+{
+    if (count(share, "n") == 0)
+        return;
+    fprintf(out, "  %-36.36s %7lld", name, count(share, "n"));
+    print_share(out, share);
+    fputc('\n', out);
+}
+
+static void print_judged(FILE *out, const json_t *c)
+{
+    const char *name;
+    json_t *start, *share;
+    size_t i;
+    fprintf(out, "\nsamples by the labels of split %s (%s combinations)\n", text(c, "split"),
+            text(c, "kind"));
+    print_judged_row(out, "judge on real images: labels right", json_object_get(c, "judge_right"));
+    print_judged_row(out, "judge on real images: all right", json_object_get(c, "judge_all"));
+    json_array_foreach(json_object_get(c, "samples"), i, start)
+    {
+        fprintf(out, "%lld steps from %s\n", count(start, "steps"),
+                strcmp(text(start, "start"), "noise") ? "the replay buffer" : "noise");
+        print_judged_row(out, "conditioned attributes right", json_object_get(start, "right"));
+        print_judged_row(out, "all of a sample right", json_object_get(start, "all"));
+        json_object_foreach(json_object_get(start, "attributes"), name, share)
+            print_judged_row(out, name, share);
+        json_object_foreach(json_object_get(start, "pairs"), name, share)
+            print_judged_row(out, name, share);
+    }
+}
+
+static void print_samples(FILE *out, const json_t *s)
+{
+    json_t *o;
+    size_t i;
+    json_array_foreach(json_object_get(s, "conditions"), i, o) print_judged(out, o);
+    json_array_foreach(json_object_get(s, "frechet"), i, o)
+    {
+        if (i == 0)
+            fprintf(out, "\nFrechet distance of the judge's %lld features to %lld real images\n",
+                    count(o, "dimensions"), count(o, "n_real"));
+        fprintf(out, "  %-36.36s %7lld", text(o, "of"), count(o, "n"));
+        print_member(out, 7, o, "distance");
+        print_bounds(out, json_object_get(o, "interval"));
+        fputc('\n', out);
+    }
+    if (json_object_get(s, "frechet_unavailable"))
+        fprintf(out, "\nno Frechet distance: %s\n", text(s, "frechet_unavailable"));
+}
+
+void eval_report_print(const json_t *r, FILE *out)
+{
+    const json_t *m = json_object_get(r, "model");
+    json_t *split;
+    size_t i;
+    fprintf(out, "model %s, version %s, SHA-256 %.12s\n", text(m, "name"), text(m, "version"),
+            text(m, "digest"));
+    print_split(out, r);
+    json_array_foreach(json_object_get(r, "reports"), i, split) print_split(out, split);
+    print_foreign(out, r);
+    print_robustness(out, json_object_get(r, "robustness"));
+    print_samples(out, json_object_get(r, "samples"));
+    if (json_object_get(r, "fitted"))
+        fprintf(out, "\nwritten: %s\n", text(r, "fitted"));
 }

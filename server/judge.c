@@ -1,14 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "server/judge.h"
 
-#include "base/rng.h"
 #include "ebm/evaluate.h"
 
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
-enum { PART = 16, TEXT_MAX = 256 };
+enum { PART = 16, TEXT_MAX = 256, POLL_NS = 200000000, SECOND_NS = 1000000000 };
 
 int judge_pair_parse(struct judge_pair *out, const struct attributes *a, const char *text,
                      struct err *e)
@@ -67,46 +67,27 @@ struct tally {
     uint16_t *hits, *of;
 };
 
-static int ascending(const void *a, const void *b)
+static int share_of(struct judge_share *out, const struct judge_setup *s, const struct tally *t,
+                    struct err *e)
 {
-    const double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
+    const struct bootstrap_counts counts = {.n = t->n, .hits = t->hits, .of = t->of};
+    struct judge_share made = {0};
+    for (size_t i = 0; i < t->n; i++)
+        made.n += t->of[i] > 0;
+    const int rc = bootstrap_share(&made.share, &counts, s->seed, s->resamples, s->pool, e);
+    if (rc == 0)
+        *out = made;
+    return rc;
 }
 
-static double resampled(const struct tally *t, const struct rng_stream *s)
-{
-    double hits = 0, of = 0;
-    for (size_t i = 0; i < t->n; i += 4) {
-        uint32_t words[4];
-        rng_block(s, (uint32_t)(i / 4), words);
-        for (size_t j = 0; j < 4 && i + j < t->n; j++) {
-            const size_t pick = (size_t)((uint64_t)words[j] * t->n >> 32);
-            hits += t->hits[pick];
-            of += t->of[pick];
-        }
-    }
-    return of > 0 ? hits / of : 0;
-}
-
-static struct judge_share share_of(const struct tally *t)
-{
-    struct judge_share out = {0};
-    double hits = 0, of = 0, again[JUDGE_RESAMPLES];
-    for (size_t i = 0; i < t->n; i++) {
-        hits += t->hits[i];
-        of += t->of[i];
-        out.n += t->of[i] > 0;
-    }
-    if (of == 0)
-        return out;
-    for (uint32_t i = 0; i < JUDGE_RESAMPLES; i++)
-        again[i] = resampled(t, &(struct rng_stream){.seed = 1, .chain = i});
-    qsort(again, JUDGE_RESAMPLES, sizeof *again, ascending);
-    out.share = hits / of;
-    out.lo = again[JUDGE_RESAMPLES / 40];
-    out.hi = again[JUDGE_RESAMPLES - 1 - JUDGE_RESAMPLES / 40];
-    return out;
-}
+struct room {
+    size_t n;
+    float *x;
+    uint8_t *seen;
+    struct tally tally;
+    struct condition *conditions;
+    const struct condition **list;
+};
 
 /* Which attributes of a chain a tally counts: [first, end), or a pair's; `whole`: all of them as
  * one. */
@@ -116,9 +97,12 @@ struct question {
     bool whole;
 };
 
-static struct judge_share answer(const struct judge_setup *s, size_t n, const uint8_t *seen,
-                                 const struct question *q, struct tally *t)
+static int answer(struct judge_share *out, const struct judge_setup *s, struct room *room,
+                  const struct question *q, struct err *e)
 {
+    struct tally *t = &room->tally;
+    const size_t n = room->n;
+    const uint8_t *seen = room->seen;
     const int k = s->model->d.attributes.n;
     t->n = n;
     for (size_t i = 0; i < n; i++) {
@@ -136,7 +120,7 @@ static struct judge_share answer(const struct judge_setup *s, size_t n, const ui
         t->hits[i] = (uint16_t)(whole ? hits == of : hits);
         t->of[i] = (uint16_t)(whole ? 1 : of);
     }
-    return share_of(t);
+    return share_of(out, s, t, e);
 }
 
 /* ---- sampling ---- */
@@ -155,6 +139,28 @@ static void on_done(void *ctx, struct chain_group *g)
     w->done = true;
     pthread_cond_signal(&w->over);
     pthread_mutex_unlock(&w->mu);
+}
+
+/* Until the group is done, telling the watch, which may have it cancelled. */
+static void wait_for(const struct judge_setup *s, struct chain_group *g, struct waiting *w)
+{
+    struct chain_progress p;
+    for (bool done = false; !done;) {
+        struct timespec until;
+        clock_gettime(CLOCK_REALTIME, &until);
+        until.tv_nsec += POLL_NS;
+        until.tv_sec += until.tv_nsec / SECOND_NS;
+        until.tv_nsec %= SECOND_NS;
+        pthread_mutex_lock(&w->mu);
+        if (!w->done)
+            pthread_cond_timedwait(&w->over, &w->mu, &until);
+        done = w->done;
+        pthread_mutex_unlock(&w->mu);
+        if (!done && eval_watch_cancelled(s->watch))
+            chain_group_cancel(g);
+        chain_group_progress(g, &p);
+        eval_watch_tell(s->watch, "chain steps", (size_t)p.steps_done, (size_t)p.steps_total);
+    }
 }
 
 /* One condition a row: its known labels. */
@@ -198,15 +204,14 @@ static int sample(const struct judge_setup *s, const struct sampler *sampler,
         return rc;
     rc = chains_submit(c, &t, NULL, &g, e);
     if (rc == 0) {
-        pthread_mutex_lock(&w.mu);
-        while (!w.done)
-            pthread_cond_wait(&w.over, &w.mu);
-        pthread_mutex_unlock(&w.mu);
+        wait_for(s, g, &w);
         const size_t elements = model_elements(s->model);
         if (chain_group_error(g)) {
             *e = *chain_group_error(g);
             rc = -(int)e->code;
         }
+        if (rc == 0)
+            rc = eval_watch_check(s->watch, e);
         for (size_t i = 0; rc == 0 && i < n; i++) {
             struct chain_result r;
             chain_group_result(g, (int)i, &r);
@@ -220,15 +225,6 @@ static int sample(const struct judge_setup *s, const struct sampler *sampler,
 }
 
 /* ---- a run ---- */
-
-struct room {
-    size_t n;
-    float *x;
-    uint8_t *seen;
-    struct tally tally;
-    struct condition *conditions;
-    const struct condition **list;
-};
 
 static void room_free(struct room *r)
 {
@@ -293,15 +289,15 @@ static int run_start(struct judge_start *out, const struct judge_setup *s, struc
         rc = see(s, r->x, r->n, r->seen, e);
     if (rc != 0)
         return rc;
-    out->right = answer(s, r->n, r->seen, &(struct question){.end = k}, &r->tally);
-    out->all = answer(s, r->n, r->seen, &(struct question){.end = k, .whole = true}, &r->tally);
-    for (int i = 0; i < k; i++)
-        out->by_attribute[i] =
-            answer(s, r->n, r->seen, &(struct question){.first = i, .end = i + 1}, &r->tally);
-    for (int i = 0; i < s->n_pairs; i++)
-        out->pairs[i] = answer(s, r->n, r->seen,
-                               &(struct question){.pair = &s->pairs[i], .whole = true}, &r->tally);
-    return 0;
+    rc = answer(&out->right, s, r, &(struct question){.end = k}, e);
+    if (rc == 0)
+        rc = answer(&out->all, s, r, &(struct question){.end = k, .whole = true}, e);
+    for (int i = 0; rc == 0 && i < k; i++)
+        rc = answer(&out->by_attribute[i], s, r, &(struct question){.first = i, .end = i + 1}, e);
+    for (int i = 0; rc == 0 && i < s->n_pairs; i++)
+        rc = answer(&out->pairs[i], s, r, &(struct question){.pair = &s->pairs[i], .whole = true},
+                    e);
+    return rc == 0 && s->samples ? s->samples(s->ctx, out->start, r->x, r->n, e) : rc;
 }
 
 int judge_run(struct judge_result *out, const struct judge_setup *s, struct err *e)
@@ -318,11 +314,10 @@ int judge_run(struct judge_result *out, const struct judge_setup *s, struct err 
         model_from_pixels(s->model, s->data->images + i * elements, r.x + i * elements);
     if (rc == 0)
         rc = see(s, r.x, r.n, r.seen, e);
-    if (rc == 0) {
-        out->real_right = answer(s, r.n, r.seen, &(struct question){.end = k}, &r.tally);
-        out->real_all =
-            answer(s, r.n, r.seen, &(struct question){.end = k, .whole = true}, &r.tally);
-    }
+    if (rc == 0)
+        rc = answer(&out->real_right, s, &r, &(struct question){.end = k}, e);
+    if (rc == 0)
+        rc = answer(&out->real_all, s, &r, &(struct question){.end = k, .whole = true}, e);
     for (int i = 0; rc == 0 && i < JUDGE_STARTS; i++) {
         out->starts[i].start = starts[i];
         out->starts[i].steps =

@@ -3,12 +3,13 @@
 /*
  * How often a model's samples have the attributes they were conditioned on, as an independent
  * classifier sees it (a model judging its own samples is circular; MODELS 7). Every row of a data set
- * gives one condition: all of its known labels. Used by `jemd judge`.
+ * gives one condition: all of its known labels. Used by `jemd judge` and `jemd eval`.
  */
+#include "ebm/bootstrap.h"
 #include "ebm/chains.h"
-#include "learn/dataset.h"
+#include "server/eval_input.h"
 
-enum { JUDGE_PAIRS = 32, JUDGE_TERMS = 8, JUDGE_STARTS = 2, JUDGE_RESAMPLES = 1000 };
+enum { JUDGE_PAIRS = 32, JUDGE_TERMS = 8, JUDGE_STARTS = 2 };
 
 /* Values of some attributes that are looked at together. */
 struct judge_pair {
@@ -16,10 +17,10 @@ struct judge_pair {
     int n, attribute[JUDGE_TERMS], value[JUDGE_TERMS];
 };
 
-/* A share with its 95 % bootstrap interval (percentiles, images resampled). */
+/* A share with its bootstrap interval (images resampled); NaN when it is over nothing. */
 struct judge_share {
     size_t n; /* chains it is over */
-    double share, lo, hi;
+    struct interval share;
 };
 
 struct judge_setup {
@@ -30,6 +31,12 @@ struct judge_setup {
     size_t limit; /* rows, at most; 0 = all */
     int threads, steps[JUDGE_STARTS];
     uint64_t seed;
+    int resamples;                  /* of the intervals */
+    struct pool *pool;              /* computes them; NULL = the calling thread */
+    const struct eval_watch *watch; /* NULL = none */
+    /* Unless NULL: given the samples x[n][C][H][W] of a start. */
+    int (*samples)(void *ctx, enum start_kind start, const float *x, size_t n, struct err *e);
+    void *ctx;
 };
 
 struct judge_start {
@@ -49,6 +56,7 @@ struct judge_result {
 /* "name=value,name=value". Errors: UNKNOWN_ATTRIBUTE, UNKNOWN_VALUE, OUT_OF_RANGE. */
 int judge_pair_parse(struct judge_pair *out, const struct attributes *a, const char *text,
                      struct err *e);
-/* Errors: OUT_OF_RANGE (models that do not match, data of another size), NO_MEMORY. */
+/* Errors: OUT_OF_RANGE (models that do not match, data of another size), SHUTTING_DOWN (cancelled),
+ * NO_MEMORY, and those of `samples`. */
 int judge_run(struct judge_result *out, const struct judge_setup *s, struct err *e);
 void judge_free(struct judge_result *r);

@@ -1,0 +1,67 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "server/eval_input.h"
+
+#include <stdatomic.h>
+#include <string.h>
+
+bool eval_watch_cancelled(const struct eval_watch *w)
+{
+    return w && w->cancel && atomic_load(w->cancel);
+}
+
+void eval_watch_tell(const struct eval_watch *w, const char *what, size_t done, size_t of)
+{
+    if (w && w->progress)
+        w->progress(w->ctx, what, done, of);
+}
+
+int eval_watch_check(const struct eval_watch *w, struct err *e)
+{
+    return eval_watch_cancelled(w) ? fail(e, FAIL_SHUTTING_DOWN, "the evaluation was cancelled")
+                                   : 0;
+}
+
+static void convert_channels(const unsigned char *in, int from, int to, size_t n,
+                             unsigned char *out)
+{
+    if (from == to) {
+        memcpy(out, in, n * (size_t)to);
+        return;
+    }
+    for (size_t i = 0; i < n; i++) {
+        if (to == 3)
+            memset(out + 3 * i, in[i], 3);
+        else
+            out[i] = (unsigned char)((299 * in[3 * i] + 587 * in[3 * i + 1] + 114 * in[3 * i + 2] +
+                                      500) /
+                                     1000);
+    }
+}
+
+size_t eval_input_scratch(const struct eval_input *in)
+{
+    return (size_t)in->data->height * (size_t)in->data->width * (size_t)in->model->d.input.c;
+}
+
+int eval_input_row(const struct eval_input *in, size_t i, unsigned char *scratch, float *x,
+                   struct err *e)
+{
+    const struct dataset *d = in->data;
+    const struct net_shape to = in->model->d.input;
+    const size_t area = (size_t)d->height * (size_t)d->width;
+    struct image made = {0};
+    const struct image native = {.width = (uint32_t)d->width,
+                                 .height = (uint32_t)d->height,
+                                 .channels = to.c,
+                                 .data = scratch};
+    convert_channels(d->images + i * area * (size_t)d->channels, d->channels, to.c, area, scratch);
+    if (d->height == to.h && d->width == to.w) {
+        model_from_pixels(in->model, scratch, x);
+        return 0;
+    }
+    const int rc = image_resize(&made, &native, (uint32_t)to.w, (uint32_t)to.h, in->resize, e);
+    if (rc == 0)
+        model_from_pixels(in->model, made.data, x);
+    image_fini(&made);
+    return rc;
+}

@@ -1,0 +1,297 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "server/evaluation.h"
+
+#include "ebm/calibrate.h"
+#include "ebm/score.h"
+#include "server/eval_report.h"
+#include "server/evaluation_internal.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static const size_t data_max_bytes = (size_t)8 << 30;
+static const double alphas[] = {0.05, 0.01};
+enum { ALPHAS = sizeof alphas / sizeof *alphas };
+static const char *const resize_words[] = {
+    [IMAGE_FIT] = "fit",
+    [IMAGE_FILL] = "fill",
+    [IMAGE_CENTER_CROP] = "center_crop",
+    [IMAGE_REJECT] = "reject",
+};
+
+void evaluation_defaults(struct evaluation_setup *s)
+{
+    *s = (struct evaluation_setup){.resize = IMAGE_REJECT,
+                                   .seed = 1,
+                                   .resamples = BOOTSTRAP_RESAMPLES,
+                                   .transformed = 1000,
+                                   .attacked = 500,
+                                   .refine_copies = 5,
+                                   .refine_sigma = 0.015,
+                                   .samples = 500,
+                                   .steps = -1,
+                                   .buffer_steps = -1};
+}
+
+int evaluation_blame(struct err *e, const char *dir, const char *split)
+{
+    char text[sizeof e->text];
+    memcpy(text, e->text, sizeof text);
+    snprintf(e->text, sizeof e->text, "%.120s, split %.63s: %.300s%s", dir, split, text,
+             e->code == FAIL_IMAGE_SIZE_MISMATCH ? " (see --resize)" : "");
+    return -(int)e->code;
+}
+
+void evaluation_base_name(const char *dir, char out[EVALUATION_NAME_MAX])
+{
+    char *path = realpath(dir, NULL);
+    const char *slash = path ? strrchr(path, '/') : NULL;
+    snprintf(out, EVALUATION_NAME_MAX, "%s", slash ? slash + 1 : dir);
+    free(path);
+}
+
+static int check_labels(const struct evaluation_run *r, const struct dataset *d, struct err *e)
+{
+    const struct attributes *a = &r->model->d.attributes;
+    int *limits = calloc((size_t)a->n, sizeof *limits);
+    if (!limits)
+        return fail(e, FAIL_NO_MEMORY, "out of memory");
+    for (int k = 0; k < a->n; k++)
+        limits[k] = a->list[k].n_values;
+    const int rc = dataset_check_labels(d, limits, e);
+    free(limits);
+    return rc;
+}
+
+int evaluation_open(const struct evaluation_run *r, struct dataset *out, const char *dir,
+                    const char *split, bool labelled, struct err *e)
+{
+    struct dataset d;
+    const struct dataset_request request = {.dir = dir,
+                                            .split = split,
+                                            .columns = labelled ? r->model->d.attributes.n : 0,
+                                            .max_bytes = data_max_bytes};
+    int rc = dataset_open(&d, &request, e);
+    if (rc != 0)
+        return rc;
+    if (labelled)
+        rc = check_labels(r, &d, e);
+    if (rc == 0) {
+        *out = d;
+        return 0;
+    }
+    dataset_close(&d);
+    return evaluation_blame(e, dir, split);
+}
+
+const char *evaluation_preprocessing(const struct evaluation_run *r, const struct dataset *d)
+{
+    const struct net_shape in = r->model->d.input;
+    return d->height == in.h && d->width == in.w ? "native" : resize_words[r->s->resize];
+}
+
+int evaluation_pass(const struct evaluation_run *r, struct eval_pass *out, const struct dataset *d,
+                    struct eval_setup setup, struct err *e)
+{
+    setup.model = r->model;
+    setup.pool = r->pool;
+    setup.resize = r->s->resize;
+    setup.seed = r->s->seed;
+    setup.watch = &r->s->watch;
+    if (r->s->limit && (!setup.limit || r->s->limit < setup.limit))
+        setup.limit = r->s->limit;
+    return eval_pass_run(out, &setup, d, e);
+}
+
+void evaluation_put_p_values(const struct evaluation_run *r, json_t *object,
+                             const struct eval_pass *p, const char *sha256)
+{
+    const float *energies = r->fitted ? r->fitted : r->model->energies;
+    const size_t n = r->fitted ? r->n_fitted : r->model->n_energies;
+    const json_t *card = json_object_get(r->model->d.root, "calibration");
+    const char *own = r->fitted ? r->splits[0].set.sha256
+                                : json_string_value(json_object_get(card, "data_sha256"));
+    double share[ALPHAS] = {0};
+    if (!energies || (own && strcmp(own, sha256) == 0))
+        return;
+    for (size_t i = 0; i < p->n; i++) {
+        const double value = score_p_value(energies, n, -p->scores[EVAL_LOG_PX][i]);
+        for (int a = 0; a < ALPHAS; a++)
+            share[a] += (value <= alphas[a]) / (double)p->n;
+    }
+    json_t *list = json_array();
+    for (int a = 0; a < ALPHAS; a++)
+        json_array_append_new(list, json_pack("{s:f, s:f}", "alpha", alphas[a], "share", share[a]));
+    json_object_set_new(object, "p_values", list);
+}
+
+json_t *evaluation_interval_json(const struct interval *v)
+{
+    return json_pack("[o, o]", json_real_or_null(v->lo), json_real_or_null(v->hi));
+}
+
+void evaluation_put(json_t *object, json_t *intervals, const char *name, const struct interval *v)
+{
+    json_object_set_new(object, name, json_real_or_null(v->value));
+    json_object_set_new(intervals, name, evaluation_interval_json(v));
+}
+
+/* ---- a run ---- */
+
+static json_t *model_json(const struct model *m)
+{
+    return json_pack("{s:s, s:s, s:s}", "name", m->d.name, "version", m->d.version, "digest",
+                     m->digest);
+}
+
+static json_t *units_json(void)
+{
+    json_t *o = json_pack("{s:s, s:s, s:s, s:s}", "energy", "nat", "temperature", "1", "share", "1",
+                          "eps", "pixel values from 0 to 1");
+    for (int f = 0; f < FIGURES; f++)
+        json_object_set_new(o, figure_names[f], json_string(figure_units[f]));
+    return o;
+}
+
+static json_t *bootstrap_json(const struct evaluation_setup *s)
+{
+    json_t *basic = json_pack("[s]", "frechet");
+    for (int f = 0; f < FIGURES; f++)
+        if (figure_grows[f])
+            json_array_append_new(basic, json_string(figure_names[f]));
+    return json_pack("{s:i, s:f, s:s, s:I, s:o}", "resamples", s->resamples, "level",
+                     BOOTSTRAP_LEVEL, "unit", "image", "seed", (json_int_t)s->seed, "basic", basic);
+}
+
+/* The members that say what was done with what. */
+static int begin(struct evaluation_run *r, struct err *e)
+{
+    const struct evaluation_setup *s = r->s;
+    json_t *o = json_object();
+    r->out->report = o;
+    json_object_set_new(o, "model", model_json(r->model));
+    json_object_set_new(o, "arithmetic", json_string(model_fingerprint(r->model)));
+    if (s->command) {
+        json_t *words = json_array();
+        for (int i = 0; i < s->n_command; i++) {
+            json_t *word = json_string(s->command[i]);
+            json_array_append_new(words, word ? word : json_string("(not UTF-8)"));
+        }
+        json_object_set_new(o, "command", words);
+    }
+    json_object_set_new(o, "units", units_json());
+    json_object_set_new(o, "bootstrap", bootstrap_json(s));
+    if (s->fit)
+        json_object_set_new(o, "fitted", json_string(s->fit));
+    return o ? 0 : fail(e, FAIL_NO_MEMORY, "out of memory");
+}
+
+static int prepare(struct evaluation_run *r, struct err *e)
+{
+    const struct evaluation_setup *s = r->s;
+    const struct attributes *a = &r->model->d.attributes;
+    if (s->n_splits < 1 || !s->splits[0] || !s->data)
+        return fail(e, FAIL_BAD_REQUEST, "an evaluation needs a directory and a split");
+    const int rc = pool_open(&r->pool, s->threads, e);
+    if (rc != 0)
+        return rc;
+    r->familiar = s->n_splits > 1 ? 1 : 0;
+    r->splits = calloc((size_t)s->n_splits, sizeof *r->splits);
+    r->temperatures = calloc((size_t)a->n, sizeof *r->temperatures);
+    if (!r->splits || !r->temperatures)
+        return fail(e, FAIL_NO_MEMORY, "out of memory");
+    for (int k = 0; k < a->n; k++)
+        r->temperatures[k] = a->list[k].temperature;
+    return begin(r, e);
+}
+
+static int write_fitted(struct evaluation_run *r, struct err *e)
+{
+    json_t *card = eval_report_card(r->out->report);
+    const struct calibration c = {
+        .temperatures = r->temperatures, .energies = r->fitted, .n = r->n_fitted, .card = card};
+    const int rc = card ? calibrate_write(r->model, &c, r->s->fit, e)
+                        : fail(e, FAIL_NO_MEMORY, "out of memory");
+    json_decref(card);
+    return rc;
+}
+
+static void fini(struct evaluation_run *r)
+{
+    for (int i = 0; r->splits && i < r->s->n_splits; i++) {
+        eval_pass_free(&r->splits[i].pass);
+        dataset_close(&r->splits[i].set);
+    }
+    free(r->splits);
+    free(r->temperatures);
+    free(r->fitted);
+    pool_close(r->pool);
+}
+
+int evaluation_run(struct evaluation *out, const struct evaluation_setup *s, struct err *e)
+{
+    static int (*const parts[])(struct evaluation_run * r, struct err * e) = {
+        evaluation_splits, evaluation_foreign, evaluation_attacks, evaluation_samples,
+        evaluation_pictures};
+    struct evaluation made = {0};
+    struct evaluation_run r = {.s = s, .model = s->model, .out = &made};
+    int rc = prepare(&r, e);
+    for (size_t i = 0; rc == 0 && i < sizeof parts / sizeof *parts; i++) {
+        rc = eval_watch_check(&s->watch, e);
+        if (rc == 0)
+            rc = parts[i](&r, e);
+    }
+    if (rc == 0 && s->fit)
+        rc = write_fitted(&r, e);
+    fini(&r);
+    if (rc == 0)
+        *out = made;
+    else
+        evaluation_free(&made);
+    return rc;
+}
+
+void evaluation_free(struct evaluation *v)
+{
+    json_decref(v->report);
+    for (int i = 0; i < v->n_pictures; i++)
+        blob_put(v->pictures[i].png);
+    free(v->pictures);
+    *v = (struct evaluation){0};
+}
+
+/* ---- files ---- */
+
+static int write_text(const char *text, const char *path, struct err *e)
+{
+    const bool standard = strcmp(path, "-") == 0;
+    FILE *out = standard ? stdout : fopen(path, "we");
+    int rc = 0;
+    if (!text)
+        rc = fail(e, FAIL_NO_MEMORY, "out of memory");
+    else if (!out || fputs(text, out) < 0 || fputc('\n', out) < 0 || fflush(out) != 0)
+        rc = fail_errno(e, FAIL_IO, "%.200s: cannot be written", path);
+    if (out && !standard && fclose(out) != 0 && rc == 0)
+        rc = fail_errno(e, FAIL_IO, "%.200s: cannot be written", path);
+    return rc;
+}
+
+int evaluation_write_json(const struct evaluation *v, const char *path, struct err *e)
+{
+    char *text = json_text(v->report, NULL);
+    const int rc = write_text(text, path, e);
+    free(text);
+    return rc;
+}
+
+int evaluation_write_html(const struct evaluation *v, const char *path, struct err *e)
+{
+    char *text = NULL;
+    int rc = report_html(&text, v->report, v->pictures, v->n_pictures, e);
+    if (rc == 0)
+        rc = write_text(text, path, e);
+    free(text);
+    return rc;
+}

@@ -1,0 +1,37 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "server/judge_json.h"
+
+json_t *judge_share_json(const struct judge_share *s)
+{
+    return json_pack("{s:I, s:o, s:o, s:o}", "n", (json_int_t)s->n, "share",
+                     json_real_or_null(s->share.value), "lo", json_real_or_null(s->share.lo), "hi",
+                     json_real_or_null(s->share.hi));
+}
+
+static json_t *start_json(const struct judge_setup *s, const struct judge_start *t)
+{
+    const struct attributes *a = &s->model->d.attributes;
+    json_t *o = json_pack("{s:s, s:i, s:i, s:o, s:o}", "start", start_kind_names[t->start], "steps",
+                          t->steps, "diverged", t->diverged, "right", judge_share_json(&t->right),
+                          "all", judge_share_json(&t->all));
+    json_t *by = json_object(), *pairs = json_object();
+    for (int k = 0; k < a->n; k++)
+        json_object_set_new(by, a->list[k].name, judge_share_json(&t->by_attribute[k]));
+    for (int i = 0; i < s->n_pairs; i++)
+        json_object_set_new(pairs, s->pairs[i].text, judge_share_json(&t->pairs[i]));
+    json_object_set_new(o, "attributes", by);
+    json_object_set_new(o, "pairs", pairs);
+    return o;
+}
+
+json_t *judge_result_json(const struct judge_setup *s, const char *split,
+                          const struct judge_result *r)
+{
+    json_t *starts = json_array();
+    for (int i = 0; i < JUDGE_STARTS; i++)
+        if (r->starts[i].steps > 0)
+            json_array_append_new(starts, start_json(s, &r->starts[i]));
+    return json_pack("{s:s, s:o, s:o, s:o}", "split", split, "judge_right",
+                     judge_share_json(&r->real_right), "judge_all", judge_share_json(&r->real_all),
+                     "samples", starts);
+}
