@@ -95,14 +95,15 @@ static void draw_line(struct html *h, const struct chart *c, const struct chart_
         draw_area(h, c, l);
         return;
     }
-    html_format(h, "<path class=\"line s%d%s\" d=\"", l->colour % CHART_COLOURS,
-                l->style == CHART_DASHED ? " dashed" : "");
+    html_format(h, "<path class=\"line s%d%s%s\" d=\"", l->colour % CHART_COLOURS,
+                l->style == CHART_DASHED ? " dashed" : "", l->size ? " thin" : "");
     for (size_t i = 0; i < l->n; i++)
         html_format(h, "%c%.1f %.1f", i ? 'L' : 'M', x_of(c, l->x[i]), y_of(c, l->y[i]));
     html_put(h, "\"/>");
     for (size_t i = 0; l->style == CHART_DOTS && i < l->n; i++)
-        html_format(h, "<circle class=\"s%d\" cx=\"%.1f\" cy=\"%.1f\" r=\"2.6\"/>",
-                    l->colour % CHART_COLOURS, x_of(c, l->x[i]), y_of(c, l->y[i]));
+        html_format(h, "<circle class=\"s%d\" cx=\"%.1f\" cy=\"%.1f\" r=\"%.1f\"/>",
+                    l->colour % CHART_COLOURS, x_of(c, l->x[i]), y_of(c, l->y[i]),
+                    l->size ? l->size[i] : 2.6);
 }
 
 static void draw_legend(struct html *h, const struct chart *c)

@@ -19,6 +19,7 @@ struct chart_line {
     enum chart_style style;
     int colour;
     const double *x, *y; /* [n], AREA: x[n + 1] */
+    const double *size;  /* DOTS: [n] radii, whose line is then thin; NULL = all alike */
     size_t n;
 };
 

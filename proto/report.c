@@ -31,7 +31,7 @@ static const char style[] =
     ".wide{overflow-x:auto;margin:10px 0 4px}\n"
     "table{border-collapse:collapse;font-size:13.5px;background:var(--field);"
     "border:1px solid var(--rule)}\n"
-    "th,td{padding:4px 11px;border-bottom:1px solid var(--rule);text-align:right;"
+    "th,td{padding:4px 8px;border-bottom:1px solid var(--rule);text-align:right;"
     "vertical-align:top;white-space:nowrap}\n"
     "thead th{font-weight:600;color:var(--soft);vertical-align:bottom}\n"
     "tbody th{text-align:left;font-weight:600}thead th:first-child{text-align:left}\n"
@@ -46,7 +46,8 @@ static const char style[] =
     "svg{display:block;width:100%;height:auto}svg text{fill:var(--soft);font-size:10px}\n"
     "svg .grid{stroke:var(--rule);fill:none}svg .line{fill:none;stroke-width:1.8;"
     "stroke-linejoin:round}\n"
-    "svg .dashed{stroke-dasharray:4 3}svg .area{fill-opacity:.35;stroke-width:1}\n"
+    "svg .dashed{stroke-dasharray:4 3}svg .thin{stroke-width:.8;stroke-opacity:.55}svg "
+    ".area{fill-opacity:.35;stroke-width:1}\n"
     ".legend{font-size:12px;color:var(--soft);margin:2px 0 4px}\n"
     ".legend span{white-space:nowrap;margin-right:10px}\n"
     ".key{display:inline-block;width:14px;height:0;border-top:3px solid;margin-right:5px;"
@@ -54,7 +55,7 @@ static const char style[] =
     ".s0{color:var(--c0);stroke:var(--c0)}.s1{color:var(--c1);stroke:var(--c1)}"
     ".s2{color:var(--c2);stroke:var(--c2)}.s3{color:var(--c3);stroke:var(--c3)}"
     ".s4{color:var(--c4);stroke:var(--c4)}.s5{color:var(--c5);stroke:var(--c5)}\n"
-    "circle,.area{fill:currentColor}\n"
+    "circle,.area{fill:currentColor}circle{fill-opacity:.8}\n"
     ".pictures{display:grid;grid-template-columns:repeat(auto-fill,minmax(300px,max-content));"
     "gap:14px 22px;margin:10px 0}\n"
     ".pictures img{display:block;max-width:100%;height:auto;image-rendering:pixelated}\n"
@@ -93,7 +94,7 @@ size_t report_numbers(const json_t *list, double *out, size_t most)
     return n;
 }
 
-static void number(struct html *h, double v, int decimals)
+void report_value(struct html *h, double v, int decimals)
 {
     if (isnan(v))
         html_put(h, "–");
@@ -110,7 +111,7 @@ static void bounds(struct html *h, double lo, double hi)
 void report_cell(struct html *h, double v, int decimals)
 {
     html_put(h, "<td>");
-    number(h, v, decimals);
+    report_value(h, v, decimals);
     html_put(h, "</td>");
 }
 
@@ -124,7 +125,7 @@ static void pair_bounds(struct html *h, const json_t *pair)
 void report_figure(struct html *h, const json_t *o, const char *name)
 {
     html_put(h, "<td>");
-    number(h, report_number(o, name), 4);
+    report_value(h, report_number(o, name), 4);
     pair_bounds(h, json_object_get(json_object_get(o, "intervals"), name));
     html_put(h, "</td>");
 }
@@ -132,7 +133,7 @@ void report_figure(struct html *h, const json_t *o, const char *name)
 void report_share(struct html *h, const json_t *share)
 {
     html_put(h, "<td>");
-    number(h, report_number(share, "share"), 4);
+    report_value(h, report_number(share, "share"), 4);
     bounds(h, report_number(share, "lo"), report_number(share, "hi"));
     html_put(h, "</td>");
 }
@@ -309,7 +310,8 @@ static void methods(struct html *h, const json_t *report)
     term(h, "arithmetic", report_word(report, "arithmetic"), true);
     html_format(h,
                 "<dt>bootstrap</dt><dd>%lld resamples of the images, seed %lld; percentile "
-                "intervals, for calibration errors and Frechet distances basic ones</dd>",
+                "intervals, for calibration errors and Frechet distances 1.96 standard "
+                "deviations</dd>",
                 report_count(bootstrap, "resamples"), report_count(bootstrap, "seed"));
     if (json_object_get(report, "command")) {
         html_put(h, "<dt>command</dt><dd><code>jemd");

@@ -2,6 +2,7 @@
 /* Tables of the attributes and their reliability diagrams. */
 #include "proto/report_internal.h"
 
+#include <math.h>
 #include <stdio.h>
 
 enum { BINS = 64 };
@@ -50,8 +51,8 @@ static void table(struct html *h, const json_t *split, const char *head,
     html_put(h, "<tbody>");
     json_array_foreach(json_object_get(split, "attributes"), i, o)
         row(h, report_word(o, "name"), o, false);
-    row(h, "mean of attributes (macro)", json_object_get(split, "macro"), true);
-    row(h, "all labels together (micro)", json_object_get(split, "micro"), false);
+    row(h, "mean (macro)", json_object_get(split, "macro"), true);
+    row(h, "together (micro)", json_object_get(split, "micro"), false);
     html_put(h, "</tbody></table></div>\n");
 }
 
@@ -65,8 +66,8 @@ static void split(struct html *h, const json_t *s)
     html_format(h, ", %lld images</h3>\n", report_count(s, "n"));
     table(h, s, "attribute|labels|accuracy|F1|AP|AUROC", answers_row);
     table(h, s,
-          "calibration|T|NLL, T = 1|NLL|Brier, T = 1|Brier|ECE-20, T = 1|ECE-20|adaptive, T = "
-          "1|adaptive",
+          "calibration|T|NLL, T = 1|NLL|Brier, T = 1|Brier|ECE-20, T = 1|ECE-20|adaptive ECE, T = "
+          "1|adaptive ECE",
           calibration_row);
     if (!p)
         return;
@@ -77,16 +78,20 @@ static void split(struct html *h, const json_t *s)
     html_put(h, ", by the calibration energies.</p>\n");
 }
 
-/* Points of a reliability table. */
-static size_t points(const json_t *bins, double *x, double *y)
+/* Points of a reliability table, and how large each is drawn: its area is its share of images, but
+ * that the least can still be seen. */
+static size_t points(const json_t *bins, double *x, double *y, double *size)
 {
     size_t n = 0, i;
+    double sum = 0;
     json_t *bin;
+    json_array_foreach(bins, i, bin) sum += (double)report_count(bin, "n");
     json_array_foreach(bins, i, bin)
     {
         if (n == BINS)
             break;
         x[n] = report_number(bin, "confidence");
+        size[n] = sum > 0 ? fmax(6 * sqrt((double)report_count(bin, "n") / sum), 1.2) : 1.2;
         y[n++] = report_number(bin, "accuracy");
     }
     return n;
@@ -95,9 +100,9 @@ static size_t points(const json_t *bins, double *x, double *y)
 static void diagram(struct html *h, const json_t *o)
 {
     static const double ends[] = {0, 1};
-    double x[2][BINS], y[2][BINS];
-    const size_t before = points(json_object_get(o, "bins_before"), x[0], y[0]);
-    const size_t now = points(json_object_get(o, "bins"), x[1], y[1]);
+    double x[2][BINS], y[2][BINS], size[2][BINS];
+    const size_t before = points(json_object_get(o, "bins_before"), x[0], y[0], size[0]);
+    const size_t now = points(json_object_get(o, "bins"), x[1], y[1], size[1]);
     struct chart c;
     chart_unit(&c, report_word(o, "name"), "confidence", "accuracy");
     chart_add(
@@ -111,6 +116,7 @@ static void diagram(struct html *h, const json_t *o)
                                        .colour = 0,
                                        .x = x[1],
                                        .y = y[1],
+                                       .size = size[1],
                                        .n = now});
     chart_draw(h, &c);
 }
@@ -132,7 +138,8 @@ void report_answers(struct html *h, const json_t *report)
     html_put(h, "<h2>Reliability</h2>\n<p class=\"soft\">Accuracy against mean confidence in 20 "
                 "equal bins of the top probability, split ");
     html_text(h, report_word(familiar, "split"));
-    html_put(h, "; empty bins are left out. On the dashed line confidence is right.</p>\n"
+    html_put(h, "; empty bins are left out, a dot’s area is the share of images. On the dashed "
+                "line confidence is right.</p>\n"
                 "<div class=\"charts\">\n");
     json_array_foreach(json_object_get(familiar, "attributes"), i, o) diagram(h, o);
     html_put(h, "</div>\n");

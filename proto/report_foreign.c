@@ -147,7 +147,8 @@ static void best(struct html *h, const json_t *b)
              "the split measured.</p>\n");
     table(h, json_object_get(b, "by_transformation"), NULL, true);
     html_put(h, "<p>The one score of the highest mean AUROC there (");
-    html_format(h, "%.4f) is <b>", report_number(overall, "mean_auroc_calibration"));
+    report_value(h, report_number(overall, "mean_auroc_calibration"), 4);
+    html_put(h, ") is <b>");
     html_text(h, report_score(report_word(overall, "score")));
     html_put(h, "</b>.</p>\n");
     table(h, json_object_get(overall, "sets"), NULL, false);

@@ -11,6 +11,8 @@ long long report_count(const json_t *o, const char *name);
 /* Numbers of an array into out[most]; returns how many. */
 size_t report_numbers(const json_t *list, double *out, size_t most);
 
+/* A number of so many decimals, or a dash. */
+void report_value(struct html *h, double v, int decimals);
 /* <td> with a number of so many decimals, or a dash. */
 void report_cell(struct html *h, double v, int decimals);
 /* <td> with member `name` and, below it, its bounds out of "intervals". */

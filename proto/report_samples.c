@@ -107,8 +107,10 @@ void report_robustness(struct html *h, const json_t *report)
     html_format(h,
                 "The attack is on the plain model and knows nothing of the refinement: under an "
                 "attack that did, JEM-k would do worse. JEM-k classifies %lld noisy copies "
-                "(sigma %g) after k Langevin steps and averages their logits.</p>\n",
-                report_count(r, "copies"), report_number(r, "sigma"));
+                "(sigma ",
+                report_count(r, "copies"));
+    report_value(h, report_number(r, "sigma"), 4);
+    html_put(h, ") after k Langevin steps and averages their logits.</p>\n");
     html_put(h, "<div class=\"charts\">\n");
     robust_chart(h, r, "linf", "L-infinity");
     robust_chart(h, r, "l2", "L2");
@@ -118,8 +120,9 @@ void report_robustness(struct html *h, const json_t *report)
     robust_rows(h, "none", json_object_get(r, "clean"));
     json_array_foreach(json_object_get(r, "points"), i, p)
     {
+        const double eps = report_number(p, "eps");
         snprintf(name, sizeof name, "%.8s, radius %.4g, %lld steps", report_word(p, "norm"),
-                 report_number(p, "eps"), report_count(p, "steps"));
+                 isnan(eps) ? 0 : eps, report_count(p, "steps"));
         robust_rows(h, name, p);
     }
     html_put(h, "</tbody></table></div>\n");
@@ -165,10 +168,12 @@ static void judged(struct html *h, const json_t *c)
     html_text(h, report_word(c, "split"));
     html_put(h, strcmp(report_word(c, "kind"), "novel") ? "" : ", combinations never seen");
     html_format(h,
-                "</h3>\n<p class=\"soft\">The judge itself on the %lld real images: labels right "
-                "%.4f, all of an image right %.4f.</p>\n<div class=\"pictures\">\n",
-                report_count(right, "n"), report_number(right, "share"),
-                report_number(all, "share"));
+                "</h3>\n<p class=\"soft\">The judge itself on the %lld real images: labels right ",
+                report_count(right, "n"));
+    report_value(h, report_number(right, "share"), 4);
+    html_put(h, ", all of an image right ");
+    report_value(h, report_number(all, "share"), 4);
+    html_put(h, ".</p>\n<div class=\"pictures\">\n");
     json_array_foreach(json_object_get(c, "samples"), i, s) judged_start(h, s);
     html_put(h, "</div>\n");
 }
@@ -192,9 +197,9 @@ static void distances(struct html *h, const json_t *samples)
         const json_t *pair = json_object_get(o, "interval");
         html_put(h, "<tr>");
         report_name(h, report_word(o, "of"));
-        html_format(h, "<td>%lld</td><td>%lld</td><td>%lld</td><td>%.4f", report_count(o, "n"),
-                    report_count(o, "n_real"), report_count(o, "dimensions"),
-                    report_number(o, "distance"));
+        html_format(h, "<td>%lld</td><td>%lld</td><td>%lld</td><td>", report_count(o, "n"),
+                    report_count(o, "n_real"), report_count(o, "dimensions"));
+        report_value(h, report_number(o, "distance"), 4);
         if (json_is_number(json_array_get(pair, 0)))
             html_format(h, "<small>%.3f – %.3f</small>", json_number_value(json_array_get(pair, 0)),
                         json_number_value(json_array_get(pair, 1)));

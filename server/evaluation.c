@@ -157,12 +157,13 @@ static json_t *units_json(void)
 
 static json_t *bootstrap_json(const struct evaluation_setup *s)
 {
-    json_t *basic = json_pack("[s]", "frechet");
+    json_t *normal = json_pack("[s]", "frechet");
     for (int f = 0; f < FIGURES; f++)
         if (figure_grows[f])
-            json_array_append_new(basic, json_string(figure_names[f]));
+            json_array_append_new(normal, json_string(figure_names[f]));
     return json_pack("{s:i, s:f, s:s, s:I, s:o}", "resamples", s->resamples, "level",
-                     BOOTSTRAP_LEVEL, "unit", "image", "seed", (json_int_t)s->seed, "basic", basic);
+                     BOOTSTRAP_LEVEL, "unit", "image", "seed", (json_int_t)s->seed, "normal",
+                     normal);
 }
 
 /* The members that say what was done with what. */

@@ -7,6 +7,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+static const double normal_quantile = 1.959964; /* .975 */
+
 struct run {
     const struct bootstrap *b;
     size_t units;
@@ -44,6 +46,16 @@ static int ascending(const void *a, const void *b)
     return (x > y) - (x < y);
 }
 
+static double deviation(const double *v, int n)
+{
+    double mean = 0, sum = 0;
+    for (int i = 0; i < n; i++)
+        mean += v[i] / n;
+    for (int i = 0; i < n; i++)
+        sum += (v[i] - mean) * (v[i] - mean);
+    return n > 1 ? sqrt(sum / (n - 1)) : 0;
+}
+
 /* The bounds of figure f from its resamples, which `sorted` has room for. */
 static void bound(struct interval *out, const struct run *r, int f, double *sorted)
 {
@@ -57,11 +69,15 @@ static void bound(struct interval *out, const struct run *r, int f, double *sort
     out->lo = out->hi = (double)NAN;
     if (n == 0 || 2 * n < b->resamples || isnan(out->value))
         return;
+    if (b->grows && b->grows[f]) {
+        const double half = normal_quantile * deviation(sorted, n);
+        out->lo = fmax(out->value - half, 0);
+        out->hi = out->value + half;
+        return;
+    }
     qsort(sorted, (size_t)n, sizeof *sorted, ascending);
-    const double low = sorted[n / 40], high = sorted[n - 1 - n / 40];
-    const bool grows = b->grows && b->grows[f];
-    out->lo = grows ? fmax(2 * out->value - high, 0) : low;
-    out->hi = grows ? fmax(2 * out->value - low, 0) : high;
+    out->lo = sorted[n / 40];
+    out->hi = sorted[n - 1 - n / 40];
 }
 
 int bootstrap_run(struct interval *out, const struct bootstrap *b, struct err *e)

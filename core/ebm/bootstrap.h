@@ -26,9 +26,10 @@ struct bootstrap {
     int resamples;                   /* 0 = only values, no bounds */
     size_t strata[BOOTSTRAP_STRATA]; /* units of each, drawn apart; 0 = there is none */
     int figures;
-    /* A figure whose error only ever adds to it (a distance, a calibration error) grows when units
-     * repeat: its interval is the basic one, [2 v - q(.975), 2 v - q(.025)], never below 0. NULL =
-     * all have percentiles, [q(.025), q(.975)]. */
+    /* A figure to which errors of either sign only add (a distance, a calibration error) grows when
+     * units repeat, and its percentiles lie beside it: its interval is the normal one, 1.96 standard
+     * deviations of the resamples to either side, never below 0. NULL = all have percentiles,
+     * [q(.025), q(.975)]. */
     const bool *grows; /* [figures] */
     /* The figures of the units, unit u counted times[u] times (NULL = once), of all strata one after
      * the other; NaN where undefined. Called by several threads, `worker` tells them apart. */

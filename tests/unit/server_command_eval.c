@@ -16,7 +16,7 @@
 
 #include <cmocka.h>
 
-enum { IMAGES = 40, ARGUMENTS_MAX = 24 };
+enum { IMAGES = 40, ARGUMENTS_MAX = 40 };
 
 static char folder[] = "/tmp/jemd-eval-XXXXXX";
 static const char *const names[] = {"calib-images.idx3-ubyte",
@@ -123,7 +123,7 @@ static int run(const char *line)
 
 static const char *text_of(int which)
 {
-    static char text[1 << 16];
+    static char text[1 << 21];
     FILE *f = fopen(paths[which], "rb");
     assert_non_null(f);
     text[fread(text, 1, sizeof text - 1, f)] = '\0';
@@ -172,7 +172,14 @@ static void wrong_usage_is_told(void **state)
     expect("--help", 0, "usage: jemd eval");
     expect("--data x --split y", 2, "exactly one model");
     expect("%m --split calib", 2, "--data and --split");
-    expect("%m --data %d --split calib --ood nothing", 2, "DIR:SPLIT");
+    expect("%m --data %d --split calib --ood =x", 2, "[NAME=]DIR");
+    expect("%m --data %d --split calib --ood x:", 2, "[NAME=]DIR");
+    expect("%m --data %d --split calib --pgd l1:0.1", 2, "linf or l2");
+    expect("%m --data %d --split calib --pgd linf", 2, "linf or l2");
+    expect("%m --data %d --split calib --pgd linf:8/0", 2, "linf or l2");
+    expect("%m --data %d --split calib --pgd linf:-1", 2, "linf or l2");
+    expect("%m --data %d --split calib --pgd linf:0.1:0", 2, "not a number");
+    expect("%m --data %d --split calib --jem-k x", 2, "not a number");
     expect("%m --data %d --split calib --limit 0", 2, "not a number");
     expect("%m --data %d --split calib --resize stretch", 2, "--resize takes");
     expect("%m --data %d --split calib --frobnicate", 2, "--help");
@@ -184,6 +191,11 @@ static void data_that_does_not_fit_is_refused(void **state)
     expect("/nonexistent --data %d --split calib", 1, "/nonexistent");
     expect("%m --data %d --split nowhere", 1, "nowhere");
     expect("%m --data %d --split wide", 1, "--resize");
+    expect("%m --data %d --split calib --ood nothing", 1, "nothing");
+    expect("%m --data %d --split calib --judge /nonexistent", 1, "/nonexistent");
+    expect("%m --data %d --split calib --judge %m --novel nowhere", 1, "nowhere");
+    expect("%m --data %d --split calib --judge %m --pair colour=green", 1, "green");
+    expect("%m --data %d --split calib --html /nonexistent/x", 1, "cannot be written");
     expect("%m --data %d --split bad", 1, "image 0 has the label 3 in column 1");
     expect("%m --data %d --split calib --report copy", 1, "report on other images");
     expect("%m --data %d --split calib --json /nonexistent/x", 1, "cannot be written");
