@@ -5,15 +5,12 @@
 #include <stdio.h>
 
 /* The drawing: an area of numbers inside margins. */
-enum { WIDTH = 264, HEIGHT = 220, LEFT = 42, TOP = 10, RIGHT = 10, BOTTOM = 38 };
+enum { WIDTH = 264, HEIGHT = 220, LEFT = 42, TOP = 10, RIGHT = 16, BOTTOM = 38 };
 
-void chart_tick(struct chart_tick *t, double at, const char *format, double shown)
+void chart_tick(struct chart_tick *t, double at, double shown, int digits)
 {
     t->at = at;
-#pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Wformat-nonliteral"
-    snprintf(t->text, sizeof t->text, format, shown);
-#pragma GCC diagnostic pop
+    snprintf(t->text, sizeof t->text, "%.*g", digits, shown);
 }
 
 void chart_unit(struct chart *c, const char *title, const char *x_label, const char *y_label)
@@ -21,8 +18,8 @@ void chart_unit(struct chart *c, const char *title, const char *x_label, const c
     *c = (struct chart){
         .title = title, .x_label = x_label, .y_label = y_label, .x_hi = 1, .y_hi = 1};
     for (int i = 0; i <= 4; i++) {
-        chart_tick(&c->x_ticks[c->n_x_ticks++], i / 4.0, "%.4g", i / 4.0);
-        chart_tick(&c->y_ticks[c->n_y_ticks++], i / 4.0, "%.4g", i / 4.0);
+        chart_tick(&c->x_ticks[c->n_x_ticks++], i / 4.0, i / 4.0, 2);
+        chart_tick(&c->y_ticks[c->n_y_ticks++], i / 4.0, i / 4.0, 2);
     }
 }
 

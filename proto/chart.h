@@ -39,8 +39,8 @@ struct chart {
 
 /* Both axes from 0 to 1. */
 void chart_unit(struct chart *c, const char *title, const char *x_label, const char *y_label);
-void chart_tick(struct chart_tick *t, double at, const char *format, double shown)
-    __attribute__((format(printf, 3, 0)));
+/* A tick at `at`, with the number `shown` to so many digits. */
+void chart_tick(struct chart_tick *t, double at, double shown, int digits);
 /* Does nothing when there is no room for another. */
 void chart_add(struct chart *c, const struct chart_line *line);
 /* A <figure> with title, drawing and legend. */

@@ -36,7 +36,7 @@ static const char style[] =
     "thead th{font-weight:600;color:var(--soft);vertical-align:bottom}\n"
     "tbody th{text-align:left;font-weight:600}thead th:first-child{text-align:left}\n"
     "td small{display:block;font-size:11px;line-height:1.25}\n"
-    "tr.sum th,tr.sum td{border-top:2px solid var(--rule)}td.word{text-align:left}\n"
+    "tr.sum th,tr.sum td{border-top:2px solid var(--rule)}.word{text-align:left}\n"
     ".charts{display:grid;grid-template-columns:repeat(auto-fill,minmax(255px,1fr));gap:14px;"
     "margin:12px 0}\n"
     "figure{margin:0;break-inside:avoid}\n"
@@ -56,11 +56,10 @@ static const char style[] =
     ".s2{color:var(--c2);stroke:var(--c2)}.s3{color:var(--c3);stroke:var(--c3)}"
     ".s4{color:var(--c4);stroke:var(--c4)}.s5{color:var(--c5);stroke:var(--c5)}\n"
     "circle,.area{fill:currentColor}circle{fill-opacity:.8}\n"
-    ".pictures{display:grid;grid-template-columns:repeat(auto-fill,minmax(300px,max-content));"
-    "gap:14px 22px;margin:10px 0}\n"
+    ".pictures,.side{display:flex;flex-wrap:wrap;gap:14px 26px;margin:10px 0}\n"
     ".pictures img{display:block;max-width:100%;height:auto;image-rendering:pixelated}\n"
     ".pictures figcaption{font-size:12.5px;line-height:1.35;color:var(--soft);margin-top:4px;"
-    "max-width:540px}\n"
+    "max-width:530px}\n"
     "dl{display:grid;grid-template-columns:max-content 1fr;gap:3px "
     "18px;font-size:13.5px;margin:8px "
     "0}dt{color:var(--soft)}dd{margin:0;overflow-wrap:anywhere}\n"
@@ -150,7 +149,9 @@ void report_head(struct html *h, const char *columns)
     html_put(h, "<thead><tr>");
     while (*columns) {
         const size_t n = strcspn(columns, "|");
-        html_format(h, "<th scope=\"col\">%.*s</th>", (int)n, columns);
+        const int left = *columns == '<';
+        html_format(h, "<th scope=\"col\"%s>%.*s</th>", left ? " class=\"word\"" : "",
+                    (int)n - left, columns + left);
         columns += n + (columns[n] == '|');
     }
     html_put(h, "</tr></thead>");
@@ -284,7 +285,7 @@ static void data_table(struct html *h, const json_t *report)
     json_t *o;
     size_t i;
     html_put(h, "<div class=\"wide\"><table>");
-    report_head(h, "data|split|for|images|size|SHA-256 of the files");
+    report_head(h, "data|<split|<for|images|<size|<SHA-256 of the files");
     html_put(h, "<tbody>");
     data_row(h, report, json_object_get(report, "fitted") ? "calibration" : "measurement",
              report_word(report, "data"));

@@ -38,8 +38,8 @@ static void table(struct html *h, const json_t *list, const json_t *more, bool c
 {
     html_put(h, "<div class=\"wide\"><table>");
     report_head(h, calibration
-                       ? "foreign images|score chosen|AUROC there|AUROC|AUPR|FPR at 95 % TPR"
-                       : "foreign images|score|images|AUROC|AUPR|FPR at 95 % TPR");
+                       ? "foreign images|<score chosen|AUROC there|AUROC|AUPR|FPR at 95 % TPR"
+                       : "foreign images|<score|images|AUROC|AUPR|FPR at 95 % TPR");
     html_put(h, "<tbody>");
     rows(h, list, calibration);
     if (more)
@@ -105,10 +105,10 @@ static void histogram(struct html *h, const json_t *o)
                       .y_hi = top};
     for (size_t i = 0; i <= BAR_TICKS; i++) {
         const size_t at = i * n / BAR_TICKS;
-        chart_tick(&c.x_ticks[c.n_x_ticks++], (double)at, "%.3g", edges[at]);
+        chart_tick(&c.x_ticks[c.n_x_ticks++], (double)at, edges[at], 3);
     }
     for (int i = 0; i <= 2; i++)
-        chart_tick(&c.y_ticks[c.n_y_ticks++], top * i / 2, "%.2f", top * i / 2);
+        chart_tick(&c.y_ticks[c.n_y_ticks++], top * i / 2, top * i / 2, 2);
     chart_add(&c, &(struct chart_line){
                       .name = "familiar", .style = CHART_AREA, .x = x, .y = y[0], .n = n});
     chart_add(&c,

@@ -21,7 +21,7 @@ void report_figure(struct html *h, const json_t *o, const char *name);
 void report_share(struct html *h, const json_t *share);
 /* <th scope="row"> with escaped text. */
 void report_name(struct html *h, const char *name);
-/* A table's head: columns apart by '|'. */
+/* A table's head: columns apart by '|', those of words with a '<' before. */
 void report_head(struct html *h, const char *columns);
 
 /* The split that everything else is measured on. */

@@ -87,7 +87,7 @@ static void robust_chart(struct html *h, const json_t *r, const char *norm, cons
     }
     c.x_hi = top;
     for (int i = 0; i < c.n_x_ticks; i++)
-        chart_tick(&c.x_ticks[i], top * i / 4, "%.3g", top * i / 4);
+        chart_tick(&c.x_ticks[i], top * i / 4, top * i / 4, 2);
     chart_draw(h, &c);
 }
 
@@ -101,8 +101,8 @@ void report_robustness(struct html *h, const json_t *report)
         return;
     html_format(h,
                 "<h2>Attacks</h2>\n<p class=\"soft\">Projected gradient descent on the cross "
-                "entropy of the labels of %lld images, steps of 2.5 radii by their number, random "
-                "start. ",
+                "entropy of the labels of %lld images, each step 2.5 × radius / number of steps, "
+                "from a random start. ",
                 report_count(r, "n"));
     html_format(h,
                 "The attack is on the plain model and knows nothing of the refinement: under an "
@@ -115,7 +115,7 @@ void report_robustness(struct html *h, const json_t *report)
     robust_chart(h, r, "linf", "L-infinity");
     robust_chart(h, r, "l2", "L2");
     html_put(h, "</div>\n<div class=\"wide\"><table>");
-    report_head(h, "attack|classifier|labels right|images with all right");
+    report_head(h, "attack|<classifier|labels right|images with all right");
     html_put(h, "<tbody>");
     robust_rows(h, "none", json_object_get(r, "clean"));
     json_array_foreach(json_object_get(r, "points"), i, p)
@@ -173,7 +173,7 @@ static void judged(struct html *h, const json_t *c)
     report_value(h, report_number(right, "share"), 4);
     html_put(h, ", all of an image right ");
     report_value(h, report_number(all, "share"), 4);
-    html_put(h, ".</p>\n<div class=\"pictures\">\n");
+    html_put(h, ".</p>\n<div class=\"side\">\n");
     json_array_foreach(json_object_get(c, "samples"), i, s) judged_start(h, s);
     html_put(h, "</div>\n");
 }
@@ -189,7 +189,8 @@ static void distances(struct html *h, const json_t *samples)
     html_put(h,
              "<h3>Frechet distances</h3>\n<p class=\"soft\">Of the judge’s penultimate features to "
              "those of the real images measured. They compare with each other only, at equal "
-             "numbers of images: few images make them larger.</p>\n<div class=\"wide\"><table>");
+             "numbers of images: few make them larger. Images of another split are a yardstick, "
+             "as far as its labels are distributed alike.</p>\n<div class=\"wide\"><table>");
     report_head(h, "|images|real images|dimensions|distance");
     html_put(h, "<tbody>");
     json_array_foreach(list, i, o)

@@ -241,6 +241,7 @@ static void chosen(json_t *out, const json_t *list, const char *score, const cha
             (name && strcmp(its, name) != 0))
             continue;
         json_t *copy = json_pack("{s:s, s:s}", "name", its, "score", score);
+        json_object_set(copy, "n", json_object_get(o, "n"));
         for (int m = 0; m < MEASURES; m++)
             json_object_set(copy, measure_names[m], json_object_get(o, measure_names[m]));
         json_object_set(copy, "intervals", json_object_get(o, "intervals"));

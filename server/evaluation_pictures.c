@@ -207,6 +207,14 @@ static int draw(struct drawing *d, enum start_kind start, int steps, struct err 
     return rc;
 }
 
+static bool has_row(const struct drawing *d, size_t row)
+{
+    for (int i = 0; i < d->n_rows; i++)
+        if (d->rows[i] == row)
+            return true;
+    return false;
+}
+
 /* A row of every pair, then rows at equal distances. */
 static int choose_rows(struct drawing *d, struct err *e)
 {
@@ -224,14 +232,18 @@ static int choose_rows(struct drawing *d, struct err *e)
             int met = 0;
             for (int t = 0; t < p.n; t++)
                 met += d->data->labels[row * (size_t)a->n + (size_t)p.attribute[t]] == p.value[t];
-            if (met < p.n)
+            if (met < p.n || has_row(d, row))
                 continue;
             d->rows[d->n_rows++] = row;
             break;
         }
     }
-    for (size_t i = 0, left = (size_t)(most - d->n_rows); i < left && i < n; i++)
-        d->rows[d->n_rows++] = i * n / (left < n ? left : n);
+    const size_t left = (size_t)(most - d->n_rows);
+    for (size_t i = 0; i < left && i < n; i++) {
+        const size_t row = i * n / (left < n ? left : n);
+        if (!has_row(d, row))
+            d->rows[d->n_rows++] = row;
+    }
     return 0;
 }
 

@@ -266,6 +266,9 @@ static int check(const struct judge_setup *s, struct err *e)
         for (int v = 0; same && v < a->n_values; v++)
             same = strcmp(a->values[v], b->values[v]) == 0;
     }
+    if (m->attributes.head >= 0)
+        return fail(e, FAIL_UNSUPPORTED,
+                    "a model with an energy head has no samples under conditions to judge");
     if (!same)
         return fail(e, FAIL_OUT_OF_RANGE, "model and judge differ in input, range or attributes");
     if (d->channels != m->input.c || d->height != m->input.h || d->width != m->input.w)

@@ -56,7 +56,7 @@ struct judge_result {
 /* "name=value,name=value". Errors: UNKNOWN_ATTRIBUTE, UNKNOWN_VALUE, OUT_OF_RANGE. */
 int judge_pair_parse(struct judge_pair *out, const struct attributes *a, const char *text,
                      struct err *e);
-/* Errors: OUT_OF_RANGE (models that do not match, data of another size), SHUTTING_DOWN (cancelled),
- * NO_MEMORY, and those of `samples`. */
+/* Errors: OUT_OF_RANGE (models that do not match, data of another size), UNSUPPORTED (a model with
+ * an energy head has no conditions), SHUTTING_DOWN (cancelled), NO_MEMORY, and those of `samples`. */
 int judge_run(struct judge_result *out, const struct judge_setup *s, struct err *e);
 void judge_free(struct judge_result *r);
