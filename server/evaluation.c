@@ -52,7 +52,7 @@ void evaluation_base_name(const char *dir, char out[EVALUATION_NAME_MAX])
     free(path);
 }
 
-static int check_labels(const struct evaluation_run *r, const struct dataset *d, struct err *e)
+static int check_labels(const struct evaluation_state *r, const struct dataset *d, struct err *e)
 {
     const struct attributes *a = &r->model->d.attributes;
     int *limits = calloc((size_t)a->n, sizeof *limits);
@@ -65,7 +65,7 @@ static int check_labels(const struct evaluation_run *r, const struct dataset *d,
     return rc;
 }
 
-int evaluation_open(const struct evaluation_run *r, struct dataset *out, const char *dir,
+int evaluation_open(const struct evaluation_state *r, struct dataset *out, const char *dir,
                     const char *split, bool labelled, struct err *e)
 {
     struct dataset d;
@@ -86,14 +86,14 @@ int evaluation_open(const struct evaluation_run *r, struct dataset *out, const c
     return evaluation_blame(e, dir, split);
 }
 
-const char *evaluation_preprocessing(const struct evaluation_run *r, const struct dataset *d)
+const char *evaluation_preprocessing(const struct evaluation_state *r, const struct dataset *d)
 {
     const struct net_shape in = r->model->d.input;
     return d->height == in.h && d->width == in.w ? "native" : resize_words[r->s->resize];
 }
 
-int evaluation_pass(const struct evaluation_run *r, struct eval_pass *out, const struct dataset *d,
-                    struct eval_setup setup, struct err *e)
+int evaluation_pass(const struct evaluation_state *r, struct eval_pass *out,
+                    const struct dataset *d, struct eval_setup setup, struct err *e)
 {
     setup.model = r->model;
     setup.pool = r->pool;
@@ -105,26 +105,49 @@ int evaluation_pass(const struct evaluation_run *r, struct eval_pass *out, const
     return eval_pass_run(out, &setup, d, e);
 }
 
-void evaluation_put_p_values(const struct evaluation_run *r, json_t *object,
-                             const struct eval_pass *p, const char *sha256)
+/* {"alpha", "share", "interval"} of the images with p <= alpha. */
+static int put_alpha(const struct evaluation_state *r, json_t *list, const double *p, size_t n,
+                     double alpha, struct err *e)
+{
+    struct interval v;
+    uint16_t *counts = calloc(2 * n, sizeof *counts);
+    if (!counts)
+        return fail(e, FAIL_NO_MEMORY, "out of memory");
+    for (size_t i = 0; i < n; i++) {
+        counts[i] = p[i] <= alpha;
+        counts[n + i] = 1;
+    }
+    const struct bootstrap_counts c = {.n = n, .hits = counts, .of = counts + n};
+    const int rc = bootstrap_share(&v, &c, r->s->seed, r->s->resamples, r->pool, e);
+    if (rc == 0)
+        json_array_append_new(list, json_pack("{s:f, s:f, s:o}", "alpha", alpha, "share", v.value,
+                                              "interval", evaluation_interval_json(&v)));
+    free(counts);
+    return rc;
+}
+
+int evaluation_put_p_values(const struct evaluation_state *r, json_t *object,
+                            const struct eval_pass *pass, const char *sha256, struct err *e)
 {
     const float *energies = r->fitted ? r->fitted : r->model->energies;
     const size_t n = r->fitted ? r->n_fitted : r->model->n_energies;
     const json_t *card = json_object_get(r->model->d.root, "calibration");
     const char *own = r->fitted ? r->splits[0].set.sha256
                                 : json_string_value(json_object_get(card, "data_sha256"));
-    double share[ALPHAS] = {0};
+    int rc = 0;
     if (!energies || (own && strcmp(own, sha256) == 0))
-        return;
-    for (size_t i = 0; i < p->n; i++) {
-        const double value = score_p_value(energies, n, -p->scores[EVAL_LOG_PX][i]);
-        for (int a = 0; a < ALPHAS; a++)
-            share[a] += (value <= alphas[a]) / (double)p->n;
-    }
+        return 0;
+    double *p = calloc(pass->n, sizeof *p);
+    if (!p)
+        return fail(e, FAIL_NO_MEMORY, "out of memory");
+    for (size_t i = 0; i < pass->n; i++)
+        p[i] = score_p_value(energies, n, -pass->scores[EVAL_LOG_PX][i]);
     json_t *list = json_array();
-    for (int a = 0; a < ALPHAS; a++)
-        json_array_append_new(list, json_pack("{s:f, s:f}", "alpha", alphas[a], "share", share[a]));
+    for (int a = 0; rc == 0 && a < ALPHAS; a++)
+        rc = put_alpha(r, list, p, pass->n, alphas[a], e);
     json_object_set_new(object, "p_values", list);
+    free(p);
+    return rc;
 }
 
 json_t *evaluation_interval_json(const struct interval *v)
@@ -167,7 +190,7 @@ static json_t *bootstrap_json(const struct evaluation_setup *s)
 }
 
 /* The members that say what was done with what. */
-static int begin(struct evaluation_run *r, struct err *e)
+static int begin(struct evaluation_state *r, struct err *e)
 {
     const struct evaluation_setup *s = r->s;
     json_t *o = json_object();
@@ -189,7 +212,7 @@ static int begin(struct evaluation_run *r, struct err *e)
     return o ? 0 : fail(e, FAIL_NO_MEMORY, "out of memory");
 }
 
-static int prepare(struct evaluation_run *r, struct err *e)
+static int prepare(struct evaluation_state *r, struct err *e)
 {
     const struct evaluation_setup *s = r->s;
     const struct attributes *a = &r->model->d.attributes;
@@ -208,7 +231,7 @@ static int prepare(struct evaluation_run *r, struct err *e)
     return begin(r, e);
 }
 
-static int write_fitted(struct evaluation_run *r, struct err *e)
+static int write_fitted(struct evaluation_state *r, struct err *e)
 {
     json_t *card = eval_report_card(r->out->report);
     const struct calibration c = {
@@ -219,7 +242,7 @@ static int write_fitted(struct evaluation_run *r, struct err *e)
     return rc;
 }
 
-static void fini(struct evaluation_run *r)
+static void fini(struct evaluation_state *r)
 {
     for (int i = 0; r->splits && i < r->s->n_splits; i++) {
         eval_pass_free(&r->splits[i].pass);
@@ -233,11 +256,11 @@ static void fini(struct evaluation_run *r)
 
 int evaluation_run(struct evaluation *out, const struct evaluation_setup *s, struct err *e)
 {
-    static int (*const parts[])(struct evaluation_run * r, struct err * e) = {
-        evaluation_splits, evaluation_foreign, evaluation_attacks, evaluation_samples,
-        evaluation_pictures};
+    static int (*const parts[])(struct evaluation_state * r, struct err * e) = {
+        evaluation_measure_splits, evaluation_measure_foreign, evaluation_measure_attacks,
+        evaluation_judge_samples, evaluation_draw_pictures};
     struct evaluation made = {0};
-    struct evaluation_run r = {.s = s, .model = s->model, .out = &made};
+    struct evaluation_state r = {.s = s, .model = s->model, .out = &made};
     int rc = prepare(&r, e);
     for (size_t i = 0; rc == 0 && i < sizeof parts / sizeof *parts; i++) {
         rc = eval_watch_check(&s->watch, e);

@@ -12,8 +12,8 @@ static float pixel_unit(const struct model *m)
 }
 
 /* Labels right (whole: images with every one right), among n images with these logits. */
-static json_t *share_json(const struct evaluation_run *r, const float *logits, size_t n, bool whole,
-                          struct err *e)
+static json_t *share_json(const struct evaluation_state *r, const float *logits, size_t n,
+                          bool whole, struct err *e)
 {
     const struct attributes *a = &r->model->d.attributes;
     const size_t stride = (size_t)model_logits(r->model);
@@ -44,7 +44,7 @@ static json_t *share_json(const struct evaluation_run *r, const float *logits, s
 }
 
 /* {"right": share, "all": share}; NULL on an error. */
-static json_t *shares_json(const struct evaluation_run *r, const float *logits, size_t n,
+static json_t *shares_json(const struct evaluation_state *r, const float *logits, size_t n,
                            struct err *e)
 {
     json_t *right = share_json(r, logits, n, false, e);
@@ -56,7 +56,7 @@ static json_t *shares_json(const struct evaluation_run *r, const float *logits, 
 }
 
 /* Plain and refined accuracy of a pass into o. */
-static int put_pass(json_t *o, const struct evaluation_run *r, const struct eval_pass *p,
+static int put_pass(json_t *o, const struct evaluation_state *r, const struct eval_pass *p,
                     struct err *e)
 {
     const size_t stride = (size_t)model_logits(r->model);
@@ -76,7 +76,7 @@ static int put_pass(json_t *o, const struct evaluation_run *r, const struct eval
 }
 
 /* One pass, under `attack` (NULL: of the images as they are). */
-static int measure(const struct evaluation_run *r, json_t *o, const struct attack *attack,
+static int measure(const struct evaluation_state *r, json_t *o, const struct attack *attack,
                    const struct refine *refines, struct err *e)
 {
     const struct evaluation_split *s = &r->splits[r->familiar];
@@ -96,8 +96,8 @@ static int measure(const struct evaluation_run *r, json_t *o, const struct attac
     return rc;
 }
 
-static int attack_all(const struct evaluation_run *r, json_t *points, const struct refine *refines,
-                      struct err *e)
+static int attack_all(const struct evaluation_state *r, json_t *points,
+                      const struct refine *refines, struct err *e)
 {
     const struct description *d = &r->model->d;
     int rc = 0;
@@ -120,7 +120,7 @@ static int attack_all(const struct evaluation_run *r, json_t *points, const stru
     return rc;
 }
 
-int evaluation_attacks(struct evaluation_run *r, struct err *e)
+int evaluation_measure_attacks(struct evaluation_state *r, struct err *e)
 {
     const struct evaluation_setup *s = r->s;
     const struct evaluation_split *split = &r->splits[r->familiar];

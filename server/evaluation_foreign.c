@@ -31,8 +31,8 @@ static void statistic(void *ctx, int worker, const uint32_t *times, double *out)
     }
 }
 
-static int compare(struct comparison *c, const struct evaluation_run *r,
-                   const struct eval_pass *familiar, const struct eval_pass *foreign, struct err *e)
+static int rank(struct comparison *c, const struct eval_pass *familiar,
+                const struct eval_pass *foreign, struct err *e)
 {
     *c = (struct comparison){.familiar = familiar, .foreign = foreign};
     for (int i = 0; i < EVAL_SCORES; i++) {
@@ -42,10 +42,16 @@ static int compare(struct comparison *c, const struct evaluation_run *r,
         if (rc != 0)
             return rc;
     }
+    return 0;
+}
+
+/* With intervals. */
+static int measure(struct comparison *c, const struct evaluation_state *r, struct err *e)
+{
     return bootstrap_run(c->v,
                          &(struct bootstrap){.seed = r->s->seed,
                                              .resamples = r->s->resamples,
-                                             .strata = {familiar->n, foreign->n},
+                                             .strata = {c->familiar->n, c->foreign->n},
                                              .figures = EVAL_SCORES * MEASURES,
                                              .statistic = statistic,
                                              .ctx = c,
@@ -136,7 +142,7 @@ static void put_measures(json_t *o, const struct comparison *c, int score)
 }
 
 /* The object of one set and score. */
-static json_t *entry_json(const struct evaluation_run *r, const struct comparison *c, int score,
+static json_t *entry_json(const struct evaluation_state *r, const struct comparison *c, int score,
                           const char *name)
 {
     const struct evaluation_split *s = &r->splits[r->familiar];
@@ -150,7 +156,7 @@ static json_t *entry_json(const struct evaluation_run *r, const struct compariso
 
 /* ---- sets from outside ---- */
 
-static int foreign_set(struct evaluation_run *r, const struct evaluation_foreign *f, json_t *list,
+static int foreign_set(struct evaluation_state *r, const struct evaluation_foreign *f, json_t *list,
                        struct err *e)
 {
     struct dataset set = {0};
@@ -163,7 +169,9 @@ static int foreign_set(struct evaluation_run *r, const struct evaluation_foreign
     evaluation_base_name(f->dir, data);
     rc = evaluation_pass(r, &pass, &set, (struct eval_setup){.gradients = true, .what = data}, e);
     if (rc == 0)
-        rc = compare(&c, r, &r->splits[r->familiar].pass, &pass, e);
+        rc = rank(&c, &r->splits[r->familiar].pass, &pass, e);
+    if (rc == 0)
+        rc = measure(&c, r, e);
     for (int i = 0; rc == 0 && i < EVAL_SCORES; i++) {
         json_t *o = entry_json(r, &c, i, f->name[0] ? f->name : data);
         json_object_set_new(o, "data", json_string(data));
@@ -172,7 +180,8 @@ static int foreign_set(struct evaluation_run *r, const struct evaluation_foreign
         json_object_set_new(o, "data_sha256", json_string(set.sha256));
         if (i == EVAL_LOG_PX) {
             rc = put_histogram(o, &c, e);
-            evaluation_put_p_values(r, o, &pass, set.sha256);
+            if (rc == 0)
+                rc = evaluation_put_p_values(r, o, &pass, set.sha256, e);
         }
         json_array_append_new(list, o);
     }
@@ -184,8 +193,8 @@ static int foreign_set(struct evaluation_run *r, const struct evaluation_foreign
 
 /* ---- transformations ---- */
 
-static int transformed(const struct evaluation_run *r, struct comparison *c, struct eval_pass *pass,
-                       int split, enum transform_kind kind, struct err *e)
+static int transformed(const struct evaluation_state *r, struct comparison *c,
+                       struct eval_pass *pass, int split, enum transform_kind kind, struct err *e)
 {
     const struct evaluation_split *s = &r->splits[split];
     int rc = evaluation_pass(r, pass, &s->set,
@@ -195,7 +204,7 @@ static int transformed(const struct evaluation_run *r, struct comparison *c, str
                                                  .what = transform_names[kind]},
                              e);
     if (rc == 0)
-        rc = compare(c, r, &s->pass, pass, e);
+        rc = rank(c, &s->pass, pass, e);
     return rc == 0 ? 0 : evaluation_blame(e, r->s->data, s->name);
 }
 
@@ -212,15 +221,18 @@ static int best_of(const double auroc[EVAL_SCORES])
     return best;
 }
 
-static int calibrate_choice(const struct evaluation_run *r, struct choice *out, struct err *e)
+static int calibrate_choice(const struct evaluation_state *r, struct choice *out, struct err *e)
 {
     int rc = 0;
     for (int kind = TRANSFORM_NONE + 1; rc == 0 && kind < TRANSFORM_KINDS; kind++) {
         struct eval_pass pass = {0};
         struct comparison c = {0};
         rc = transformed(r, &c, &pass, 0, (enum transform_kind)kind, e);
-        for (int i = 0; rc == 0 && i < EVAL_SCORES; i++)
-            out->auroc[kind][i] = c.v[i * MEASURES].value;
+        for (int i = 0; rc == 0 && i < EVAL_SCORES; i++) {
+            struct ranking_measures m;
+            ranking_measure(&c.ranks[i], NULL, &m);
+            out->auroc[kind][i] = m.auroc;
+        }
         comparison_fini(&c);
         eval_pass_free(&pass);
     }
@@ -251,7 +263,7 @@ static void chosen(json_t *out, const json_t *list, const char *score, const cha
     }
 }
 
-static json_t *best_json(const struct evaluation_run *r, const struct choice *choice,
+static json_t *best_json(const struct evaluation_state *r, const struct choice *choice,
                          const json_t *transformations, const json_t *ood)
 {
     double mean[EVAL_SCORES] = {0};
@@ -272,13 +284,15 @@ static json_t *best_json(const struct evaluation_run *r, const struct choice *ch
                                "mean_auroc_calibration", mean[best], "sets", overall));
 }
 
-static int transformations(struct evaluation_run *r, json_t *list, struct err *e)
+static int transformations(struct evaluation_state *r, json_t *list, struct err *e)
 {
     int rc = 0;
     for (int kind = TRANSFORM_NONE + 1; rc == 0 && kind < TRANSFORM_KINDS; kind++) {
         struct eval_pass pass = {0};
         struct comparison c = {0};
         rc = transformed(r, &c, &pass, r->familiar, (enum transform_kind)kind, e);
+        if (rc == 0)
+            rc = measure(&c, r, e);
         for (int i = 0; rc == 0 && i < EVAL_SCORES; i++) {
             json_t *o = entry_json(r, &c, i, transform_names[kind]);
             if (i == EVAL_LOG_PX)
@@ -291,7 +305,7 @@ static int transformations(struct evaluation_run *r, json_t *list, struct err *e
     return rc;
 }
 
-int evaluation_foreign(struct evaluation_run *r, struct err *e)
+int evaluation_measure_foreign(struct evaluation_state *r, struct err *e)
 {
     json_t *ood = json_array(), *made = json_array();
     struct choice choice;

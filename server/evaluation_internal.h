@@ -15,7 +15,7 @@ struct evaluation_split {
     struct eval_pass pass;
 };
 
-struct evaluation_run {
+struct evaluation_state {
     const struct evaluation_setup *s;
     struct model *model;
     struct pool *pool;
@@ -29,20 +29,20 @@ struct evaluation_run {
 
 /* Opens a split of a directory; labels of the model's attributes are wanted and checked when
  * `labelled`. The error names the split. */
-int evaluation_open(const struct evaluation_run *r, struct dataset *out, const char *dir,
+int evaluation_open(const struct evaluation_state *r, struct dataset *out, const char *dir,
                     const char *split, bool labelled, struct err *e);
 /* Puts "dir, split s: " before the error; returns its code. */
 int evaluation_blame(struct err *e, const char *dir, const char *split);
 /* How images of the set came to the model's size: "native", or the resize word. */
-const char *evaluation_preprocessing(const struct evaluation_run *r, const struct dataset *d);
+const char *evaluation_preprocessing(const struct evaluation_state *r, const struct dataset *d);
 /* The last part of a directory's path. */
 void evaluation_base_name(const char *dir, char out[EVALUATION_NAME_MAX]);
-int evaluation_pass(const struct evaluation_run *r, struct eval_pass *out, const struct dataset *d,
-                    struct eval_setup setup, struct err *e);
+int evaluation_pass(const struct evaluation_state *r, struct eval_pass *out,
+                    const struct dataset *d, struct eval_setup setup, struct err *e);
 /* Adds p-value shares of the pass's energies to `object`, where there are calibration energies of
  * other images. */
-void evaluation_put_p_values(const struct evaluation_run *r, json_t *object,
-                             const struct eval_pass *p, const char *sha256);
+int evaluation_put_p_values(const struct evaluation_state *r, json_t *object,
+                            const struct eval_pass *p, const char *sha256, struct err *e);
 
 /* [lo, hi], null where there is none. */
 json_t *evaluation_interval_json(const struct interval *v);
@@ -50,8 +50,10 @@ json_t *evaluation_interval_json(const struct interval *v);
 void evaluation_put(json_t *object, json_t *intervals, const char *name, const struct interval *v);
 
 /* The parts. Each adds its members to r->out->report. */
-int evaluation_splits(struct evaluation_run *r, struct err *e);   /* evaluation_splits.c */
-int evaluation_foreign(struct evaluation_run *r, struct err *e);  /* evaluation_foreign.c */
-int evaluation_attacks(struct evaluation_run *r, struct err *e);  /* evaluation_attacks.c */
-int evaluation_samples(struct evaluation_run *r, struct err *e);  /* evaluation_samples.c */
-int evaluation_pictures(struct evaluation_run *r, struct err *e); /* evaluation_pictures.c */
+int evaluation_measure_splits(struct evaluation_state *r, struct err *e); /* evaluation_splits.c */
+int evaluation_measure_foreign(struct evaluation_state *r,
+                               struct err *e); /* evaluation_foreign.c */
+int evaluation_measure_attacks(struct evaluation_state *r,
+                               struct err *e);                           /* evaluation_attacks.c */
+int evaluation_judge_samples(struct evaluation_state *r, struct err *e); /* evaluation_samples.c */
+int evaluation_draw_pictures(struct evaluation_state *r, struct err *e); /* evaluation_pictures.c */

@@ -12,7 +12,7 @@ enum { CHAINS = 8, FRAMES = 8, CONDITIONS_MAX = 64, PNG_LEVEL = 6, GAP = 1 };
 
 /* The chains of one start, of one split. */
 struct drawing {
-    struct evaluation_run *r;
+    struct evaluation_state *r;
     struct walkers *walkers;
     const char *split;
     const struct dataset *data;
@@ -263,7 +263,7 @@ static int draw_split(struct drawing *d, struct err *e)
 
 static int draw_novel(struct drawing *d, struct err *e)
 {
-    const struct evaluation_run *r = d->r;
+    const struct evaluation_state *r = d->r;
     struct dataset set;
     struct err why;
     d->split = r->s->novel ? r->s->novel : "novel";
@@ -282,7 +282,7 @@ static int draw_novel(struct drawing *d, struct err *e)
     return rc;
 }
 
-int evaluation_pictures(struct evaluation_run *r, struct err *e)
+int evaluation_draw_pictures(struct evaluation_state *r, struct err *e)
 {
     const struct evaluation_split *familiar = &r->splits[r->familiar];
     struct drawing d = {.r = r, .split = familiar->name, .data = &familiar->set};

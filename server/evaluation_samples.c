@@ -20,7 +20,7 @@ struct cloud {
 };
 
 struct judging {
-    struct evaluation_run *r;
+    struct evaluation_state *r;
     struct features *features; /* NULL = the judge has none */
     bool keep;                 /* the samples' features */
     struct cloud starts[START_KINDS];
@@ -39,7 +39,7 @@ static int cloud_init(struct cloud *c, const struct judging *j, size_t n, struct
 static int real_features(struct cloud *out, const struct judging *j,
                          const struct evaluation_split *s, struct err *e)
 {
-    const struct evaluation_run *r = j->r;
+    const struct evaluation_state *r = j->r;
     const struct eval_input in = {.model = r->model, .data = &s->set, .resize = r->s->resize};
     const size_t elements = model_elements(r->model), d = (size_t)features_dimensions(j->features);
     unsigned char *scratch = malloc(eval_input_scratch(&in));
@@ -142,7 +142,7 @@ static int distances(struct judging *j, json_t *o, struct err *e)
 {
     static const char *const names[START_KINDS] = {
         [START_NOISE] = "samples from noise", [START_BUFFER] = "samples from the buffer"};
-    const struct evaluation_run *r = j->r;
+    const struct evaluation_state *r = j->r;
     struct cloud real = {0}, other = {0};
     json_t *list = json_array();
     json_object_set_new(o, "frechet", list);
@@ -182,7 +182,7 @@ static int judge_split(struct judging *j, struct judge_setup *setup, const char 
 /* The split of combinations never seen, where there is one. */
 static int judge_novel(struct judging *j, struct judge_setup *setup, json_t *list, struct err *e)
 {
-    const struct evaluation_run *r = j->r;
+    const struct evaluation_state *r = j->r;
     const char *name = r->s->novel ? r->s->novel : "novel";
     struct dataset set;
     struct err why;
@@ -202,7 +202,7 @@ static int judge_novel(struct judging *j, struct judge_setup *setup, json_t *lis
     return rc;
 }
 
-static int parse_pairs(const struct evaluation_run *r, struct judge_pair *pairs, struct err *e)
+static int parse_pairs(const struct evaluation_state *r, struct judge_pair *pairs, struct err *e)
 {
     int rc = 0;
     for (int i = 0; rc == 0 && i < r->s->n_pairs; i++)
@@ -212,7 +212,7 @@ static int parse_pairs(const struct evaluation_run *r, struct judge_pair *pairs,
 
 static int judge_all(struct judging *j, json_t *o, struct err *e)
 {
-    struct evaluation_run *r = j->r;
+    struct evaluation_state *r = j->r;
     const struct evaluation_setup *s = r->s;
     const struct evaluation_split *familiar = &r->splits[r->familiar];
     struct judge_pair pairs[JUDGE_PAIRS];
@@ -240,7 +240,7 @@ static int judge_all(struct judging *j, json_t *o, struct err *e)
     return rc == 0 ? judge_novel(j, &setup, list, e) : rc;
 }
 
-int evaluation_samples(struct evaluation_run *r, struct err *e)
+int evaluation_judge_samples(struct evaluation_state *r, struct err *e)
 {
     const struct model *judge = r->s->judge;
     struct judging j = {.r = r, .keep = true};

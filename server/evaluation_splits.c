@@ -18,11 +18,17 @@ enum { QUANTILES = sizeof quantiles / sizeof quantiles[0] };
 enum when { NOW, BEFORE, WHENS };
 static const char *const suffixes[WHENS] = {"", "_before"};
 
+/* F1, AP and AUROC of one value, NOW. */
+enum { VALUE_FIGURES = 3 };
+static const char *const value_names[VALUE_FIGURES] = {"f1", "ap", "auroc"};
+
 /* The tables of a split, and of what the statistic makes figures: those of every attribute, their
  * means over the attributes that have labels ("macro") and of all labels together ("micro"), each
- * NOW and BEFORE; at last the share of images with every label right. */
+ * NOW and BEFORE; those of every value; at last the share of images with every label right. */
 struct tables {
-    int n;                 /* attributes */
+    int n;        /* attributes */
+    int n_values; /* of all attributes */
+    const struct attributes *attributes;
     struct figures **each; /* [n][WHENS] */
     struct figures *all[WHENS];
     size_t images;
@@ -55,7 +61,7 @@ static void mark_right(struct tables *t, const struct model *m, const struct eva
     }
 }
 
-static int fill_tables(struct tables *t, const struct evaluation_run *r,
+static int fill_tables(struct tables *t, const struct evaluation_state *r,
                        const struct evaluation_split *s, struct evaluate_set *sets,
                        double *temperatures, struct err *e)
 {
@@ -83,13 +89,16 @@ static void tables_fini(struct tables *t)
     free(t->right);
 }
 
-static int tables_init(struct tables *t, const struct evaluation_run *r,
+static int tables_init(struct tables *t, const struct evaluation_state *r,
                        const struct evaluation_split *s, struct err *e)
 {
     const int n = r->model->d.attributes.n;
     struct evaluate_set *sets = calloc((size_t)n, sizeof *sets);
     double *temperatures = calloc((size_t)n, sizeof *temperatures);
-    *t = (struct tables){.n = n, .images = s->pass.n};
+    *t = (struct tables){.n = n,
+                         .n_values = r->model->d.attributes.n_logits,
+                         .attributes = &r->model->d.attributes,
+                         .images = s->pass.n};
     t->each = calloc((size_t)n * WHENS, sizeof(struct figures *));
     t->known = calloc(t->images, 1);
     t->right = calloc(t->images, 1);
@@ -103,9 +112,27 @@ static int tables_init(struct tables *t, const struct evaluation_run *r,
     return rc;
 }
 
+/* Where those of the values begin, and how many there are in all. */
+static int values_from(const struct tables *t)
+{
+    return (t->n + 2) * WHENS * FIGURES;
+}
+
 static int figures_of(const struct tables *t)
 {
-    return (t->n + 2) * WHENS * FIGURES + 1;
+    return values_from(t) + t->n_values * VALUE_FIGURES + 1;
+}
+
+static void measure_values(const struct tables *t, const uint32_t *times, double *out)
+{
+    for (int k = 0; k < t->n; k++)
+        for (int v = 0; v < t->attributes->list[k].n_values; v++) {
+            struct ranking_measures m;
+            figures_value(t->each[k * WHENS + NOW], v, times, &m);
+            *out++ = m.f1;
+            *out++ = m.ap;
+            *out++ = m.auroc;
+        }
 }
 
 static void statistic(void *ctx, int worker, const uint32_t *times, double *out)
@@ -127,6 +154,7 @@ static void statistic(void *ctx, int worker, const uint32_t *times, double *out)
     }
     for (int w = 0; w < WHENS; w++)
         figures_at(t->all[w], times, micro + w * FIGURES);
+    measure_values(t, times, out + values_from(t));
     for (size_t i = 0; i < t->images; i++) {
         const double weight = times ? (double)times[i] : 1;
         known += weight * t->known[i];
@@ -135,7 +163,7 @@ static void statistic(void *ctx, int worker, const uint32_t *times, double *out)
     out[figures_of(t) - 1] = known > 0 ? right / known : (double)NAN;
 }
 
-static int measure(struct interval **out, const struct evaluation_run *r, struct tables *t,
+static int measure(struct interval **out, const struct evaluation_state *r, struct tables *t,
                    struct err *e)
 {
     const int n = figures_of(t);
@@ -143,7 +171,7 @@ static int measure(struct interval **out, const struct evaluation_run *r, struct
     struct interval *made = calloc((size_t)n, sizeof *made);
     int rc = grows && made ? 0 : fail(e, FAIL_NO_MEMORY, "out of memory");
     if (rc == 0) {
-        for (int i = 0; i < n - 1; i++)
+        for (int i = 0; i < values_from(t); i++)
             grows[i] = figure_grows[i % FIGURES];
         rc = bootstrap_run(made,
                            &(struct bootstrap){.seed = r->s->seed,
@@ -196,21 +224,25 @@ static void put_figures(json_t *o, const struct interval *v)
     json_object_set_new(o, "intervals", intervals);
 }
 
-static json_t *values_json(const struct attribute *a, const struct figures *f)
+/* v[n_values][VALUE_FIGURES] */
+static json_t *values_json(const struct attribute *a, const struct figures *f,
+                           const struct interval *v)
 {
     json_t *list = json_array();
-    for (int v = 0; v < a->n_values; v++) {
+    for (int i = 0; i < a->n_values; i++) {
         struct ranking_measures m;
-        figures_value(f, v, &m);
-        json_array_append_new(
-            list, json_pack("{s:s, s:I, s:o, s:o, s:o}", "value", a->values[v], "n",
-                            (json_int_t)m.positives, "f1", json_real_or_null(m.f1), "ap",
-                            json_real_or_null(m.ap), "auroc", json_real_or_null(m.auroc)));
+        figures_value(f, i, NULL, &m);
+        json_t *intervals = json_object();
+        json_t *o = json_pack("{s:s, s:I}", "value", a->values[i], "n", (json_int_t)m.positives);
+        for (int j = 0; j < VALUE_FIGURES; j++)
+            evaluation_put(o, intervals, value_names[j], &v[i * VALUE_FIGURES + j]);
+        json_object_set_new(o, "intervals", intervals);
+        json_array_append_new(list, o);
     }
     return list;
 }
 
-static json_t *attributes_json(const struct evaluation_run *r, const struct tables *t,
+static json_t *attributes_json(const struct evaluation_state *r, const struct tables *t,
                                const struct interval *v)
 {
     json_t *list = json_array();
@@ -223,30 +255,89 @@ static json_t *attributes_json(const struct evaluation_run *r, const struct tabl
         json_object_set_new(o, "temperature", json_real((double)r->temperatures[k]));
         json_object_set_new(o, "bins", bins_json(t->each[k * WHENS + NOW]));
         json_object_set_new(o, "bins_before", bins_json(t->each[k * WHENS + BEFORE]));
-        json_object_set_new(o, "values", values_json(a, t->each[k * WHENS + NOW]));
+        json_object_set_new(o, "values",
+                            values_json(a, t->each[k * WHENS + NOW],
+                                        v + values_from(t) + a->first * VALUE_FIGURES));
         json_array_append_new(list, o);
     }
     return list;
 }
 
-static int put_quantiles(json_t *o, const struct eval_pass *p, struct err *e)
+/* ---- energies ---- */
+
+struct energy {
+    float value;
+    uint32_t image;
+};
+
+struct energies {
+    struct energy *list; /* [n], ascending */
+    size_t n;
+};
+
+static int by_energy(const void *a, const void *b)
 {
-    json_t *list = json_object();
-    float *energies = calloc(p->n, sizeof *energies);
-    for (size_t i = 0; energies && i < p->n; i++)
-        energies[i] = -p->scores[EVAL_LOG_PX][i];
-    const int rc =
-        energies ? calibrate_sort(energies, p->n, e) : fail(e, FAIL_NO_MEMORY, "out of memory");
+    const float x = ((const struct energy *)a)->value, y = ((const struct energy *)b)->value;
+    return (x > y) - (x < y);
+}
+
+/* The q-quantile of the energies, each as often as it was drawn: linear between neighbours. */
+static double quantile_of(const struct energies *e, const uint32_t *times, double q)
+{
+    const double at = q * (double)(e->n - 1), below = floor(at);
+    double seen = 0, first = 0;
+    bool found = false;
+    for (size_t i = 0; i < e->n; i++) {
+        const double value = (double)e->list[i].value;
+        seen += times ? (double)times[e->list[i].image] : 1;
+        if (!found && seen > below) {
+            found = true;
+            first = value;
+        }
+        if (found && seen > below + 1)
+            return first + (at - below) * (value - first);
+    }
+    return first;
+}
+
+static void quantiles_statistic(void *ctx, int worker, const uint32_t *times, double *out)
+{
+    (void)worker;
+    for (int i = 0; i < QUANTILES; i++)
+        out[i] = quantile_of(ctx, times, quantiles[i].q);
+}
+
+static int put_quantiles(json_t *o, const struct evaluation_state *r, const struct eval_pass *p,
+                         struct err *e)
+{
+    struct interval v[QUANTILES];
+    struct energies all = {.n = p->n};
+    all.list = calloc(p->n, sizeof *all.list);
+    if (!all.list)
+        return fail(e, FAIL_NO_MEMORY, "out of memory");
+    for (size_t i = 0; i < p->n; i++)
+        all.list[i] = (struct energy){-p->scores[EVAL_LOG_PX][i], (uint32_t)i};
+    qsort(all.list, all.n, sizeof *all.list, by_energy);
+    const int rc = bootstrap_run(v,
+                                 &(struct bootstrap){.seed = r->s->seed,
+                                                     .resamples = r->s->resamples,
+                                                     .strata = {all.n},
+                                                     .figures = QUANTILES,
+                                                     .statistic = quantiles_statistic,
+                                                     .ctx = &all,
+                                                     .pool = r->pool},
+                                 e);
+    json_t *list = json_object(), *intervals = json_object();
     for (int i = 0; rc == 0 && i < QUANTILES; i++)
-        json_object_set_new(list, quantiles[i].name,
-                            json_real(calibrate_quantile(energies, p->n, quantiles[i].q)));
-    free(energies);
+        evaluation_put(list, intervals, quantiles[i].name, &v[i]);
     json_object_set_new(o, "energy_quantiles", list);
+    json_object_set_new(o, "energy_intervals", intervals);
+    free(all.list);
     return rc;
 }
 
 /* Everything about a split into `o`. */
-static int put_split(json_t *o, const struct evaluation_run *r, const struct evaluation_split *s,
+static int put_split(json_t *o, const struct evaluation_state *r, const struct evaluation_split *s,
                      struct err *e)
 {
     char data[EVALUATION_NAME_MAX];
@@ -273,8 +364,9 @@ static int put_split(json_t *o, const struct evaluation_run *r, const struct eva
         const struct interval *exact = &v[figures_of(&t) - 1];
         json_object_set_new(o, "exact", json_real_or_null(exact->value));
         json_object_set_new(o, "exact_interval", evaluation_interval_json(exact));
-        rc = put_quantiles(o, &s->pass, e);
-        evaluation_put_p_values(r, o, &s->pass, s->set.sha256);
+        rc = put_quantiles(o, r, &s->pass, e);
+        if (rc == 0)
+            rc = evaluation_put_p_values(r, o, &s->pass, s->set.sha256, e);
     }
     free(v);
     tables_fini(&t);
@@ -284,7 +376,7 @@ static int put_split(json_t *o, const struct evaluation_run *r, const struct eva
 /* ---- the splits ---- */
 
 /* Temperatures and energies from the first split. */
-static int fit(struct evaluation_run *r, struct err *e)
+static int fit(struct evaluation_state *r, struct err *e)
 {
     const struct evaluation_split *s = &r->splits[0];
     r->fitted = calloc(s->pass.n, sizeof *r->fitted);
@@ -300,7 +392,7 @@ static int fit(struct evaluation_run *r, struct err *e)
     return calibrate_sort(r->fitted, r->n_fitted, e);
 }
 
-static int load(struct evaluation_run *r, int i, struct err *e)
+static int load(struct evaluation_state *r, int i, struct err *e)
 {
     struct evaluation_split *s = &r->splits[i];
     const bool compared = i == r->familiar || i == 0;
@@ -316,7 +408,7 @@ static int load(struct evaluation_run *r, int i, struct err *e)
     return rc == 0 ? 0 : evaluation_blame(e, r->s->data, s->name);
 }
 
-int evaluation_splits(struct evaluation_run *r, struct err *e)
+int evaluation_measure_splits(struct evaluation_state *r, struct err *e)
 {
     json_t *others = json_array();
     int rc = 0;

@@ -235,10 +235,11 @@ void figures_at(const struct figures *f, const uint32_t *times, double out[FIGUR
     ranked(f, times, out);
 }
 
-void figures_value(const struct figures *f, int v, struct ranking_measures *out)
+void figures_value(const struct figures *f, int v, const uint32_t *times,
+                   struct ranking_measures *out)
 {
     invariant(v >= 0 && v < f->n_ranks);
-    ranking_measure(&f->ranks[v], NULL, out);
+    ranking_measure(&f->ranks[v], times, out);
 }
 
 void figures_bins(const struct figures *f, struct evaluate_bin bins[EVALUATE_BINS])

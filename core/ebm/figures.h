@@ -39,5 +39,6 @@ size_t figures_count(const struct figures *f);
  * changes any: predictions of equal confidence count with their mean accuracy. */
 void figures_at(const struct figures *f, const uint32_t *times, double out[FIGURES]);
 /* Of value v alone (not pooled, one set). */
-void figures_value(const struct figures *f, int v, struct ranking_measures *out);
+void figures_value(const struct figures *f, int v, const uint32_t *times,
+                   struct ranking_measures *out);
 void figures_bins(const struct figures *f, struct evaluate_bin bins[EVALUATE_BINS]);
