@@ -91,7 +91,7 @@ static size_t points(const json_t *bins, double *x, double *y, double *size)
         if (n == BINS)
             break;
         x[n] = report_number(bin, "confidence");
-        size[n] = sum > 0 ? fmax(6 * sqrt((double)report_count(bin, "n") / sum), 1.2) : 1.2;
+        size[n] = sum > 0 ? fmax(6 * sqrt((double)report_count(bin, "n") / sum), 1.4) : 1.2;
         y[n++] = report_number(bin, "accuracy");
     }
     return n;
@@ -107,10 +107,13 @@ static void diagram(struct html *h, const json_t *o)
     chart_unit(&c, report_word(o, "name"), "confidence", "accuracy");
     chart_add(
         &c, &(struct chart_line){.style = CHART_DASHED, .colour = 5, .x = ends, .y = ends, .n = 2});
-    chart_add(
-        &c,
-        &(struct chart_line){
-            .name = "T = 1", .style = CHART_DOTS, .colour = 1, .x = x[0], .y = y[0], .n = before});
+    chart_add(&c, &(struct chart_line){.name = "T = 1",
+                                       .style = CHART_DOTS,
+                                       .colour = 1,
+                                       .x = x[0],
+                                       .y = y[0],
+                                       .size = size[0],
+                                       .n = before});
     chart_add(&c, &(struct chart_line){.name = "calibrated",
                                        .style = CHART_DOTS,
                                        .colour = 0,

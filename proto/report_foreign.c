@@ -161,11 +161,12 @@ void report_foreign(struct html *h, const json_t *report)
     const json_t *b = json_object_get(report, "best_score");
     if (json_array_size(ood) + json_array_size(made) == 0)
         return;
-    html_put(
-        h, "<h2>Foreign images</h2>\n<p class=\"soft\">Familiar images are the positive ones. "
-           "max p(y|x) is the product over the attributes of the largest probability, at T = 1; "
-           "the max logit their sum. vertical_flip, shuffle (one fixed order of pixels), mix (the "
-           "mean of two) and noise are made of the split itself.</p>\n");
+    html_put(h,
+             "<h2>Foreign images</h2>\n<p class=\"soft\">Familiar images are the positive ones. "
+             "max p(y|x) is the product over the attributes of the largest probability, at T = 1, "
+             "the max logit the sum of the largest logits. vertical_flip, shuffle (one fixed order "
+             "of pixels), mix (the "
+             "mean of two) and noise are made of the split itself.</p>\n");
     table(h, ood, made, false);
     html_put(h, "<h3>ROC curves</h3>\n<div class=\"charts\">\n");
     all_curves(h, ood);

@@ -37,9 +37,19 @@ static json_t *some_of_each(const json_t *list, const char *const *names)
     return out;
 }
 
+/* Without what intervals they have. */
+static void trim_p_values(json_t *o)
+{
+    static const char *const members[] = {"alpha", "share", NULL};
+    const json_t *list = json_object_get(o, "p_values");
+    if (list)
+        json_object_set_new(o, "p_values", some_of_each(list, members));
+}
+
 static json_t *split_card(const json_t *split)
 {
     json_t *o = some(split, split_members);
+    trim_p_values(o);
     json_object_set_new(o, "attributes",
                         some_of_each(json_object_get(split, "attributes"), figure_members));
     json_object_set_new(o, "macro", some(json_object_get(split, "macro"), figure_members));
@@ -48,13 +58,15 @@ static json_t *split_card(const json_t *split)
 
 json_t *eval_report_card(const json_t *report)
 {
-    json_t *o = split_card(report), *others = json_array(), *split;
+    json_t *o = split_card(report), *others = json_array(), *split, *set;
+    json_t *ood = some_of_each(json_object_get(report, "ood"), foreign_members);
     size_t i;
     json_object_del(o, "n"); /* that of the energies is there already */
     json_array_foreach(json_object_get(report, "reports"), i, split)
         json_array_append_new(others, split_card(split));
     json_object_set_new(o, "reports", others);
-    json_object_set_new(o, "ood", some_of_each(json_object_get(report, "ood"), foreign_members));
+    json_array_foreach(ood, i, set) trim_p_values(set);
+    json_object_set_new(o, "ood", ood);
     return o;
 }
 

@@ -258,6 +258,11 @@ static void a_fit_writes_a_calibrated_model(void **state)
     assert_int_equal(strlen(json_string_value(at(card, "data_sha256"))), DIGEST_HEX - 1);
     assert_true(number(card, "reports.0.p_values.0.alpha") == 0.05);
     assert_null(json_object_get(card, "p_values")); /* of the fitted images themselves */
+    /* figures alone, as docs/model-file.md has them */
+    assert_null(json_object_get(at(card, "attributes.0"), "intervals"));
+    assert_null(json_object_get(at(card, "attributes.0"), "auroc"));
+    assert_null(json_object_get(at(card, "reports.0.p_values.0"), "interval"));
+    assert_null(json_object_get(card, "transformations"));
     model_put(m);
     json_decref(r);
 }
