@@ -240,6 +240,19 @@ static int judge_all(struct judging *j, json_t *o, struct err *e)
     return rc == 0 ? judge_novel(j, &setup, list, e) : rc;
 }
 
+/* UNSUPPORTED also where there are too many for a distance. */
+static int open_features(struct features **out, struct model *judge, struct err *e)
+{
+    const int rc = features_open(out, judge, e);
+    if (rc != 0 || features_dimensions(*out) <= FRECHET_DIMENSIONS_MAX)
+        return rc;
+    const int d = features_dimensions(*out);
+    features_close(*out);
+    *out = NULL;
+    return fail(e, FAIL_UNSUPPORTED, "the judge has %d features, a distance takes at most %d", d,
+                FRECHET_DIMENSIONS_MAX);
+}
+
 int evaluation_judge_samples(struct evaluation_state *r, struct err *e)
 {
     const struct model *judge = r->s->judge;
@@ -250,7 +263,7 @@ int evaluation_judge_samples(struct evaluation_state *r, struct err *e)
     json_t *o = json_pack("{s:{s:s, s:s, s:s}}", "judge", "name", judge->d.name, "version",
                           judge->d.version, "digest", judge->digest);
     json_object_set_new(r->out->report, "samples", o);
-    int rc = features_open(&j.features, r->s->judge, &why);
+    int rc = open_features(&j.features, r->s->judge, &why);
     if (rc == -FAIL_UNSUPPORTED) {
         json_object_set_new(o, "frechet_unavailable", json_string(why.text));
         rc = 0;
