@@ -3,6 +3,7 @@
 
 #include "ebm/calibrate.h"
 #include "ebm/score.h"
+#include "file/clip.h"
 #include "server/eval_report.h"
 #include "server/evaluation_internal.h"
 
@@ -48,7 +49,7 @@ void evaluation_base_name(const char *dir, char out[EVALUATION_NAME_MAX])
 {
     char *path = realpath(dir, NULL);
     const char *slash = path ? strrchr(path, '/') : NULL;
-    snprintf(out, EVALUATION_NAME_MAX, "%s", slash ? slash + 1 : dir);
+    snprintf(out, EVALUATION_NAME_MAX, "%s", clip_text(slash ? slash + 1 : dir).text);
     free(path);
 }
 
@@ -212,13 +213,36 @@ static int begin(struct evaluation_state *r, struct err *e)
     return o ? 0 : fail(e, FAIL_NO_MEMORY, "out of memory");
 }
 
+static int check_name(const char *name, struct err *e)
+{
+    return clip_is_utf8(name)
+               ? 0
+               : fail(e, FAIL_BAD_REQUEST, "the name \"%s\" is not UTF-8", clip_text(name).text);
+}
+
+/* Names that go into the report are text. */
+static int check_names(const struct evaluation_setup *s, struct err *e)
+{
+    int rc = s->novel ? check_name(s->novel, e) : 0;
+    for (int i = 0; rc == 0 && i < s->n_splits; i++)
+        rc = check_name(s->splits[i], e);
+    for (int i = 0; rc == 0 && i < s->n_foreign; i++) {
+        rc = check_name(s->foreign[i].name, e);
+        if (rc == 0)
+            rc = check_name(s->foreign[i].split, e);
+    }
+    return rc;
+}
+
 static int prepare(struct evaluation_state *r, struct err *e)
 {
     const struct evaluation_setup *s = r->s;
     const struct attributes *a = &r->model->d.attributes;
     if (s->n_splits < 1 || !s->splits[0] || !s->data)
         return fail(e, FAIL_BAD_REQUEST, "an evaluation needs a directory and a split");
-    const int rc = pool_open(&r->pool, s->threads, e);
+    int rc = check_names(s, e);
+    if (rc == 0)
+        rc = pool_open(&r->pool, s->threads, e);
     if (rc != 0)
         return rc;
     r->familiar = s->n_splits > 1 ? 1 : 0;

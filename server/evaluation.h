@@ -17,7 +17,7 @@ enum {
     EVALUATION_RADII = 16,
     EVALUATION_ATTACKS = 8,
     EVALUATION_REFINES = 8,
-    EVALUATION_NAME_MAX = 128
+    EVALUATION_NAME_MAX = 168 /* a struct clip, and more */
 };
 
 /* Foreign images. */

@@ -211,6 +211,12 @@ static void parts_that_are_not_asked_for_are_not_there(void **state)
     evaluation_free(&v);
     s.n_splits = 0;
     assert_int_equal(evaluation_run(&v, &s, &e), -FAIL_BAD_REQUEST);
+    const struct evaluation_foreign foreign = {.name = "\xff", .dir = folder, .split = "calib"};
+    s.n_splits = 1;
+    s.foreign = &foreign;
+    s.n_foreign = 1;
+    assert_int_equal(evaluation_run(&v, &s, &e), -FAIL_BAD_REQUEST);
+    assert_non_null(strstr(e.text, "UTF-8"));
 }
 
 int main(void)
