@@ -4,7 +4,8 @@
  * What a score is worth that should be high for positive items and low for negative ones: area
  * under the ROC curve, average precision, false positives at 95 % true ones, F1 of a prediction. The
  * items are sorted once; every measure is then one walk, also of a resample that counts the items of
- * unit u (an image) times[u] times. All arithmetic in double. Used by evaluate.c, figures.c, ood.c.
+ * unit u (an image) times[u] times. All arithmetic in double. Used by evaluate.c, figures.c and `jemd
+ * eval`.
  */
 #include "base/fail.h"
 
