@@ -11,6 +11,7 @@
 #include <stdatomic.h>
 #include <stdint.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -58,6 +59,30 @@ void digest_bytes(const void *bytes, size_t size, char hex[DIGEST_HEX])
     sha256_init(&ctx);
     sha256_update(&ctx, size, bytes);
     finish(&ctx, hex);
+}
+
+struct digest {
+    struct sha256_ctx ctx;
+};
+
+struct digest *digest_begin(void)
+{
+    struct digest *d = malloc(sizeof *d);
+    if (d)
+        sha256_init(&d->ctx);
+    return d;
+}
+
+void digest_add(struct digest *d, const void *bytes, size_t size)
+{
+    sha256_update(&d->ctx, size, bytes);
+}
+
+void digest_end(struct digest *d, char *hex)
+{
+    if (hex)
+        finish(&d->ctx, hex);
+    free(d);
 }
 
 static uint64_t nanoseconds(struct timespec t)

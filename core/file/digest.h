@@ -12,6 +12,15 @@
 enum { DIGEST_HEX = 65 }; /* 64 lower-case hex digits and a NUL */
 
 void digest_bytes(const void *bytes, size_t size, char hex[DIGEST_HEX]);
+
+/* A digest of bytes that come in parts: begun, added to, and ended by the digest, which also frees
+ * it. NULL when out of memory; digest_end of NULL with hex = NULL does nothing. */
+struct digest;
+struct digest *digest_begin(void);
+void digest_add(struct digest *d, const void *bytes, size_t size);
+/* hex may be NULL: the digest is not wanted any more. */
+void digest_end(struct digest *d, char *hex);
+
 /* Digest of an open regular file, whose position does not move. cache_dir may be NULL (no cache on
  * disk) or missing (it is not created): entries are small private files named by the key, written
  * by rename; only well-formed ones that belong to us and to this key are believed, and one that

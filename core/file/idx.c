@@ -61,12 +61,8 @@ static int expect_end(gzFile file, const char *label, struct err *e)
     return 0;
 }
 
-static int read_header(struct idx *d, gzFile file, const char *label, struct err *e)
+static int check_magic(const unsigned char magic[MAGIC_BYTES], const char *label, struct err *e)
 {
-    unsigned char magic[MAGIC_BYTES], sizes[IDX_DIMS_MAX * SIZE_BYTES];
-    int rc = take(file, label, magic, sizeof magic, e);
-    if (rc)
-        return rc;
     if (magic[0] || magic[1])
         return fail(e, FAIL_BAD_FILE, "%s: is not an IDX file (it does not start with two zeros)",
                     label);
@@ -77,10 +73,13 @@ static int read_header(struct idx *d, gzFile file, const char *label, struct err
     if (magic[3] < 1 || magic[3] > IDX_DIMS_MAX)
         return fail(e, FAIL_BAD_FILE, "%s: has %d dimensions; 1 to %d are read", label, magic[3],
                     IDX_DIMS_MAX);
-    rc = take(file, label, sizes, (size_t)magic[3] * SIZE_BYTES, e);
-    if (rc)
-        return rc;
-    d->n_dims = magic[3];
+    return 0;
+}
+
+static int set_sizes(struct idx *d, int n_dims, const unsigned char *sizes, const char *label,
+                     struct err *e)
+{
+    d->n_dims = n_dims;
     d->size_bytes = 1;
     for (int i = 0; i < d->n_dims; i++) {
         const unsigned char *s = sizes + i * SIZE_BYTES;
@@ -91,6 +90,17 @@ static int read_header(struct idx *d, gzFile file, const char *label, struct err
                         label);
     }
     return 0;
+}
+
+static int read_header(struct idx *d, gzFile file, const char *label, struct err *e)
+{
+    unsigned char magic[MAGIC_BYTES], sizes[IDX_DIMS_MAX * SIZE_BYTES];
+    int rc = take(file, label, magic, sizeof magic, e);
+    if (rc == 0)
+        rc = check_magic(magic, label, e);
+    if (rc == 0)
+        rc = take(file, label, sizes, (size_t)magic[3] * SIZE_BYTES, e);
+    return rc ? rc : set_sizes(d, magic[3], sizes, label, e);
 }
 
 static int read_body(struct idx *d, gzFile file, size_t max_bytes, const char *label, struct err *e)
@@ -157,4 +167,48 @@ void idx_free(struct idx *d)
 {
     free(d->data);
     *d = (struct idx){0};
+}
+
+static int read_plain_header(struct idx_rows *r, const char *path, bool *compressed, struct err *e)
+{
+    const struct clip label = clip_path(path);
+    unsigned char magic[MAGIC_BYTES], sizes[IDX_DIMS_MAX * SIZE_BYTES];
+    int rc = regular_read_at(&r->file, path, 0, magic, sizeof magic, e);
+    if (rc)
+        return rc;
+    *compressed = magic[0] == 0x1f && magic[1] == 0x8b;
+    rc = *compressed ? 0 : check_magic(magic, label.text, e);
+    if (rc || *compressed)
+        return rc;
+    const size_t more = (size_t)magic[3] * SIZE_BYTES;
+    rc = regular_read_at(&r->file, path, MAGIC_BYTES, sizes, more, e);
+    if (rc == 0)
+        rc = set_sizes(&r->idx, magic[3], sizes, label.text, e);
+    r->first = MAGIC_BYTES + more;
+    if (rc == 0 && r->file.size_bytes - r->first != r->idx.size_bytes)
+        rc = fail(e, FAIL_BAD_FILE, "%s: has %llu bytes of data, its sizes say %zu", label.text,
+                  (unsigned long long)(r->file.size_bytes - r->first), r->idx.size_bytes);
+    return rc;
+}
+
+int idx_rows_open(struct idx_rows *out, const char *path, bool *compressed, struct err *e)
+{
+    struct idx_rows r = {0};
+    bool zipped = false;
+    int rc = regular_open(&r.file, path, e);
+    if (rc)
+        return rc;
+    rc = read_plain_header(&r, path, &zipped, e);
+    if (rc || zipped)
+        regular_close(&r.file);
+    if (rc == 0 && !zipped)
+        *out = r;
+    if (rc == 0)
+        *compressed = zipped;
+    return rc;
+}
+
+void idx_rows_close(struct idx_rows *r)
+{
+    regular_close(&r->file);
 }

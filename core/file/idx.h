@@ -3,7 +3,9 @@
 /* IDX files (the MNIST container: magic 00 00 08 ndim, big-endian uint32 sizes, bytes row-major),
  * plain or gzip'd; unsigned bytes only. The only <zlib.h>. Used by `jemd eval` and data sources. */
 #include "base/fail.h"
+#include "file/regular.h"
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -22,3 +24,15 @@ struct idx {
  * BAD_FILE (with limit when over max_bytes), NO_MEMORY. */
 int idx_read(struct idx *out, const char *path, size_t max_bytes, struct err *e);
 void idx_free(struct idx *d);
+
+/* A plain file whose rows are read when they are wanted, so that it may be larger than memory. */
+struct idx_rows {
+    struct idx idx; /* data NULL */
+    struct regular file;
+    uint64_t first; /* where row 0 begins */
+};
+
+/* *compressed: the file is gzip'd and was not opened. Header and length are checked as by idx_read.
+ * Errors: NOT_FOUND, IO, BAD_FILE. */
+int idx_rows_open(struct idx_rows *out, const char *path, bool *compressed, struct err *e);
+void idx_rows_close(struct idx_rows *r);
