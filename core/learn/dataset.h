@@ -1,38 +1,35 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #pragma once
-/*
- * One split of a data set directory, in memory: IDX files, gzip'd (`.gz`) or plain,
- *   SPLIT-images.idx4-ubyte.gz    N x H x W x 3 (RGB), or SPLIT-images.idx3-ubyte.gz, N x H x W
- *   SPLIT-attr-cat.idx2-ubyte.gz  N x K value indices, 255 = missing
- *   SPLIT-attr-bin.idx2-ubyte.gz  N x K of 0 and 1
- *   SPLIT-labels.idx1-ubyte.gz    N class numbers (K = 1)
- * Used by `jemd eval`.
- */
+/* One split of a data set in memory, for what goes over all of it at once. Used by `jemd eval` and
+ * `jemd judge`. */
 #include "base/fail.h"
-#include "file/digest.h"
-#include "file/idx.h"
+#include "learn/source.h"
 
-enum { DATASET_MISSING = 255, DATASET_SPLIT_MAX = 64 };
+enum { DATASET_MISSING = SOURCE_MISSING, DATASET_SPLIT_MAX = SOURCE_SPLIT_MAX };
 
 struct dataset_request {
     const char *dir, *split;
-    int columns; /* K: the first label file above of so many columns is taken; 0 = none wanted */
-    size_t max_bytes; /* bound on images and labels together, and on their files together */
+    int columns;      /* K: the first label file of so many columns is taken; 0 = none wanted */
+    size_t max_bytes; /* bound on images and labels together */
 };
 
 struct dataset {
     size_t n;
     int height, width, channels; /* 1 or 3 */
     int columns;
-    const unsigned char *images;       /* [n][height][width][channels] */
-    const unsigned char *labels;       /* [n][columns], NULL when columns = 0 */
-    char sha256[DIGEST_HEX];           /* of the files' bytes: images, then labels */
-    struct idx image_file, label_file; /* private, own the above */
+    const unsigned char *images; /* [n][height][width][channels] */
+    const unsigned char *labels; /* [n][columns], NULL when columns = 0 */
+    char sha256[DIGEST_HEX];     /* the source's: of IDX files their bytes, images, then labels */
+    struct source *source;       /* owned; what it notes is for the user */
+    unsigned char *copy;         /* private; NULL: the source has the images in memory */
 };
 
-/* Errors: NOT_FOUND (no such split, or no labels of that many columns), BAD_FILE (wrong dimensions,
- * numbers of images that differ, too large), OUT_OF_RANGE (split's name), IO, NO_MEMORY. */
+/* IDX files (learn/source.h). Errors: those of source_idx_open. */
 int dataset_open(struct dataset *out, const struct dataset_request *r, struct err *e);
+/* All rows of a source, which it takes, also on failure; loaded by the pool's threads (NULL: by this
+ * one). Errors: BAD_FILE (more than max_bytes, with limit), NO_MEMORY, those of its rows. */
+int dataset_take(struct dataset *out, struct source *s, size_t max_bytes, struct pool *pool,
+                 struct err *e);
 void dataset_close(struct dataset *d);
 /* Whether every label of column k is below limits[k] or missing. Errors: OUT_OF_RANGE naming the
  * first that is not. */

@@ -133,6 +133,8 @@ static void read_data(struct recipe *r, struct reading *from)
     whole(&g, "crop", 0, 64, &r->crop);
     if (g.rc >= 0)
         g.rc = json_get_bool(&g.r, "flip", &r->flip, g.e);
+    if (g.rc >= 0)
+        g.rc = json_get_bool(&g.r, "dequantise", &r->dequantise, g.e);
     leave(&g, from);
 }
 

@@ -45,6 +45,7 @@ struct recipe {
     struct description model;
     long long steps, seed;
     int batch;
+    bool dequantise;   /* a pixel becomes a random number within its 1/256 of the range */
     double data_noise; /* N(0, this) is added to data, then clamped to the range */
     bool flip;         /* data are mirrored with odds 1/2 */
     int crop;          /* data are shifted by up to so many pixels, reflected at the border */

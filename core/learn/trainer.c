@@ -48,7 +48,7 @@ static void init_parameters(struct trainer *t)
 static int check_data(const struct trainer *t, struct err *e)
 {
     const struct description *d = &t->recipe->model;
-    const struct dataset *data = t->data;
+    const struct source *data = t->data;
     int limits[ATTRIBUTES_MAX];
     if (data->channels != d->input.c || data->height != d->input.h || data->width != d->input.w)
         return fail(e, FAIL_OUT_OF_RANGE,
@@ -64,7 +64,7 @@ static int check_data(const struct trainer *t, struct err *e)
                     t->recipe->batch);
     for (int k = 0; k < d->attributes.n; k++)
         limits[k] = d->attributes.list[k].n_values;
-    return dataset_check_labels(data, limits, e);
+    return source_check_labels(data, limits, e);
 }
 
 /* Walks through all that is in the arena: sums, or hands out. */
@@ -74,6 +74,19 @@ static void *take(struct arena *a, bool made, size_t bytes)
         return arena_take(a, bytes);
     a->size_bytes += arena_round(bytes);
     return NULL;
+}
+
+static void lay_out_data(struct trainer *t, struct arena *a, bool made)
+{
+    const int threads = t->pool ? pool_threads(t->pool) : 1;
+    const size_t e = trainer_elements(t);
+    t->data_workers = take(a, made, (size_t)threads * sizeof *t->data_workers);
+    for (int i = 0; i < threads; i++) {
+        unsigned char *pixels = take(a, made, e);
+        float *scratch = take(a, made, e * sizeof(float));
+        if (made)
+            t->data_workers[i] = (struct data_worker){.pixels = pixels, .scratch = scratch};
+    }
 }
 
 static void lay_out(struct trainer *t, struct arena *a, bool made)
@@ -100,6 +113,7 @@ static void lay_out(struct trainer *t, struct arena *a, bool made)
     t->born_y = take(a, made, births * k);
     t->scratch = take(a, made, e * sizeof(float));
     t->uniforms = take(a, made, k * sizeof(float));
+    lay_out_data(t, a, made);
 }
 
 static int open_parts(struct trainer *t, struct err *e)
@@ -254,7 +268,6 @@ static enum health_state one_step(struct trainer *t, struct trainer_step *out)
     const struct recipe *r = t->recipe;
     const uint64_t seed = trainer_seed(t, t->progress.step);
     struct health_signs signs = {.finite = true};
-    data_load(t, seed);
     if (t->walkers)
         signs.finite = chains_move(t, seed, &out->gradient);
     descend(t, out);
@@ -321,6 +334,9 @@ int trainer_step(struct trainer *t, struct trainer_step *out, struct err *e)
     *out = (struct trainer_step){0};
     if (rc != 0 || t->progress.step >= t->recipe->steps)
         return rc != 0 ? rc : 1;
+    rc = data_load(t, trainer_seed(t, t->progress.step), e);
+    if (rc != 0)
+        return rc;
     out->trouble = one_step(t, out);
     out->step = t->progress.step;
     rc = out->trouble != HEALTH_GOOD ? roll_back(t, out->trouble, e) : 0;

@@ -7,21 +7,21 @@
  * It watches its own health; what goes wrong is rolled back to the last checkpoint but one and
  * tried again slower with other random numbers, and given up with a verdict after a few times.
  *
- * Allocates nothing in a step. Used by `jemd train` and tests, one thread at a time.
+ * Allocates nothing in a step but what its source does to load rows. Used by `jemd train` and tests, one thread at a time.
  */
-#include "learn/dataset.h"
 #include "learn/health.h"
 #include "learn/parameters.h"
 #include "learn/recipe.h"
+#include "learn/source.h"
 
 struct pool;
 struct trainer;
 
 struct trainer_options {
     const struct recipe *recipe;
-    const struct dataset *data; /* its labels are checked against the attributes */
-    struct pool *pool;          /* NULL = the calling thread alone */
-    const char *directory;      /* for checkpoints; made if missing. NULL = keep none */
+    const struct source *data; /* its labels are checked against the attributes */
+    struct pool *pool;         /* NULL = the calling thread alone */
+    const char *directory;     /* for checkpoints; made if missing. NULL = keep none */
 };
 
 /* Everything is borrowed. Goes on from the newest checkpoint in the directory if there is one of this
@@ -46,7 +46,7 @@ struct trainer_step {
 };
 
 /* A checkpoint when the step before made one due, then a step: 0. 1: all were done before. Errors: UNSUPPORTED
- * (given up: the verdict), IO, NO_MEMORY. */
+ * (given up: the verdict), IO, NO_MEMORY, those of the source's rows (the step was not made). */
 int trainer_step(struct trainer *t, struct trainer_step *out, struct err *e);
 /* Writes a checkpoint now. Errors: IO, NO_MEMORY. */
 int trainer_save(struct trainer *t, struct err *e);

@@ -19,7 +19,7 @@ struct progress {
 
 struct trainer {
     const struct recipe *recipe;
-    const struct dataset *data;
+    const struct source *data;
     struct pool *pool;
     char directory[1024], identity[2 * DIGEST_HEX]; /* digests of recipe and data */
     struct parameters parameters;
@@ -42,10 +42,11 @@ struct trainer {
     int *picks;                   /* [chains], buffer entries */
     float *log_p, *mean_gradient; /* [chains or births] */
     uint8_t *diverged;
-    float *born_x;   /* [births][E] */
-    uint8_t *born_y; /* [births][K] */
-    float *scratch;  /* [E] */
-    float *uniforms; /* [K] */
+    float *born_x;                    /* [births][E] */
+    uint8_t *born_y;                  /* [births][K] */
+    float *scratch;                   /* [E] */
+    struct data_worker *data_workers; /* [threads] */
+    float *uniforms;                  /* [K] */
 };
 
 /* What random numbers are for: streams of RNG_CHOICE in a step. */
@@ -70,8 +71,17 @@ static inline size_t trainer_elements(const struct trainer *t)
     return net_shape_elements(t->recipe->model.input);
 }
 
-/* trainer_data.c. x and y of the data of the present step, augmented. */
-void data_load(struct trainer *t, uint64_t seed);
+/* trainer_data.c. What a thread needs to load images. */
+struct data_worker {
+    unsigned char *pixels; /* [H][W][C] */
+    float *scratch;        /* [E] */
+    int item;              /* of the batch, that err is of; -1: none failed */
+    struct err err;
+};
+
+/* x and y of the data of the present step, augmented. Errors: the source's, of the first row that
+ * fails. */
+int data_load(struct trainer *t, uint64_t seed, struct err *e);
 
 /* trainer_chains.c. Fills the buffer with noise and labels of data. */
 void chains_begin(struct trainer *t);

@@ -43,7 +43,7 @@ static const char small[] = "\"seed\":7,\"batch\":8,\"checkpoint_every\":10,\"ex
                             "{\"every\":5,\"count\":5,\"steps\":8}}";
 
 /* Stripes across or down, dark or bright, with some noise; every seventh tone is not known. */
-static struct dataset stripes(void)
+static struct source stripes(void)
 {
     static unsigned char images[ROWS * PIXELS], labels[ROWS * COLUMNS];
     unsigned state = 1;
@@ -56,9 +56,9 @@ static struct dataset stripes(void)
                 (unsigned char)((at / 2 % 2 ? 170 : 20) + bright * 50 + (int)(state >> 28));
         }
         labels[i * COLUMNS] = (unsigned char)down;
-        labels[i * COLUMNS + 1] = (unsigned char)(i % 7 == 6 ? DATASET_MISSING : bright);
+        labels[i * COLUMNS + 1] = (unsigned char)(i % 7 == 6 ? SOURCE_MISSING : bright);
     }
-    return (struct dataset){.n = ROWS,
+    return (struct source){.n = ROWS,
                             .height = SIDE,
                             .width = SIDE,
                             .channels = 1,
@@ -103,7 +103,7 @@ static void remove_directory(const char *path)
 
 struct run {
     struct recipe recipe;
-    struct dataset data;
+    struct source data;
     struct pool *pool;
     struct trainer *trainer;
 };
@@ -300,7 +300,7 @@ static void checkpoints_of_another_run_and_damaged_ones_are_refused(void **state
     run_close(&r);
     snprintf(training, sizeof training, "\"steps\":99,%s", small);
     struct recipe other = recipe_of(training), same = recipe_of(small);
-    const struct dataset data = stripes();
+    const struct source data = stripes();
     struct trainer_options o = {.recipe = &other, .data = &data, .directory = directory};
     assert_int_equal(trainer_open(&t, &o, &e), -FAIL_CONFLICT);
     snprintf(path, sizeof path, "%s/checkpoint-10.safetensors", directory);
@@ -315,7 +315,7 @@ static void checkpoints_of_another_run_and_damaged_ones_are_refused(void **state
 static void data_that_do_not_fit_are_refused(void **state)
 {
     struct recipe r = recipe_of(small);
-    struct dataset data = stripes();
+    struct source data = stripes();
     struct trainer *t;
     struct err e;
     const struct trainer_options o = {.recipe = &r, .data = &data};
