@@ -60,6 +60,20 @@ static int unknown_format(const unsigned char *bytes, size_t size, struct err *e
                 size, hex);
 }
 
+void image_convert(unsigned char *out, int to, const unsigned char *in, int from, size_t n)
+{
+    if (to == from) {
+        memcpy(out, in, n * (size_t)to);
+        return;
+    }
+    for (size_t i = 0; i < n; i++) {
+        if (to == 3)
+            memset(out + 3 * i, in[i], 3);
+        else
+            out[i] = image_grey(in[3 * i], in[3 * i + 1], in[3 * i + 2]);
+    }
+}
+
 int image_init(struct image *im, uint32_t width, uint32_t height, int channels, struct err *e)
 {
     invariant(width > 0 && height > 0 && channels > 0);

@@ -42,6 +42,10 @@ const char *image_format_name(enum image_format f); /* "png", "jpeg" */
 int image_decode(struct image *out, const void *bytes, size_t size, int channels,
                  const struct image_limits *limits, struct err *e);
 
+/* n pixels of `from` channels as `to` channels (1 or 3 each): grey is repeated, colour made grey as by
+ * image_decode. */
+void image_convert(unsigned char *out, int to, const unsigned char *in, int from, size_t n);
+
 /* Storage for all pixels, uninitialised. Errors: NO_MEMORY. */
 int image_init(struct image *im, uint32_t width, uint32_t height, int channels, struct err *e);
 void image_fini(struct image *im);
@@ -54,6 +58,7 @@ enum image_resize {
     IMAGE_REJECT       /* any other size: IMAGE_SIZE_MISMATCH */
 };
 int image_resize_parse(const char *word, enum image_resize *out); /* 0 or -1 */
+const char *image_resize_name(enum image_resize how);             /* "fit" and so on */
 
 /* Antialiased bilinear ("triangle") resize as PIL's BILINEAR: support scaled by the ratio when
  * shrinking, fixed-point two-pass with rounding to 8 bit between passes, so that the result agrees

@@ -28,6 +28,11 @@ int image_resize_parse(const char *word, enum image_resize *out)
     return -1;
 }
 
+const char *image_resize_name(enum image_resize how)
+{
+    return words[how];
+}
+
 /* A stretch of the input, in pixels and fractions of them. */
 struct window {
     double x0, y0, x1, y1;
