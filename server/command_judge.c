@@ -2,6 +2,7 @@
 /* `jemd judge`: samples by the labels of real images, judged by an independent classifier. */
 #include "base/pool.h"
 #include "server/commands.h"
+#include "server/data_open.h"
 #include "server/judge_json.h"
 #include "server/option_number.h"
 
@@ -12,7 +13,6 @@
 #include <string.h>
 
 enum { EXIT_USAGE = 2, SPLITS_MAX = 16 };
-static const size_t data_max_bytes = (size_t)8 << 30;
 
 static const char usage_text[] =
     "usage: jemd judge MODEL JUDGE --data DIR --split SPLIT [option ...]\n"
@@ -21,8 +21,10 @@ static const char usage_text[] =
     "JUDGE, a classifier of the same attributes trained apart, which of them it sees. Shares come\n"
     "with 95 % bootstrap intervals; the judge's own accuracy on the rows' images stands beside.\n"
     "\n"
-    "  --data DIR          IDX files as for `jemd eval`\n"
+    "  --data DIR          as for `jemd train` (docs/datasets.md)\n"
     "  --split SPLIT       may be repeated\n"
+    "  --split-calib S     as for `jemd train`\n"
+    "  --resize HOW        images of another size: fit (default), fill, center_crop or reject\n"
     "  --pair N=V,N=V      share of samples with all of these, over rows that have them; "
     "repeatable\n"
     "  --steps N           from noise (default: the model's); 0 = do not\n"
@@ -39,6 +41,8 @@ struct options {
     const char *model, *judge, *data, *splits[SPLITS_MAX], *pairs[JUDGE_PAIRS], *json;
     int n_splits, n_pairs;
     long steps, buffer_steps, limit, seed, threads;
+    enum image_resize resize;
+    double calib_share;
     bool help;
 };
 
@@ -60,6 +64,10 @@ static int take(struct options *o, int letter)
         return 0;
     case 's':
         return append(o->splits, &o->n_splits, SPLITS_MAX, optarg);
+    case 'c':
+        return data_option_share("judge", optarg, &o->calib_share);
+    case 'r':
+        return data_option_resize("judge", optarg, &o->resize);
     case 'p':
         return append(o->pairs, &o->n_pairs, JUDGE_PAIRS, optarg);
     case 'n':
@@ -87,6 +95,8 @@ static int parse(int argc, char **argv, struct options *o)
 {
     static const struct option known[] = {{"data", required_argument, NULL, 'd'},
                                           {"split", required_argument, NULL, 's'},
+                                          {"split-calib", required_argument, NULL, 'c'},
+                                          {"resize", required_argument, NULL, 'r'},
                                           {"pair", required_argument, NULL, 'p'},
                                           {"steps", required_argument, NULL, 'n'},
                                           {"buffer-steps", required_argument, NULL, 'b'},
@@ -145,22 +155,21 @@ static void print_result(const struct judge_setup *s, const char *split,
 static int run_split(struct judge_setup *s, const struct options *o, const char *split, json_t *all,
                      struct err *e)
 {
-    const struct dataset_request want = {.dir = o->data,
-                                         .split = split,
-                                         .columns = s->model->d.attributes.n,
-                                         .max_bytes = data_max_bytes};
+    const struct data_request want = {.dir = o->data,
+                                      .split = split,
+                                      .attributes = &s->model->d.attributes,
+                                      .input = s->model->d.input,
+                                      .resize = o->resize,
+                                      .calib_share = o->calib_share};
     struct judge_result r;
     struct dataset d;
-    int limits[ATTRIBUTES_MAX];
-    int rc = dataset_open(&d, &want, e);
+    int rc = data_read(&d, &want, e);
     if (rc != 0)
         return rc;
-    for (int k = 0; k < s->model->d.attributes.n; k++)
-        limits[k] = s->model->d.attributes.list[k].n_values;
+    if (d.source->note[0])
+        fprintf(stderr, "%s\n", d.source->note);
     s->data = &d;
-    rc = dataset_check_labels(&d, limits, e);
-    if (rc == 0)
-        rc = judge_run(&r, s, e);
+    rc = judge_run(&r, s, e);
     if (rc == 0) {
         json_array_append_new(all, judge_result_json(s, split, &r));
         if (!o->json || strcmp(o->json, "-") != 0)

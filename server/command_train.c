@@ -5,6 +5,7 @@
 #include "learn/export.h"
 #include "learn/trainer.h"
 #include "server/commands.h"
+#include "server/data_open.h"
 #include "server/option_number.h"
 
 #include <getopt.h>
@@ -18,7 +19,6 @@
 #include <unistd.h>
 
 enum { EXIT_USAGE = 2, PATH_BYTES = 1200, RECIPE_MAX = 16 << 20, LIVE_MS = 250, LINE_MS = 30000 };
-static const size_t data_max_bytes = (size_t)8 << 30;
 
 static const char usage_text[] =
     "usage: jemd train RECIPE.json --data DIR --out RUN [option ...]\n"
@@ -29,8 +29,12 @@ static const char usage_text[] =
     "same command goes on from them after an interruption, and the result is the same, bit for "
     "bit.\n"
     "\n"
-    "  --data DIR      IDX files as for `jemd eval`\n"
+    "  --data DIR      IDX files, CIFAR's, images by class, or images with a table\n"
+    "                  (docs/datasets.md)\n"
     "  --split SPLIT   default: train\n"
+    "  --split-calib S the share S (0 to 0.9) of the rows of train is kept out of it, for --split\n"
+    "                  calib with the same S (default 0)\n"
+    "  --resize HOW    images of another size: fit (default), fill, center_crop or reject\n"
     "  --out RUN       a directory, made if missing\n"
     "  --threads N     default: all cores; does not change the result\n"
     "  --log-every N   steps a row of metrics.csv (default 50)\n"
@@ -43,6 +47,8 @@ static const char usage_text[] =
 struct options {
     const char *recipe, *data, *split, *out;
     long threads, log_every;
+    enum image_resize resize;
+    double calib_share;
     bool export, help;
 };
 
@@ -50,7 +56,7 @@ struct options {
 struct run {
     const struct options *o;
     struct recipe recipe;
-    struct dataset data;
+    struct source *data;
     struct pool *pool;
     struct trainer *trainer;
     FILE *metrics, *log;
@@ -138,9 +144,28 @@ static int open_log(struct run *r, struct err *e)
     snprintf(text, sizeof text,
              "%s %s: %s from step %lld of %lld, %zu parameters, %zu images, %d threads", now,
              r->recipe.model.name, r->first ? "goes on" : "begins", r->first, r->recipe.steps,
-             trainer_parameters(r->trainer)->n, r->data.n, pool_threads(r->pool));
+             trainer_parameters(r->trainer)->n, r->data->n, pool_threads(r->pool));
     say(r, text);
+    if (r->data->note[0])
+        say(r, r->data->note);
     return 0;
+}
+
+/* Signals end the program while the data are looked through: there is nothing to save yet. */
+static int open_data(struct run *r, struct err *e)
+{
+    const struct sigaction action = {.sa_handler = on_signal};
+    const struct data_request want = {.dir = r->o->data,
+                                      .split = r->o->split,
+                                      .attributes = &r->recipe.model.attributes,
+                                      .input = r->recipe.model.input,
+                                      .resize = r->o->resize,
+                                      .calib_share = r->o->calib_share,
+                                      .pool = r->pool};
+    const int rc = data_open(&r->data, &want, e);
+    sigaction(SIGINT, &action, NULL);
+    sigaction(SIGTERM, &action, NULL);
+    return rc;
 }
 
 static int run_open(struct run *r, struct err *e)
@@ -149,15 +174,11 @@ static int run_open(struct run *r, struct err *e)
     int rc = read_recipe(&r->recipe, o->recipe, e);
     if (rc != 0)
         return rc;
-    const struct dataset_request want = {.dir = o->data,
-                                         .split = o->split,
-                                         .columns = r->recipe.model.attributes.n,
-                                         .max_bytes = data_max_bytes};
-    rc = dataset_open(&r->data, &want, e);
+    rc = pool_open(&r->pool, (int)o->threads, e);
     if (rc == 0)
-        rc = pool_open(&r->pool, (int)o->threads, e);
+        rc = open_data(r, e);
     const struct trainer_options t = {
-        .recipe = &r->recipe, .data = &r->data, .pool = r->pool, .directory = o->out};
+        .recipe = &r->recipe, .data = r->data, .pool = r->pool, .directory = o->out};
     if (rc == 0)
         rc = trainer_open(&r->trainer, &t, e);
     if (rc != 0)
@@ -177,7 +198,7 @@ static void run_close(struct run *r)
         fclose(r->log);
     trainer_close(r->trainer);
     pool_close(r->pool);
-    dataset_close(&r->data);
+    source_close(r->data);
     recipe_fini(&r->recipe);
 }
 
@@ -216,7 +237,7 @@ static void show(struct run *r, const struct trainer_step *s)
 static json_t *provenance(const struct run *r)
 {
     return json_pack("{s:s, s:s, s:s, s:I, s:s}", "trained_by", "jemd " JEMD_VERSION,
-                     "recipe_sha256", r->recipe.sha256, "data_sha256", r->data.sha256, "steps",
+                     "recipe_sha256", r->recipe.sha256, "data_sha256", r->data->sha256, "steps",
                      (json_int_t)trainer_done(r->trainer), "split", r->o->split);
 }
 
@@ -270,6 +291,8 @@ static int parse(int argc, char **argv, struct options *o)
 {
     static const struct option known[] = {{"data", required_argument, NULL, 'd'},
                                           {"split", required_argument, NULL, 's'},
+                                          {"split-calib", required_argument, NULL, 'c'},
+                                          {"resize", required_argument, NULL, 'r'},
                                           {"out", required_argument, NULL, 'o'},
                                           {"threads", required_argument, NULL, 't'},
                                           {"log-every", required_argument, NULL, 'l'},
@@ -282,6 +305,10 @@ static int parse(int argc, char **argv, struct options *o)
             o->data = optarg;
         else if (c == 's')
             o->split = optarg;
+        else if (c == 'c')
+            rc = data_option_share("train", optarg, &o->calib_share);
+        else if (c == 'r')
+            rc = data_option_resize("train", optarg, &o->resize);
         else if (c == 'o')
             o->out = optarg;
         else if (c == 't')
@@ -320,9 +347,6 @@ int command_train(int argc, char **argv)
         fputs(usage_text, stdout);
         return 0;
     }
-    const struct sigaction action = {.sa_handler = on_signal};
-    sigaction(SIGINT, &action, NULL);
-    sigaction(SIGTERM, &action, NULL);
     int rc = run_open(&r, &e);
     if (rc == 0)
         rc = run_steps(&r, &e);

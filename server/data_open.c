@@ -1,0 +1,93 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "server/data_open.h"
+
+#include "ebm/attributes.h"
+#include "file/clip.h"
+#include "proto/image_source.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static const size_t data_max_bytes = (size_t)8 << 30;
+
+static int open_format(struct source **out, const struct data_request *r, const char *split,
+                       struct err *e)
+{
+    const struct source_request from = {
+        .dir = r->dir, .split = split, .attributes = r->attributes, .max_bytes = data_max_bytes};
+    int rc = source_check_split(split, e);
+    if (rc != 0)
+        return rc;
+    if (source_idx_found(r->dir, split))
+        return source_idx_open(out, &from, e);
+    if (source_cifar_found(r->dir))
+        return source_cifar_open(out, &from, e);
+    if (!image_source_table_found(r->dir, split) && !image_source_folder_found(r->dir, split))
+        return fail(e, FAIL_NOT_FOUND,
+                    "%s has no split \"%s\": neither IDX files (%s-images.idx4-ubyte.gz), CIFAR's "
+                    "files, a table (%s.csv, attributes.csv, list_attr_celeba.txt) nor a folder %s "
+                    "of images",
+                    clip_path(r->dir).text, clip_text(split).text, clip_text(split).text,
+                    clip_text(split).text, clip_text(split).text);
+    const struct image_source_request images = {
+        .from = from, .input = r->input, .resize = r->resize, .pool = r->pool};
+    return image_source_open(out, &images, e);
+}
+
+static int check_labels(const struct source *s, const struct attributes *a, struct err *e)
+{
+    int limits[ATTRIBUTES_MAX];
+    for (int k = 0; a && k < a->n; k++)
+        limits[k] = a->list[k].n_values;
+    return source_check_labels(s, limits, e);
+}
+
+int data_open(struct source **out, const struct data_request *r, struct err *e)
+{
+    const bool held_out = r->calib_share > 0 && strcmp(r->split, "calib") == 0;
+    const bool parted = held_out || (r->calib_share > 0 && strcmp(r->split, "train") == 0);
+    struct source *s;
+    int rc = open_format(&s, r, parted ? "train" : r->split, e);
+    if (rc == 0 && parted)
+        rc = source_part_open(&s, s, r->calib_share, held_out ? SOURCE_HELD_OUT : SOURCE_KEPT, e);
+    if (rc == 0)
+        rc = image_source_resize(&s, s, r->input, r->resize, e);
+    if (rc != 0)
+        return rc;
+    rc = check_labels(s, r->attributes, e);
+    if (rc != 0)
+        source_close(s);
+    else
+        *out = s;
+    return rc;
+}
+
+int data_read(struct dataset *out, const struct data_request *r, struct err *e)
+{
+    struct source *s;
+    const int rc = data_open(&s, r, e);
+    return rc != 0 ? rc : dataset_take(out, s, data_max_bytes, r->pool, e);
+}
+
+int data_option_resize(const char *command, const char *text, enum image_resize *out)
+{
+    if (image_resize_parse(text, out) == 0)
+        return 0;
+    fprintf(stderr, "jemd %s: --resize takes fit, fill, center_crop or reject, not \"%.32s\"\n",
+            command, text);
+    return -1;
+}
+
+int data_option_share(const char *command, const char *text, double *out)
+{
+    char *end;
+    const double v = strtod(text, &end);
+    if (end == text || *end || !(v >= 0 && v <= 0.9)) {
+        fprintf(stderr, "jemd %s: --split-calib takes a share from 0 to 0.9, not \"%.32s\"\n",
+                command, text);
+        return -1;
+    }
+    *out = v;
+    return 0;
+}
