@@ -155,15 +155,21 @@ static void print_result(const struct judge_setup *s, const char *split,
 static int run_split(struct judge_setup *s, const struct options *o, const char *split, json_t *all,
                      struct err *e)
 {
+    struct pool *pool;
+    int rc = pool_open(&pool, s->threads, e);
+    if (rc != 0)
+        return rc;
     const struct data_request want = {.dir = o->data,
                                       .split = split,
                                       .attributes = &s->model->d.attributes,
                                       .input = s->model->d.input,
                                       .resize = o->resize,
-                                      .calib_share = o->calib_share};
+                                      .calib_share = o->calib_share,
+                                      .pool = pool};
     struct judge_result r;
     struct dataset d;
-    int rc = data_read(&d, &want, e);
+    rc = data_read(&d, &want, (size_t)o->limit, e);
+    pool_close(pool); /* sampling has threads of its own */
     if (rc != 0)
         return rc;
     if (d.source->note[0])

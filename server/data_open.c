@@ -63,10 +63,12 @@ int data_open(struct source **out, const struct data_request *r, struct err *e)
     return rc;
 }
 
-int data_read(struct dataset *out, const struct data_request *r, struct err *e)
+int data_read(struct dataset *out, const struct data_request *r, size_t limit, struct err *e)
 {
     struct source *s;
     const int rc = data_open(&s, r, e);
+    if (rc == 0 && limit > 0 && limit < s->n)
+        s->n = limit;
     return rc != 0 ? rc : dataset_take(out, s, data_max_bytes, r->pool, e);
 }
 

@@ -21,8 +21,8 @@ struct data_request {
 /* Labels are checked against the attributes. Errors: NOT_FOUND (nothing that is known: what was looked
  * for), those of learn/source.h and proto/image_source.h. */
 int data_open(struct source **out, const struct data_request *r, struct err *e);
-/* The same, all in memory: at most 8 GiB. */
-int data_read(struct dataset *out, const struct data_request *r, struct err *e);
+/* The same, all in memory, at most 8 GiB; limit: only the first so many rows, 0 = all. */
+int data_read(struct dataset *out, const struct data_request *r, size_t limit, struct err *e);
 
 /* The options --resize HOW and --split-calib SHARE of a command: 0 and *out, or -1 and a line on
  * standard error. */
