@@ -28,6 +28,7 @@ struct image_source {
     int dir; /* open folder, which names are below */
     char dir_name[PATH_BYTES];
     enum image_resize resize;
+    _Atomic bool resized;
 };
 
 static bool join(char path[PATH_BYTES], const char *dir, const char *name, const char *ending)
@@ -149,7 +150,7 @@ static int blame(const struct image_source *s, size_t row, const struct err *why
 
 static int image_load(const struct source *base, size_t row, unsigned char *image, struct err *e)
 {
-    const struct image_source *s = (const struct image_source *)base;
+    struct image_source *s = (struct image_source *)base;
     struct image stored = {0}, sized = {0};
     unsigned char *bytes = NULL;
     size_t size;
@@ -162,8 +163,11 @@ static int image_load(const struct source *base, size_t row, unsigned char *imag
     if (rc == 0)
         rc = image_resize(&sized, &stored, (uint32_t)base->width, (uint32_t)base->height, s->resize,
                           &why);
-    if (rc == 0)
+    if (rc == 0) {
         memcpy(image, sized.data, source_image_bytes(base));
+        if (stored.width != sized.width || stored.height != sized.height)
+            s->resized = true;
+    }
     image_fini(&stored);
     image_fini(&sized);
     return rc == 0 ? 0 : blame(s, row, &why, e);
@@ -291,6 +295,7 @@ int image_source_open(struct source **out, const struct image_source_request *r,
                               .columns = columns,
                               .load = image_load,
                               .close = image_close};
+    s->base.resized = &s->resized;
     s->dir = -1;
     s->resize = r->resize;
     image_rows_init(&s->rows, columns, r->from.max_bytes);

@@ -10,6 +10,7 @@ struct resized {
     struct source base;
     struct source *from;
     enum image_resize how;
+    _Atomic bool resized;
 };
 
 static int resized_load(const struct source *base, size_t row, unsigned char *image, struct err *e)
@@ -82,6 +83,8 @@ int image_source_resize(struct source **out, struct source *from, struct net_sha
     s->base.images = NULL;
     s->base.load = resized_load;
     s->base.close = resized_close;
+    s->base.resized = &s->resized;
+    s->resized = !same_size;
     s->from = from;
     s->how = how;
     describe(s, from);

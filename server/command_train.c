@@ -236,9 +236,12 @@ static void show(struct run *r, const struct trainer_step *s)
 
 static json_t *provenance(const struct run *r)
 {
-    return json_pack("{s:s, s:s, s:s, s:I, s:s}", "trained_by", "jemd " JEMD_VERSION,
-                     "recipe_sha256", r->recipe.sha256, "data_sha256", r->data->sha256, "steps",
-                     (json_int_t)trainer_done(r->trainer), "split", r->o->split);
+    json_t *from = json_pack("{s:s, s:s, s:s, s:I, s:s}", "trained_by", "jemd " JEMD_VERSION,
+                             "recipe_sha256", r->recipe.sha256, "data_sha256", r->data->sha256,
+                             "steps", (json_int_t)trainer_done(r->trainer), "split", r->o->split);
+    if (r->o->calib_share > 0)
+        json_object_set_new(from, "split_calib", json_real(r->o->calib_share));
+    return from;
 }
 
 static int write_model(struct run *r, struct err *e)

@@ -14,12 +14,12 @@
 /* O_NONBLOCK: a FIFO must be refused, not waited for. */
 enum { FLAGS = O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK };
 
-/* Takes fd, which may be a failure. */
-static int admit(struct regular *out, int fd, const char *path, struct err *e)
+/* Takes fd, which may be a failure; below: links were not followed. */
+static int admit(struct regular *out, int fd, const char *path, bool below, struct err *e)
 {
     struct stat st;
     int rc = 0;
-    if (fd < 0 && (errno == ELOOP || errno == ENOTDIR))
+    if (fd < 0 && below && (errno == ELOOP || errno == ENOTDIR))
         return fail(e, FAIL_BAD_FILE,
                     "%s: is a symbolic link or below one, which is not followed, or below a file",
                     clip_path(path).text);
@@ -39,7 +39,7 @@ static int admit(struct regular *out, int fd, const char *path, struct err *e)
 
 int regular_open(struct regular *out, const char *path, struct err *e)
 {
-    return admit(out, open(path, FLAGS), path, e);
+    return admit(out, open(path, FLAGS), path, false, e);
 }
 
 bool regular_stays_below(const char *path)
@@ -84,7 +84,7 @@ int regular_open_below(struct regular *out, int dir, const char *path, struct er
     if (at >= 0 && at != dir)
         close(at);
     errno = saved;
-    return admit(out, fd, path, e);
+    return admit(out, fd, path, true, e);
 }
 
 void regular_close(struct regular *f)

@@ -91,6 +91,7 @@ int dataset_take(struct dataset *out, struct source *s, size_t max_bytes, struct
         return rc;
     }
     d.images = d.copy ? d.copy : s->images;
+    d.resized = s->resized && *s->resized;
     *out = d;
     return 0;
 }

@@ -20,6 +20,7 @@ struct dataset {
     const unsigned char *images; /* [n][height][width][channels] */
     const unsigned char *labels; /* [n][columns], NULL when columns = 0 */
     char sha256[DIGEST_HEX];     /* the source's: of IDX files their bytes, images, then labels */
+    bool resized;                /* an image was of another size */
     struct source *source;       /* owned; what it notes is for the user */
     unsigned char *copy;         /* private; NULL: the source has the images in memory */
 };

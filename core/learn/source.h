@@ -33,6 +33,8 @@ struct source {
     const unsigned char *images; /* [n][height][width][channels], or NULL: ask load */
     char sha256[DIGEST_HEX];     /* of all that decides what rows and labels are */
     char note[SOURCE_NOTE];      /* a sentence the user should read, "" = none */
+    /* Whether a row that was loaded so far came in another size; NULL: they never do. */
+    const _Atomic bool *resized;
     /* Row `row` into image[height][width][channels]; the error names file and row. Any number of
      * threads at once. */
     int (*load)(const struct source *s, size_t row, unsigned char *image, struct err *e);

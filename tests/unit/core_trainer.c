@@ -59,13 +59,13 @@ static struct source stripes(void)
         labels[i * COLUMNS + 1] = (unsigned char)(i % 7 == 6 ? SOURCE_MISSING : bright);
     }
     return (struct source){.n = ROWS,
-                            .height = SIDE,
-                            .width = SIDE,
-                            .channels = 1,
-                            .columns = COLUMNS,
-                            .images = images,
-                            .labels = labels,
-                            .sha256 = "stripes"};
+                           .height = SIDE,
+                           .width = SIDE,
+                           .channels = 1,
+                           .columns = COLUMNS,
+                           .images = images,
+                           .labels = labels,
+                           .sha256 = "stripes"};
 }
 
 static struct recipe recipe_of(const char *training)

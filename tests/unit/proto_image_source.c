@@ -107,10 +107,12 @@ static void folders_are_classes_and_names_give_the_order(void **state)
     static const unsigned char labels[] = {0, 1, 1, SOURCE_MISSING,
                                            2}; /* cat, dog, dog, loose, newt */
     assert_memory_equal(s->labels, labels, 5);
-    assert_picture(s, 0, 20);
-    assert_picture(s, 1, 30);
     assert_picture(s, 2, 40);
     assert_picture(s, 3, 10);
+    assert_false(*s->resized);
+    assert_picture(s, 0, 20);
+    assert_true(*s->resized);
+    assert_picture(s, 1, 30);
     grey = opened("train", &one, 1);
     assert_picture(grey, 0, 20);
     assert_picture(grey, 2, 40);
@@ -323,6 +325,7 @@ static void any_source_is_brought_to_another_size(void **state)
     assert_ptr_equal(s, &from);
     assert_int_equal(image_source_resize(&s, &from, colour, IMAGE_REJECT, &e), 0);
     assert_string_equal(s->note, "");
+    assert_false(*s->resized);
     unsigned char all[192];
     assert_int_equal(source_load(s, 1, all, &e), 0);
     for (int i = 0; i < 192; i++)
@@ -332,6 +335,7 @@ static void any_source_is_brought_to_another_size(void **state)
     assert_int_equal(image_source_resize(&other, &from, small, IMAGE_FIT, &e), 0);
     assert_string_not_equal(s->sha256, other->sha256);
     assert_non_null(strstr(s->note, "8 x 8 pixels are resized to 4 x 4 (fill)"));
+    assert_true(*s->resized);
     assert_int_equal(source_load(s, 1, row, &e), 0);
     for (int i = 0; i < SIDE * SIDE * 3; i++) /* halved: the mean of two columns, about */
         assert_in_range(row[i], 10 + 2 * (i / 3 % SIDE), 11 + 2 * (i / 3 % SIDE));
