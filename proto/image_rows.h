@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #pragma once
 /*
- * A list of image files with their labels, and the two places it comes from: folders whose names are
- * classes, and tables of attributes. docs/datasets.md is their reference. What is read is hostile
- * until checked: whatever is wrong is named as file:line, or as the folder. Used by
+ * A list of image files with their labels, and the two places it comes from: folders whose names
+ * are classes, and tables of attributes. docs/datasets.md is their reference. What is read is
+ * hostile until checked: whatever is wrong is named as file:line, or as the folder. Used by
  * proto/image_source.h.
  */
 #include "base/fail.h"
@@ -34,12 +34,12 @@ int image_rows_add(struct image_rows *r, const char *name, size_t length,
 bool image_rows_is_image(const char *name);
 
 /*
- * DIR/SPLIT/CLASS/NAME, where NAME ends as image_rows_is_image wants it, in the order of the bytes of
- * "SPLIT/CLASS/NAME"; dir_fd is DIR, dir its name for errors. The class is a value of the single attribute of *a; images in
- * DIR/SPLIT itself have no label. a NULL: no labels are wanted, classes may be any.
- * Other files and names with a dot in front are left out. Errors: NOT_FOUND (no such folder, no
- * images), UNKNOWN_VALUE (naming the folder and the nearest value), OUT_OF_RANGE (several
- * attributes), BAD_FILE (a folder in a class's, a symbolic link), IO, NO_MEMORY.
+ * DIR/SPLIT/CLASS/NAME, where NAME ends as image_rows_is_image wants it, in the order of the bytes
+ * of "SPLIT/CLASS/NAME"; dir_fd is DIR, dir its name for errors. The class is a value of the single
+ * attribute of *a; images in DIR/SPLIT itself have no label. a NULL: no labels are wanted, classes
+ * may be any. Other files and names with a dot in front are left out. Errors: NOT_FOUND (no such
+ * folder, no images), UNKNOWN_VALUE (naming the folder and the nearest value), OUT_OF_RANGE
+ * (several attributes), BAD_FILE (a folder in a class's, a symbolic link), IO, NO_MEMORY.
  */
 int image_rows_scan(struct image_rows *r, int dir_fd, const char *dir, const char *split,
                     const struct attributes *a, struct err *e);
@@ -52,19 +52,20 @@ struct image_text {
 };
 
 /*
- * The rows of `split` of a CSV file: a header "file,NAME,...", then as many fields a line; quotes as
- * in RFC 4180 but no line breaks inside. A column named as an attribute gives its labels: a value's
- * name, or its number, or nothing = missing; a column "split" says whose rows they are, without it all are
- * `whole`'s; other columns are ignored. The folder is put before every file ("" = none).
- * Errors: BAD_FILE, UNKNOWN_VALUE ("path:line: reason"), NOT_FOUND (no rows of that split), NO_MEMORY.
+ * The rows of `split` of a CSV file: a header "file,NAME,...", then as many fields a line; quotes
+ * as in RFC 4180 but no line breaks inside. A column named as an attribute gives its labels: a
+ * value's name, or its number, or nothing = missing; a column "split" says whose rows they are,
+ * without it all are `whole`'s; other columns are ignored. Files lie below the folder ("": none).
+ * Errors: BAD_FILE and UNKNOWN_VALUE ("path:line: reason"), NOT_FOUND (no rows of that split),
+ * NO_MEMORY.
  */
 int image_rows_csv(struct image_rows *r, const struct image_text *text, const char *folder,
                    const char *split, const char *whole, const struct attributes *a, struct err *e);
 /*
  * The rows of `split` of CelebA's list_attr_celeba.txt: a count, a line of names, and the lines
  * "FILE 1 -1 ..." of which 1 is value 1 of an attribute of two values and -1 is value 0.
- * partition: list_eval_partition.txt, "FILE 0", in the same order, where 0 is train, 1 calib (or val)
- * and 2 test; NULL: all are train. Errors as above.
+ * partition: list_eval_partition.txt, "FILE 0", in the same order, where 0 is train, 1 calib (or
+ * val) and 2 test; NULL: all are train. Errors as above.
  */
 int image_rows_celeba(struct image_rows *r, const struct image_text *list,
                       const struct image_text *partition, const char *folder, const char *split,

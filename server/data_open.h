@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #pragma once
 /*
- * `--data DIR` of any format (docs/datasets.md): looks at what is in the directory and opens a split of
- * it. The first that is there of IDX files, CIFAR's binary files, a table of attributes, and folders
- * by class is taken. Used by `jemd train` and `jemd judge`.
+ * `--data DIR` of any format (docs/datasets.md): looks at what is in the directory and opens a
+ * split of it. The first that is there of IDX files, CIFAR's binary files, a table of attributes,
+ * and folders by class is taken. Used by `jemd train` and `jemd judge`.
  */
 #include "learn/dataset.h"
 #include "net/net.h"
@@ -18,8 +18,8 @@ struct data_request {
     struct pool *pool;  /* reads image files at opening; NULL: the calling thread alone */
 };
 
-/* Labels are checked against the attributes. Errors: NOT_FOUND (nothing that is known: what was looked
- * for), those of learn/source.h and proto/image_source.h. */
+/* Labels are checked against the attributes. Errors: NOT_FOUND (nothing that is known: what was
+ * looked for), those of learn/source.h and proto/image_source.h. */
 int data_open(struct source **out, const struct data_request *r, struct err *e);
 /* The same, all in memory, at most 8 GiB; limit: only the first so many rows, 0 = all. */
 int data_read(struct dataset *out, const struct data_request *r, size_t limit, struct err *e);

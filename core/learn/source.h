@@ -1,13 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #pragma once
 /*
- * A data set as the trainer sees it: a number of images of one size with labels, of which any may be
- * loaded at any time. Rows are asked for by number and not one after the other, because the trainer
- * shuffles them by a seeded permutation and goes on exactly where it was interrupted: with `next` and
- * `rewind` a source would have to keep a position, and be asked for all rows before it.
- * Labels are in memory, since chains are given those of random rows; images are where the source has
- * them: IDX and CIFAR files here, image files in proto/image_source.h. All of them load the same
- * bytes for the same row every time, or fail; what their files hold must not change meanwhile.
+ * A data set as the trainer sees it: a number of images of one size with labels, of which any may
+ * be loaded at any time. Rows are asked for by number and not one after the other, because the
+ * trainer shuffles them by a seeded permutation and goes on exactly where it was interrupted: with
+ * `next` and `rewind` a source would have to keep a position, and be asked for all rows before it.
+ * Labels are in memory, since chains are given those of random rows; images are where the source
+ * has them: IDX and CIFAR files here, image files in proto/image_source.h. All of them load the
+ * same bytes for the same row every time, or fail; what their files hold must not change meanwhile.
  * Used by the trainer; `jemd judge` makes a struct dataset of one.
  */
 #include "base/fail.h"
@@ -28,8 +28,7 @@ struct source {
     size_t n;
     int height, width, channels; /* 1 (grey) or 3 (RGB) */
     int columns;
-    const unsigned char
-        *labels; /* [n][columns] value numbers, 255 = missing; NULL = columns is 0 */
+    const unsigned char *labels; /* [n][columns] value numbers, 255 = missing, or NULL: none */
     const unsigned char *images; /* [n][height][width][channels], or NULL: ask load */
     char sha256[DIGEST_HEX];     /* of all that decides what rows and labels are */
     char note[SOURCE_NOTE];      /* a sentence the user should read, "" = none */
@@ -62,8 +61,8 @@ int source_check_labels(const struct source *s, const int *limits, struct err *e
  * OUT_OF_RANGE. */
 int source_check_split(const char *split, struct err *e);
 
-/* Semi-supervised learning: of the rows of every class (the values of the one column), per_class are
- * labelled, chosen by the seed; labelled[n] = 1 for them, 0 for others. A function of labels,
+/* Semi-supervised learning: of the rows of every class (the values of the one column), per_class
+ * are labelled, chosen by the seed; labelled[n] = 1 for them, 0 for others. A function of labels,
  * per_class and seed alone. Errors: UNSUPPORTED (columns other than 1), OUT_OF_RANGE (a class has
  * fewer rows: which), NO_MEMORY. */
 int source_choose_labelled(const struct source *s, int n_values, size_t per_class, uint64_t seed,
@@ -89,12 +88,12 @@ int source_idx_open_columns(struct source **out, const struct source_request *r,
                             struct err *e);
 
 /*
- * The binary files of CIFAR-10 (data_batch_1.bin and so on, test_batch.bin: a label and 3072 bytes a
- * row) and CIFAR-100 (train.bin, test.bin: a coarse label, a fine one and the image), of which the
- * splits are train and test. CIFAR-10 labels an attribute of 10 values; of CIFAR-100 an attribute of
- * 20 values gets the coarse label, one of 100 the fine one. Rows are read one by one.
- * Errors: NOT_FOUND, BAD_FILE (cut off, a label too large: file and row), OUT_OF_RANGE (attributes of
- * other sizes), IO, NO_MEMORY.
+ * The binary files of CIFAR-10 (data_batch_1.bin and so on, test_batch.bin: a label and 3072 bytes
+ * a row) and CIFAR-100 (train.bin, test.bin: a coarse label, a fine one and the image), of which
+ * the splits are train and test. CIFAR-10 labels an attribute of 10 values; of CIFAR-100 an
+ * attribute of 20 values gets the coarse label, one of 100 the fine one. Rows are read one by one.
+ * Errors: NOT_FOUND, BAD_FILE (cut off, a label too large: file and row), OUT_OF_RANGE (attributes
+ * of other sizes), IO, NO_MEMORY.
  */
 bool source_cifar_found(const char *dir);
 int source_cifar_open(struct source **out, const struct source_request *r, struct err *e);

@@ -7,7 +7,8 @@
  * It watches its own health; what goes wrong is rolled back to the last checkpoint but one and
  * tried again slower with other random numbers, and given up with a verdict after a few times.
  *
- * Allocates nothing in a step but what its source does to load rows. Used by `jemd train` and tests, one thread at a time.
+ * Allocates nothing in a step but what its source does to load rows. Used by `jemd train` and
+ * tests, one thread at a time.
  */
 #include "learn/health.h"
 #include "learn/parameters.h"

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Any bytes as a CSV file and as CelebA's lists (cut in two at the first form feed: attributes and
- * partition): refused with a sentence that names the file, or rows whose paths stay below the folder and whose
- * labels are values of the attributes. */
+ * partition): refused with a sentence that names the file, or rows whose paths stay below the
+ * folder and whose labels are values of the attributes. */
 #include "file/clip.h"
 #include "file/regular.h"
 #include "proto/image_rows.h"

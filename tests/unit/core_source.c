@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Sources of rows: IDX files that are read where they lie, CIFAR's files, a set divided in two, and which
- * rows are labelled. */
+/* Sources of rows: IDX files that are read where they lie, CIFAR's files, a set divided in two, and
+ * which rows are labelled. */
 #include "base/pool.h"
 #include "ebm/attributes.h"
 #include "file/regular.h"
@@ -157,8 +157,8 @@ static void a_source_becomes_a_dataset_within_the_bound(void **state)
 
 /* ---- CIFAR ---- */
 
-/* n rows behind `before` label bytes; row i of a file begun with `base` is i + base everywhere, but for
- * its position in the first bytes of each plane. */
+/* n rows behind `before` label bytes; row i of a file begun with `base` is i + base everywhere, but
+ * for its position in the first bytes of each plane. */
 static void put_cifar(const char *name, int n, int n_before, const int *values, int base)
 {
     const size_t each = (size_t)n_before + PIXELS;

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Tables of attributes as text: what is read from them, and that whatever is broken is named by file and
- * line. */
+/* Tables of attributes as text: what is read from them, and that whatever is broken is named by
+ * file and line. */
 #include "proto/image_rows.h"
 
 #include <setjmp.h>
