@@ -345,6 +345,20 @@ static void any_source_is_brought_to_another_size(void **state)
                      -FAIL_IMAGE_SIZE_MISMATCH);
 }
 
+static void colour_becomes_grey_as_when_it_is_decoded(void **state)
+{
+    static const unsigned char pixel[3] = {10, 20, 30};
+    const struct source from = {.n = 1, .height = 1, .width = 1, .channels = 3, .images = pixel};
+    struct source copy = from, *s;
+    unsigned char grey;
+    struct err e;
+    (void)state;
+    assert_int_equal(image_source_resize(&s, &copy, (struct net_shape){1, 1, 1}, IMAGE_FIT, &e), 0);
+    assert_int_equal(source_load(s, 0, &grey, &e), 0);
+    assert_int_equal(grey, (299 * 10 + 587 * 20 + 114 * 30 + 500) / 1000);
+    source_close(s);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -357,6 +371,7 @@ int main(void)
         cmocka_unit_test(a_table_gives_the_labels_of_images_beside_it),
         cmocka_unit_test(celeba_comes_as_it_is_published),
         cmocka_unit_test(any_source_is_brought_to_another_size),
+        cmocka_unit_test(colour_becomes_grey_as_when_it_is_decoded),
     };
     return cmocka_run_group_tests(tests, open_folder, close_folder);
 }
