@@ -287,6 +287,10 @@ static int check_sampler(const struct sample_request *q, struct err *e)
         fail(e, FAIL_UNSUPPORTED, "the model has no replay buffer: start from \"noise\"");
         rc = fail_at(e, "/sampler/start");
     }
+    if (q->sampler.start == START_GAUSSIAN && q->model->gaussians.values == 0) {
+        fail(e, FAIL_UNSUPPORTED, "the model has no Gaussians: start from \"noise\"");
+        rc = fail_at(e, "/sampler/start");
+    }
     if (q->model->d.attributes.head >= 0 && q->sampler.kind == SAMPLER_GIBBS) {
         fail(e, FAIL_UNSUPPORTED, "a model with an energy head has no y to draw: use \"sgld\"");
         rc = fail_at(e, "/sampler/kind");

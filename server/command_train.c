@@ -24,9 +24,10 @@ static const char usage_text[] =
     "usage: jemd train RECIPE.json --data DIR --out RUN [option ...]\n"
     "\n"
     "Trains the model of a recipe (docs/training.md) on labelled images and writes it to\n"
-    "RUN/model.safetensors. RUN also holds metrics.csv, log.txt and the two newest checkpoints; "
+    "RUN/model.safetensors. RUN also holds metrics.csv, log.txt, the two newest checkpoints and "
     "the\n"
-    "same command goes on from them after an interruption, and the result is the same, bit for "
+    "best one. The same command goes on from them after an interruption, and the result is the "
+    "same, bit for "
     "bit.\n"
     "\n"
     "  --data DIR      IDX files, CIFAR's, images by class, or images with a table\n"
@@ -38,18 +39,23 @@ static const char usage_text[] =
     "  --out RUN       a directory, made if missing\n"
     "  --threads N     default: all cores; does not change the result\n"
     "  --log-every N   steps a row of metrics.csv (default 50)\n"
-    "  --export        do not train: write the model of the newest checkpoint\n"
+    "  --export WHICH  do not train: write the model of the last checkpoint, or of the best one "
+    "to\n"
+    "                  RUN/model-best.safetensors\n"
     "  --help          this text\n"
     "\n"
     "exit codes: 0 done, 1 failed or given up (the last line says why), 2 wrong usage,\n"
     "            3 interrupted: a checkpoint was written\n";
 
+enum export { EXPORT_NONE, EXPORT_LAST, EXPORT_BEST };
+
 struct options {
     const char *recipe, *data, *split, *out;
     long threads, log_every;
+    enum export export;
     enum image_resize resize;
     double calib_share;
-    bool export, help;
+    bool help;
 };
 
 /* A run and what it shows. */
@@ -94,14 +100,16 @@ static int read_recipe(struct recipe *r, const char *path, struct err *e)
     return rc;
 }
 
-static const char metrics_head[] = "step,loss,cross_entropy,accuracy,log_p_data,log_p_chains,gap,"
-                                   "chain_gradient,parameter_gradient,"
-                                   "rate,log_p_newborn,buffer_age,rollbacks\n";
+static const char metrics_head[] =
+    "step,loss,cross_entropy,accuracy,log_p_data,log_p_chains,gap,"
+    "chain_gradient,parameter_gradient,"
+    "rate,log_p_newborn,buffer_age,rollbacks,chain_drift,chain_cosine,"
+    "fresh_right,fresh_log_p,fresh_lag,kl,best_step\n";
 
 /* Keeps the rows up to the step that the run goes on from. */
 static int open_metrics(struct run *r, struct err *e)
 {
-    char path[PATH_BYTES], line[512];
+    char path[PATH_BYTES], line[1024];
     long long step;
     snprintf(path, sizeof path, "%s/metrics.csv", r->o->out);
     r->metrics = fopen(path, "a+");
@@ -204,9 +212,11 @@ static void run_close(struct run *r)
 
 static void write_row(struct run *r, const struct trainer_step *s)
 {
-    fprintf(r->metrics, "%lld,%.6g,%.6g,%.6g,%.6g,%.6g,%.6g,%.6g,%.6g,%.6g,%.6g,%.6g,%d\n", s->step,
+    fprintf(r->metrics, "%lld,%.6g,%.6g,%.6g,%.6g,%.6g,%.6g,%.6g,%.6g,%.6g,%.6g,%.6g,%d,", s->step,
             s->loss, s->cross_entropy, s->accuracy, s->log_p_data, s->log_p_chains, s->health.gap,
             s->gradient, s->norm, s->rate, s->newborn, s->age, s->rollbacks);
+    fprintf(r->metrics, "%.6g,%.6g,%.6g,%.6g,%.6g,%.6g,%lld\n", s->drift, s->cosine, s->right,
+            s->fresh_log_p, s->fresh_lag, s->kl, s->best);
     fflush(r->metrics);
 }
 
@@ -248,7 +258,8 @@ static int write_model(struct run *r, struct err *e)
 {
     char path[PATH_BYTES], text[PATH_BYTES + 100];
     json_t *from = provenance(r);
-    snprintf(path, sizeof path, "%s/model.safetensors", r->o->out);
+    snprintf(path, sizeof path, "%s/model%s.safetensors", r->o->out,
+             r->o->export == EXPORT_BEST ? "-best" : "");
     const int rc = export_model(r->trainer, r->pool, from, path, e);
     json_decref(from);
     if (rc == 0) {
@@ -272,7 +283,9 @@ static void say_rollback(struct run *r, const struct trainer_step *s)
 static int run_steps(struct run *r, struct err *e)
 {
     struct trainer_step s;
-    while (!r->o->export && !interrupted) {
+    if (r->o->export == EXPORT_BEST && trainer_load_best(r->trainer, e) != 0)
+        return -e->code;
+    while (r->o->export == EXPORT_NONE && !interrupted) {
         const int rc = trainer_step(r->trainer, &s, e);
         if (rc < 0)
             return rc;
@@ -290,6 +303,16 @@ static int run_steps(struct run *r, struct err *e)
     return interrupted ? trainer_save(r->trainer, e) : write_model(r, e);
 }
 
+static int read_export(const char *text, enum export *out)
+{
+    *out = strcmp(text, "best") == 0   ? EXPORT_BEST
+           : strcmp(text, "last") == 0 ? EXPORT_LAST
+                                       : EXPORT_NONE;
+    if (*out == EXPORT_NONE)
+        fprintf(stderr, "jemd train: --export takes best or last, not \"%.40s\"\n", text);
+    return *out == EXPORT_NONE ? -1 : 0;
+}
+
 static int parse(int argc, char **argv, struct options *o)
 {
     static const struct option known[] = {{"data", required_argument, NULL, 'd'},
@@ -299,7 +322,7 @@ static int parse(int argc, char **argv, struct options *o)
                                           {"out", required_argument, NULL, 'o'},
                                           {"threads", required_argument, NULL, 't'},
                                           {"log-every", required_argument, NULL, 'l'},
-                                          {"export", no_argument, NULL, 'x'},
+                                          {"export", required_argument, NULL, 'x'},
                                           {"help", no_argument, NULL, 'h'},
                                           {NULL, 0, NULL, 0}};
     for (int c; (c = getopt_long(argc, argv, "", known, NULL)) != -1;) {
@@ -319,7 +342,7 @@ static int parse(int argc, char **argv, struct options *o)
         else if (c == 'l')
             rc = option_number("train", optarg, 1, 1000000, &o->log_every);
         else if (c == 'x')
-            o->export = true;
+            rc = read_export(optarg, &o->export);
         else if (c == 'h')
             o->help = true;
         else

@@ -44,6 +44,7 @@ static json_t *model_json(const struct models_entry *entry, bool whole)
     json_object_set_new(root, "compute", json_string(model_fingerprint(m)));
     json_object_set_new(root, "packed_bytes", json_integer((json_int_t)packed.bytes));
     json_object_set_new(root, "packed_shared", json_boolean(packed.shared_bytes == packed.bytes));
+    json_object_set_new(root, "gaussian_starts", json_boolean(m->gaussians.values > 0));
     json_object_set_new(root, "attributes", attributes_json(&d->attributes));
     if (entry->error[0])
         json_object_set_new(root, "error", json_string(entry->error));

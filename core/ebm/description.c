@@ -252,7 +252,7 @@ static int read_start(struct sampler *s, struct json_reader *parent, struct err 
     if (rc == 0)
         rc = get_float(&r, "noise", &s->start_noise, e);
     if (rc == 0 && kind == START_IMAGE)
-        rc = fail(e, FAIL_BAD_MODEL, "a model's default start is noise or buffer");
+        rc = fail(e, FAIL_BAD_MODEL, "a model's default start is noise, buffer or gaussian");
     s->start = (enum start_kind)kind;
     return rc == 0 ? json_reader_finish(&r, e) : rc;
 }
@@ -333,6 +333,32 @@ static int read_buffer(struct description *d, const json_t *value, struct err *e
     if (rc == 0)
         rc = get_float(&r, "offset", &d->buffer_offset, e);
     return rc == 0 ? json_reader_finish(&r, e) : rc;
+}
+
+static int read_gaussians(struct description *d, const json_t *value, struct err *e)
+{
+    struct json_reader r;
+    const char *attribute = NULL;
+    int rc = json_reader_init(&r, value, "/gaussians", e);
+    if (rc == 0)
+        rc = copy_string(&r, "mean", d->gaussian_mean, sizeof d->gaussian_mean, e);
+    if (rc == 0)
+        rc = copy_string(&r, "factor", d->gaussian_factor, sizeof d->gaussian_factor, e);
+    if (rc == 0)
+        rc = copy_string(&r, "spread", d->gaussian_spread, sizeof d->gaussian_spread, e);
+    if (rc == 0 && (!d->gaussian_mean[0] || !d->gaussian_factor[0] || !d->gaussian_spread[0]))
+        rc = json_missing(&r,
+                          !d->gaussian_mean[0]     ? "mean"
+                          : !d->gaussian_factor[0] ? "factor"
+                                                   : "spread",
+                          e);
+    if (rc == 0)
+        rc = json_get_string(&r, "attribute", ATTRIBUTE_NAME_MAX - 1, &attribute, e);
+    if (rc < 0)
+        return rc;
+    if (rc > 0)
+        rc = d->gaussian_attribute = attributes_find(&d->attributes, attribute, e);
+    return rc < 0 ? rc : json_reader_finish(&r, e);
 }
 
 /* Only the energies matter to the engine; the rest is a card for people. */
@@ -416,6 +442,11 @@ static int read_root(struct description *d, struct err *e)
         rc = section(d, &r, "sampler", false, read_sampler, e);
     if (rc == 0)
         rc = section(d, &r, "replay_buffer", false, read_buffer, e);
+    if (rc == 0)
+        rc = section(d, &r, "gaussians", false, read_gaussians, e);
+    if (rc == 0 && d->sampler.start == START_GAUSSIAN && !d->gaussian_mean[0])
+        rc = fail(e, FAIL_BAD_MODEL,
+                  "the sampler's start is gaussian, but there are no \"gaussians\"");
     if (rc == 0)
         rc = section(d, &r, "calibration", false, read_calibration, e);
     return rc == 0 ? json_reader_finish(&r, e) : rc;

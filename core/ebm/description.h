@@ -27,6 +27,10 @@ struct description {
     char buffer_x[DESCRIPTION_TENSOR_MAX],
         buffer_y[DESCRIPTION_TENSOR_MAX]; /* "" = no replay buffer */
     float buffer_scale, buffer_offset;
+    /* Gaussians where chains may start: "" = none. */
+    char gaussian_mean[DESCRIPTION_TENSOR_MAX], gaussian_factor[DESCRIPTION_TENSOR_MAX],
+        gaussian_spread[DESCRIPTION_TENSOR_MAX];
+    int gaussian_attribute;
     char energies[DESCRIPTION_TENSOR_MAX]; /* "" = not calibrated */
     json_t *root; /* all of it, read-only; owns the attribute values' text */
 };

@@ -131,6 +131,65 @@ static int open_buffer(struct model *m, struct err *e)
     return 0;
 }
 
+/* A finite tensor of one entry for each of `values`; entry: its further dimensions. */
+static const float *gaussian_part(struct model *m, const char *name, int values, const int *entry,
+                                  int n_entry, struct err *e)
+{
+    const struct tensor *t = safetensors_find(m->file, name);
+    bool fits =
+        t && t->dtype == TENSOR_F32 && t->n_dims == n_entry + 1 && t->shape[0] == (uint64_t)values;
+    for (int i = 0; fits && i < n_entry; i++)
+        fits = t->shape[i + 1] == (uint64_t)entry[i];
+    const float *v = fits ? floats(m, t, e) : NULL;
+    if (fits && !v)
+        return NULL;
+    for (uint64_t i = 0; fits && i < t->elements; i++)
+        fits = isfinite(v[i]);
+    if (!fits)
+        fail(
+            e, FAIL_BAD_MODEL,
+            "%.160s: \"%.64s\" of the Gaussians must be finite F32 of the shape that attribute and "
+            "image need",
+            m->path, name);
+    return fits ? v : NULL;
+}
+
+/* The grid that makes C g g rows of a factor; 0 = none does. */
+static int grid_of(struct net_shape in, uint64_t side)
+{
+    for (int g = 1; g <= in.h && g <= in.w; g++)
+        if (gaussians_side(in, g) == side)
+            return g;
+    return 0;
+}
+
+static int open_gaussians(struct model *m, struct err *e)
+{
+    const struct description *d = &m->d;
+    if (!d->gaussian_mean[0])
+        return 0;
+    const struct tensor *factor = safetensors_find(m->file, d->gaussian_factor);
+    struct gaussians g = {
+        .attribute = d->gaussian_attribute,
+        .values = d->attributes.list[d->gaussian_attribute].n_values,
+        .grid = factor && factor->n_dims == 3 ? grid_of(d->input, factor->shape[1]) : 0};
+    const int image[3] = {d->input.c, d->input.h, d->input.w};
+    const int side = (int)gaussians_side(d->input, g.grid), square[2] = {side, side};
+    if (g.grid == 0)
+        return fail(e, FAIL_BAD_MODEL,
+                    "%s: factor \"%s\" of the Gaussians must be F32 [%d,D,D] with D = %d g g",
+                    m->path, d->gaussian_factor, g.values, d->input.c);
+    g.mean = gaussian_part(m, d->gaussian_mean, g.values, image, 3, e);
+    if (g.mean)
+        g.spread = gaussian_part(m, d->gaussian_spread, g.values, image, 3, e);
+    if (g.spread)
+        g.factor = gaussian_part(m, d->gaussian_factor, g.values, square, 2, e);
+    if (!g.factor)
+        return -FAIL_BAD_MODEL;
+    m->gaussians = g;
+    return 0;
+}
+
 static int open_all(struct model *m, const char *cache_dir, bool recompute, struct err *e)
 {
     int rc = safetensors_open(&m->file, m->path, e);
@@ -150,6 +209,8 @@ static int open_all(struct model *m, const char *cache_dir, bool recompute, stru
         rc = open_energies(m, e);
     if (rc == 0)
         rc = open_buffer(m, e);
+    if (rc == 0)
+        rc = open_gaussians(m, e);
     if (rc == 0)
         rc = digest_file(safetensors_fd(m->file), cache_dir, recompute, m->digest, e);
     return rc;

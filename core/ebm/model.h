@@ -6,6 +6,7 @@
  */
 #include "base/fail.h"
 #include "ebm/description.h"
+#include "ebm/gaussians.h"
 #include "file/digest.h"
 #include "file/safetensors.h"
 #include "net/engine.h"
@@ -35,6 +36,7 @@ struct model {
     size_t n_buffer;               /* replay buffer entries, 0 = none */
     const struct tensor *buffer_x; /* U8 or F32 [n_buffer][C][H][W] */
     const uint8_t *buffer_y;       /* [n_buffer][K], 255 = free; NULL = unlabelled */
+    struct gaussians gaussians;    /* values 0 = none */
 };
 
 /* Opens and checks everything; digest cached in cache_dir (may be NULL) unless recompute.

@@ -7,7 +7,7 @@
 
 const char *const sampler_kind_names[SAMPLER_KINDS] = {"sgld", "ula", "gibbs"};
 const char *const sampler_rule_names[SAMPLER_RULES] = {"fixed", "normalised"};
-const char *const start_kind_names[START_KINDS] = {"noise", "buffer", "image"};
+const char *const start_kind_names[START_KINDS] = {"noise", "buffer", "image", "gaussian"};
 
 bool sampler_noiseless(const struct sampler *s, int t)
 {

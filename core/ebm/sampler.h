@@ -18,7 +18,7 @@
 
 enum sampler_kind { SAMPLER_SGLD, SAMPLER_ULA, SAMPLER_GIBBS, SAMPLER_KINDS };
 enum sampler_rule { SAMPLER_FIXED, SAMPLER_NORMALISED, SAMPLER_RULES };
-enum start_kind { START_NOISE, START_BUFFER, START_IMAGE, START_KINDS };
+enum start_kind { START_NOISE, START_BUFFER, START_IMAGE, START_GAUSSIAN, START_KINDS };
 
 extern const char *const sampler_kind_names[SAMPLER_KINDS];
 extern const char *const sampler_rule_names[SAMPLER_RULES];

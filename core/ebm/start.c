@@ -5,37 +5,6 @@
 
 #include <string.h>
 
-/* Source position of output pixel i when `in` pixels become `out` (corners not aligned), as the
- * lower neighbour and the weight of the upper one. */
-static void bilinear_tap(int i, int in, int out, int *lower, int *upper, float *weight)
-{
-    const float at = ((float)i + 0.5f) * (float)in / (float)out - 0.5f;
-    const float inside = at > 0 ? at : 0;
-    *lower = (int)inside;
-    *upper = *lower + 1 < in ? *lower + 1 : *lower;
-    *weight = inside - (float)*lower;
-}
-
-/* grid[C][g][g] -> x[C][H][W]. */
-static void enlarge(struct net_shape s, const float *grid, int g, float *x)
-{
-    for (int c = 0; c < s.c; c++, grid += g * g) {
-        for (int i = 0; i < s.h; i++) {
-            int y0, y1;
-            float wy;
-            bilinear_tap(i, g, s.h, &y0, &y1, &wy);
-            for (int j = 0; j < s.w; j++) {
-                int x0, x1;
-                float wx;
-                bilinear_tap(j, g, s.w, &x0, &x1, &wx);
-                const float a = grid[y0 * g + x0] * (1 - wx) + grid[y0 * g + x1] * wx;
-                const float b = grid[y1 * g + x0] * (1 - wx) + grid[y1 * g + x1] * wx;
-                *x++ = a * (1 - wy) + b * wy;
-            }
-        }
-    }
-}
-
 static void start_noise(const struct description *d, const struct sampler *s,
                         const struct rng_stream *stream, float *x, float *scratch)
 {
@@ -50,7 +19,7 @@ static void start_noise(const struct description *d, const struct sampler *s,
     for (size_t i = 0; i < drawn; i++)
         uniform[i] = lo + span * uniform[i];
     if (coarse)
-        enlarge(in, uniform, g, x);
+        gaussians_enlarge(in, uniform, g, x);
     if (s->start_noise > 0) {
         struct rng_stream normal = *stream;
         normal.purpose = RNG_START_NORMAL;
@@ -106,7 +75,38 @@ static void start_buffer(const struct model *m, const struct condition *c,
     }
 }
 
-static void clamp(const struct sampler *s, float *x, size_t n)
+/* One of the values that some alternative allows, each as likely. */
+static int choose_value(const struct condition *c, int k, float u)
+{
+    const struct attribute *a = &c->attributes->list[k];
+    const size_t stride = (size_t)c->attributes->n_logits;
+    int count = 0, pick;
+    for (int pass = 0;; pass++) {
+        pick = (int)(u * (float)count);
+        pick = pick < count ? pick : count - 1;
+        for (int v = 0; v < a->n_values; v++) {
+            bool allowed = false;
+            for (int j = 0; j < c->n_alternatives; j++)
+                allowed |= c->allowed[(size_t)j * stride + (size_t)(a->first + v)];
+            if (pass == 0)
+                count += allowed;
+            else if (allowed && pick-- == 0)
+                return v;
+        }
+    }
+}
+
+static void start_gaussian(const struct model *m, const struct condition *c, uint64_t seed,
+                           uint32_t chain, float *x, float *scratch)
+{
+    const struct rng_stream stream = {.seed = seed, .chain = chain, .purpose = RNG_START_UNIFORM};
+    float u;
+    rng_uniform(&stream, &u, 1);
+    gaussians_draw(&m->gaussians, m->d.input, choose_value(c, m->gaussians.attribute, u), seed,
+                   chain, x, scratch);
+}
+
+void start_clamp(const struct sampler *s, float *x, size_t n)
 {
     for (size_t i = 0; s->clamp && i < n; i++) {
         const float v = x[i];
@@ -122,12 +122,14 @@ void start_chain(const struct model *m, const struct sampler *s, const struct co
     if (s->start == START_BUFFER) {
         stream.purpose = RNG_BUFFER;
         start_buffer(m, c, &stream, x);
+    } else if (s->start == START_GAUSSIAN) {
+        start_gaussian(m, c, seed, chain, x, scratch);
     } else if (s->start == START_IMAGE) {
         memcpy(x, image, n * sizeof *x);
     } else {
         start_noise(&m->d, s, &stream, x, scratch);
     }
-    clamp(s, x, n);
+    start_clamp(s, x, n);
 }
 
 void start_fresh(const struct description *d, const struct sampler *s, uint64_t seed,
@@ -135,5 +137,5 @@ void start_fresh(const struct description *d, const struct sampler *s, uint64_t 
 {
     const struct rng_stream stream = {.seed = seed, .chain = chain, .purpose = RNG_START_UNIFORM};
     start_noise(d, s, &stream, x, scratch);
-    clamp(s, x, net_shape_elements(d->input));
+    start_clamp(s, x, net_shape_elements(d->input));
 }

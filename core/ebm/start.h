@@ -6,7 +6,8 @@
 #include "ebm/sampler.h"
 
 /* Writes x[C][H][W] for chain `chain` of a job with this seed: fresh noise, a replay buffer entry,
- * or a copy of `image` (START_IMAGE). `scratch` has as many floats as x. Buffer: uniformly one of
+ * a draw from one of the model's Gaussians (each value that the condition allows is as likely), or a
+ * copy of `image` (START_IMAGE). `scratch` has as many floats as x. Buffer: uniformly one of
  * the entries whose labels break the condition in the fewest attributes (unlabelled and free
  * entries break none). */
 void start_chain(const struct model *m, const struct sampler *s, const struct condition *c,
@@ -14,5 +15,7 @@ void start_chain(const struct model *m, const struct sampler *s, const struct co
 /* Fresh noise for a model of this description, clamped if the sampler clamps. */
 void start_fresh(const struct description *d, const struct sampler *s, uint64_t seed,
                  uint32_t chain, float *x, float *scratch);
+/* Clamps x[n] if the sampler clamps. */
+void start_clamp(const struct sampler *s, float *x, size_t n);
 /* How many attributes the best buffer entries break; -1 if the model has no buffer. */
 int start_buffer_mismatch(const struct model *m, const struct condition *c);

@@ -70,9 +70,8 @@ static int list(const struct trainer *t, long long *steps, struct err *e)
     return n;
 }
 
-static int write_file(const struct trainer *t, void *optimiser, struct err *e)
+static int write_file(const struct trainer *t, void *optimiser, const char *path, struct err *e)
 {
-    char path[1200];
     struct part parts[PARTS];
     struct tensor tensors[PARTS];
     const struct tensor_metadata identity = {"jemd.training", t->identity};
@@ -88,7 +87,6 @@ static int write_file(const struct trainer *t, void *optimiser, struct err *e)
                                                .data = parts[i].data};
         }
     }
-    path_of(t, t->progress.step, path, sizeof path);
     return safetensors_write(path, tensors, (size_t)m, &identity, 1, e);
 }
 
@@ -114,13 +112,33 @@ static int drop_others(const struct trainer *t, long long *steps, int n, long lo
     return kept;
 }
 
+static int write_to(const struct trainer *t, const char *path, struct err *e)
+{
+    void *optimiser = malloc(optimiser_state_bytes(t->optimiser));
+    const int rc = optimiser ? write_file(t, optimiser, path, e)
+                             : fail(e, FAIL_NO_MEMORY, "no memory for a checkpoint");
+    free(optimiser);
+    return rc;
+}
+
+static void best_path(const struct trainer *t, char *out, size_t size)
+{
+    snprintf(out, size, "%s/best.safetensors", t->directory);
+}
+
+int checkpoint_save_best(const struct trainer *t, struct err *e)
+{
+    char path[1200];
+    best_path(t, path, sizeof path);
+    return write_to(t, path, e);
+}
+
 int checkpoint_save(const struct trainer *t, struct err *e)
 {
     long long steps[STEPS_MAX];
-    void *optimiser = malloc(optimiser_state_bytes(t->optimiser));
-    int rc = optimiser ? write_file(t, optimiser, e)
-                       : fail(e, FAIL_NO_MEMORY, "no memory for a checkpoint");
-    free(optimiser);
+    char path[1200];
+    path_of(t, t->progress.step, path, sizeof path);
+    int rc = write_to(t, path, e);
     if (rc != 0)
         return rc;
     int n = list(t, steps, e);
@@ -159,17 +177,35 @@ static int read_parts(struct trainer *t, const struct safetensors *f, const char
     return 0;
 }
 
-static int load(struct trainer *t, long long step, struct err *e)
+static int load_from(struct trainer *t, const char *path, struct err *e)
 {
-    char path[1200];
     struct safetensors *f;
-    path_of(t, step, path, sizeof path);
     int rc = safetensors_open(&f, path, e);
     if (rc != 0)
         return rc;
     rc = read_parts(t, f, path, e);
     safetensors_close(f);
+    return rc;
+}
+
+static int load(struct trainer *t, long long step, struct err *e)
+{
+    char path[1200];
+    path_of(t, step, path, sizeof path);
+    const int rc = load_from(t, path, e);
     return rc != 0 ? rc : 1;
+}
+
+int checkpoint_load_best(struct trainer *t, struct err *e)
+{
+    char path[1200];
+    best_path(t, path, sizeof path);
+    if (!t->directory[0] || access(path, F_OK) != 0)
+        return fail(
+            e, FAIL_NOT_FOUND,
+            "there is no best checkpoint: the run has no chains, or has not looked at fresh "
+            "ones (health.fresh) after its warm-up");
+    return load_from(t, path, e);
 }
 
 int checkpoint_load(struct trainer *t, struct err *e)

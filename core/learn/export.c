@@ -16,7 +16,8 @@ struct contents {
     struct parameters parameters; /* averaged */
     struct net *net;
     struct walkers *walkers;
-    int n; /* entries of the buffer */
+    struct gaussians gaussians; /* where chains may start, values 0 = none */
+    int n;                      /* entries of the buffer */
     float *x;
     unsigned char *bytes; /* x, rounded */
     uint8_t *y;
@@ -99,6 +100,29 @@ static void round_entries(struct contents *c)
     }
 }
 
+/* Chains start as they did in training. */
+static int describe_gaussians(const struct contents *c, json_t *root)
+{
+    json_t *sampler = json_object_get(root, "sampler");
+    if (c->gaussians.values == 0)
+        return json_object_del(root, "gaussians") == 0 || !json_object_get(root, "gaussians") ? 0
+                                                                                              : -1;
+    if (!sampler) {
+        sampler = json_object();
+        if (json_object_set_new(root, "sampler", sampler) != 0)
+            return -1;
+    }
+    const char *name =
+        trainer_recipe(c->trainer)->model.attributes.list[c->gaussians.attribute].name;
+    return json_object_set_new(sampler, "start", json_pack("{s:s}", "kind", "gaussian")) != 0 ||
+                   json_object_set_new(root, "gaussians",
+                                       json_pack("{s:s, s:s, s:s, s:s}", "attribute", name, "mean",
+                                                 "gaussians.mean", "factor", "gaussians.factor",
+                                                 "spread", "gaussians.spread")) != 0
+               ? -1
+               : 0;
+}
+
 /* The description of the recipe with buffer and provenance; NULL when out of memory. */
 static json_t *describe(const struct contents *c, json_t *provenance)
 {
@@ -110,7 +134,8 @@ static json_t *describe(const struct contents *c, json_t *provenance)
     if (root && buffer) {
         json_object_del(root, "calibration");
         json_object_del(root, "replay_buffer");
-        if ((c->n == 0 || json_object_set(root, "replay_buffer", buffer) == 0) &&
+        if (describe_gaussians(c, root) == 0 &&
+            (c->n == 0 || json_object_set(root, "replay_buffer", buffer) == 0) &&
             (!provenance || json_object_set(root, "provenance", provenance) == 0)) {
             json_decref(buffer);
             return root;
@@ -119,6 +144,30 @@ static json_t *describe(const struct contents *c, json_t *provenance)
     json_decref(buffer);
     json_decref(root);
     return NULL;
+}
+
+static size_t list_gaussians(const struct contents *c, struct tensor *out)
+{
+    const struct gaussians *g = &c->gaussians;
+    const struct net_shape in = trainer_recipe(c->trainer)->model.input;
+    const uint64_t v = (uint64_t)g->values;
+    if (v == 0)
+        return 0;
+    const uint64_t side = gaussians_side(in, g->grid);
+    const struct tensor image = {.dtype = TENSOR_F32,
+                                 .n_dims = 4,
+                                 .shape = {v, (uint64_t)in.c, (uint64_t)in.h, (uint64_t)in.w}};
+    out[0] = out[1] = image;
+    out[0].name = "gaussians.mean";
+    out[0].data = g->mean;
+    out[1].name = "gaussians.spread";
+    out[1].data = g->spread;
+    out[2] = (struct tensor){.name = "gaussians.factor",
+                             .dtype = TENSOR_F32,
+                             .n_dims = 3,
+                             .shape = {v, side, side},
+                             .data = g->factor};
+    return 3;
 }
 
 static size_t list_tensors(const struct contents *c, struct tensor *out)
@@ -136,6 +185,7 @@ static size_t list_tensors(const struct contents *c, struct tensor *out)
         for (int j = 0; j < p->n_dims; j++)
             t->shape[j] = (uint64_t)p->shape[j];
     }
+    used += list_gaussians(c, out + used);
     if (c->n == 0)
         return used;
     out[used++] = (struct tensor){
@@ -156,7 +206,7 @@ static int write_file(const struct contents *c, json_t *provenance, const char *
 {
     json_t *root = describe(c, provenance);
     char *text = root ? json_dumps(root, JSON_COMPACT | JSON_REAL_PRECISION(17)) : NULL;
-    struct tensor *tensors = calloc((size_t)c->parameters.n_tensors + 2, sizeof *tensors);
+    struct tensor *tensors = calloc((size_t)c->parameters.n_tensors + 5, sizeof *tensors);
     int rc = 0;
     if (text && tensors) {
         const struct tensor_metadata meta[] = {{"format", "jemd"}, {"jemd", text}};
@@ -174,7 +224,7 @@ int export_model(const struct trainer *t, struct pool *pool, json_t *provenance,
                  struct err *e)
 {
     const struct description *d = &trainer_recipe(t)->model;
-    struct contents c = {.trainer = t};
+    struct contents c = {.trainer = t, .gaussians = trainer_gaussians(t)};
     int rc = parameters_init(&c.parameters, d->layers, d->n_layers, d->input, e);
     if (rc != 0)
         return rc;

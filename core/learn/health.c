@@ -7,10 +7,17 @@ const char *const health_texts[HEALTH_STATES] = {"all is well",
                                                  "a loss, a gradient or a chain is not finite",
                                                  "data and chains are too far apart in log p",
                                                  "the energy has become too steep where chains are",
-                                                 "new chains no longer get to where old ones are"};
+                                                 "new chains no longer get to where old ones are",
+                                                 "the loss is far too large",
+                                                 "the energy is flat where chains are",
+                                                 "chains hardly move",
+                                                 "chains overshoot, step after step",
+                                                 "fresh chains do not get the labels they are for",
+                                                 "fresh chains do not get to where old ones are"};
 
 #define FORGET 0.02 /* of a running mean, a step */
 #define FORGET_BIRTH 0.1
+#define FORGET_LOOK 0.4
 
 static void mean(double *running, double v, double seen, double forget)
 {
@@ -18,13 +25,26 @@ static void mean(double *running, double v, double seen, double forget)
     *running += (share > forget ? share : forget) * (v - *running);
 }
 
+static enum health_state judge_chains(const struct health *h, const struct recipe_health *limits)
+{
+    if (h->gradient < limits->dead)
+        return HEALTH_DEAD;
+    if (h->drift < limits->drift)
+        return HEALTH_DRIFT;
+    return h->cosine < limits->cosine ? HEALTH_COSINE : HEALTH_GOOD;
+}
+
 enum health_state health_step(struct health *h, const struct recipe_health *limits,
                               const struct health_signs *s)
 {
     if (!s->finite || !isfinite(s->gap) || !isfinite(s->gradient))
         return HEALTH_NOT_FINITE;
+    if (fabs(s->loss) > limits->loss)
+        return HEALTH_LOSS;
     mean(&h->gap, s->gap, h->steps, FORGET);
     mean(&h->gradient, s->gradient, h->steps, FORGET);
+    mean(&h->drift, s->drift, h->steps, FORGET);
+    mean(&h->cosine, s->cosine, h->steps, FORGET);
     h->steps++;
     if (h->steps < limits->warm_up)
         return HEALTH_GOOD;
@@ -32,7 +52,9 @@ enum health_state health_step(struct health *h, const struct recipe_health *limi
         h->least = h->gradient;
     if (fabs(h->gap) > limits->gap)
         return HEALTH_GAP;
-    return h->gradient > limits->gradient * h->least ? HEALTH_GRADIENT : HEALTH_GOOD;
+    if (h->gradient > limits->gradient * h->least)
+        return HEALTH_GRADIENT;
+    return s->chains ? judge_chains(h, limits) : HEALTH_GOOD;
 }
 
 enum health_state health_birth(struct health *h, const struct recipe_health *limits, double lag)
@@ -42,4 +64,27 @@ enum health_state health_birth(struct health *h, const struct recipe_health *lim
     mean(&h->lag, lag, h->births, FORGET_BIRTH);
     h->births++;
     return h->steps >= limits->warm_up && h->lag > limits->lag ? HEALTH_LAG : HEALTH_GOOD;
+}
+
+enum health_state health_look(struct health *h, const struct recipe_health *limits,
+                              const struct health_fresh *f)
+{
+    if (!isfinite(f->right) || !isfinite(f->lag))
+        return HEALTH_NOT_FINITE;
+    mean(&h->right, f->right, h->fresh, FORGET_LOOK);
+    mean(&h->chance, f->chance, h->fresh, FORGET_LOOK);
+    mean(&h->fresh_lag, f->lag, h->fresh, FORGET_LOOK);
+    h->fresh++;
+    if (h->steps < limits->warm_up)
+        return HEALTH_GOOD;
+    if (h->right - h->chance < limits->fresh.right * (1 - h->chance))
+        return HEALTH_FRESH;
+    return h->fresh_lag > limits->fresh.lag ? HEALTH_FRESH_LAG : HEALTH_GOOD;
+}
+
+double health_quality(const struct health *h, const struct recipe_health *limits)
+{
+    const double lag =
+        h->fresh_lag > 0 && limits->fresh.lag > 0 ? h->fresh_lag / limits->fresh.lag : 0;
+    return h->right - lag - (limits->gap > 0 ? fabs(h->gap) / limits->gap : 0);
 }

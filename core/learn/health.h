@@ -14,6 +14,12 @@ enum health_state {
     HEALTH_GAP,        /* log p of data far above or below that of chains */
     HEALTH_GRADIENT,   /* |dF/dx| far above its least so far */
     HEALTH_LAG,        /* new chains stay far below old ones */
+    HEALTH_LOSS,       /* a loss far too large */
+    HEALTH_DEAD,       /* |dF/dx| all but zero where chains are */
+    HEALTH_DRIFT,      /* chains stay where they are */
+    HEALTH_COSINE,     /* chains overshoot */
+    HEALTH_FRESH,      /* fresh chains do not get to be what they were asked for */
+    HEALTH_FRESH_LAG,  /* fresh chains stay far below old ones, under the averaged parameters */
     HEALTH_STATES
 };
 
@@ -21,19 +27,39 @@ extern const char *const health_texts[HEALTH_STATES]; /* a sentence's end: "the 
 
 /* Running means, of doubles only: an array of them is saved. */
 struct health {
-    double steps;    /* observed */
-    double gap;      /* log p of data minus that of chains */
-    double gradient; /* mean |dF/dx| of chains */
-    double least;    /* the least of it after warm-up; 0 = not yet */
-    double lag;      /* log p of old chains minus that of newborn ones */
-    double births;   /* observed */
+    double steps;     /* observed */
+    double gap;       /* log p of data minus that of chains */
+    double gradient;  /* mean |dF/dx| of chains */
+    double least;     /* the least of it after warm-up; 0 = not yet */
+    double lag;       /* log p of old chains minus that of newborn ones */
+    double births;    /* observed */
+    double drift;     /* mean |x_end - x_start| of a visit */
+    double cosine;    /* of consecutive gradients in a visit */
+    double right;     /* of fresh chains: share of labels read back right */
+    double chance;    /* of it: what guessing gets right */
+    double fresh_lag; /* log p(x) of the buffer minus that of fresh chains */
+    double fresh;     /* times looked at fresh chains */
 };
 
 struct health_signs {
     bool finite;
     double gap, gradient;
+    double loss;
+    bool chains; /* there are some: what follows, and a gradient that is too small, is judged */
+    double drift, cosine;
+};
+
+/* A look at fresh chains. */
+struct health_fresh {
+    double right, chance, lag;
 };
 
 enum health_state health_step(struct health *h, const struct recipe_health *limits,
                               const struct health_signs *s);
 enum health_state health_birth(struct health *h, const struct recipe_health *limits, double lag);
+enum health_state health_look(struct health *h, const struct recipe_health *limits,
+                              const struct health_fresh *f);
+/* How good a model the run has come to, by its fresh chains and its gap: the larger the better, at
+ * most 1. Share of labels read back right, minus the lag of fresh chains (none if they are ahead)
+ * and the size of the gap, each as a share of its limit. */
+double health_quality(const struct health *h, const struct recipe_health *limits);

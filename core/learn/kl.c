@@ -81,13 +81,26 @@ const float *kl_images(const struct kl *k)
     return k->x_kl;
 }
 
+/* a of image i. */
+static float step_of(const struct kl *k, size_t i)
+{
+    return k->b->steps ? k->b->steps[i] : k->options.step_size;
+}
+
+static float most_of(const struct kl_options *o)
+{
+    return o->pixel_clamp > 0 ? o->pixel_clamp : INFINITY;
+}
+
 /* x_kl = clamp(x + a slope + noise) */
 static void move(struct kl *k)
 {
     const struct kl_options *o = &k->options;
     const struct kl_batch *b = k->b;
+    const float most = most_of(o);
     for (size_t i = 0; i < (size_t)b->n * k->elements; i++) {
-        const float at = b->x[i] + o->step_size * k->slope[i] + b->noise[i];
+        const float by = step_of(k, i / k->elements) * k->slope[i];
+        const float at = b->x[i] + (by < -most ? -most : by > most ? most : by) + b->noise[i];
         k->x_kl[i] = at < o->lo ? o->lo : at > o->hi ? o->hi : at;
     }
 }
@@ -135,6 +148,7 @@ static void direct_image(void *ctx, int i, int worker)
     const size_t n = k->elements, at = (size_t)i * n;
     const float *x_kl = k->x_kl + at, *slope = k->slope + at;
     float *v = k->v + at, least;
+    const float a = step_of(k, (size_t)i), most = most_of(o);
     double norm2 = 0, along = 0;
     (void)worker;
     const float *nearest = nearest_to(k, x_kl, &least);
@@ -142,7 +156,7 @@ static void direct_image(void *ctx, int i, int worker)
     for (size_t p = 0; p < n; p++) {
         if (nearest)
             v[p] += pull * (x_kl[p] - nearest[p]);
-        if (x_kl[p] <= o->lo || x_kl[p] >= o->hi)
+        if (x_kl[p] <= o->lo || x_kl[p] >= o->hi || fabsf(a * slope[p]) >= most)
             v[p] = 0;
         norm2 += (double)v[p] * (double)v[p];
         along += (double)v[p] * (double)slope[p];
@@ -203,8 +217,7 @@ static void weigh_pairs(const struct kl *k, double scale, double share)
         float *plus = k->dlogits + 2 * i * k->n_logits, *minus = plus + k->n_logits;
         const double across = 2 * scale * k->steps[i];
         const float factor =
-            k->norms[i] > 0 ? (float)(-share * (double)k->options.step_size * k->norms[i] / across)
-                            : 0;
+            k->norms[i] > 0 ? (float)(-share * (double)step_of(k, i) * k->norms[i] / across) : 0;
         for (size_t l = 0; l < k->n_logits; l++) {
             plus[l] *= factor;
             minus[l] *= -factor;

@@ -26,10 +26,12 @@
 #include <stdint.h>
 
 struct kl_options {
-    float step_size; /* a */
-    float marginal;  /* weights, see above */
-    float neighbour; /* MODELS 6: .3 */
-    float lo, hi;    /* of the clamp; may be infinite */
+    float step_size;   /* a */
+    float marginal;    /* weights, see above */
+    float neighbour;   /* MODELS 6: .3 */
+    float lo, hi;      /* of the clamp; may be infinite */
+    float pixel_clamp; /* bound on |a grad_x F| of a pixel, which then moves no further and counts
+                          as clamped; 0 = none */
 };
 
 #define KL_CHANGE 0.1
@@ -39,6 +41,7 @@ struct kl_batch {
     int n;                   /* images; 2 n <= the gradient's batch */
     const float *x;          /* [n][C][H][W] */
     const uint8_t *y;        /* [n][K], LOSS_MISSING = marginalised; NULL = all */
+    const float *steps;      /* [n] each image's a, taken as constant; NULL = step_size */
     const float *noise;      /* [n][C][H][W], as added */
     int n_neighbours;        /* 0 = without that term */
     const float *neighbours; /* d[n_neighbours][C][H][W]; one at distance 0 does not count */

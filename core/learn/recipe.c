@@ -4,7 +4,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-static const char *const label_words[LABELS_KINDS] = {"free", "data", "gibbs"};
+static const char *const label_words[LABELS_KINDS] = {"free", "data", "gibbs", "classes"};
+static const char *const write_words[WRITE_KINDS] = {"in_place", "ring", "reservoir"};
+static const char *const start_words[] = {"noise", "gaussian"};
 static const char *const optimiser_words[] = {"adam", "sgd"};
 
 #define FALL 0.1 /* of the step norm within a visit, unless said otherwise */
@@ -14,6 +16,7 @@ static const struct recipe defaults = {
     .steps = 20000,
     .batch = 32,
     .data_noise = 0.03,
+    .data_clamp = true,
     .data = {.log_pxy = -1, .cross_entropy = 1, .square_pxy = 0.005f},
     .optimiser = {.kind = OPTIMISER_ADAM, .beta1 = 0.9, .beta2 = 0.999, .epsilon = 1e-8},
     .rate = 3e-4,
@@ -40,8 +43,20 @@ static const struct recipe defaults = {
                .births = 16,
                .birth_steps = 60,
                .blur = 0.05,
-               .shift = 0.05},
-    .health = {.gap = 10, .gradient = 100, .lag = 60, .warm_up = 500, .retries = 8, .slower = 0.5},
+               .shift = 0.05,
+               .augment_fresh = true,
+               .grid = 8},
+    .kl = {.neighbours = 100, .after = 20},
+    .health = {.gap = 10,
+               .gradient = 100,
+               .lag = 60,
+               .loss = 1e8,
+               .dead = 1e-8,
+               .cosine = -0.5,
+               .fresh = {.every = 500, .count = 16, .right = 0.1, .lag = 60},
+               .warm_up = 500,
+               .retries = 8,
+               .slower = 0.5},
     .checkpoint_every = 500,
     .export_buffer = 1000,
 };
@@ -107,6 +122,24 @@ static void leave(struct reading *g, struct reading *from)
         from->rc = g->rc;
 }
 
+static void flag(struct reading *g, const char *name, bool *out)
+{
+    if (g->rc >= 0)
+        g->rc = json_get_bool(&g->r, name, out, g->e);
+}
+
+static void read_kl(struct recipe_kl *k, struct reading *from)
+{
+    struct reading g;
+    if (!enter(&g, from, "kl"))
+        return;
+    real(&g, "marginal", 0, 1e3, &k->marginal);
+    real(&g, "neighbour", 0, 1e3, &k->neighbour);
+    whole(&g, "neighbours", 0, 4096, &k->neighbours);
+    whole(&g, "after", 0, STEPS_MAX, &k->after);
+    leave(&g, from);
+}
+
 static void read_loss(struct recipe *r, struct reading *from)
 {
     struct reading g;
@@ -117,6 +150,7 @@ static void read_loss(struct recipe *r, struct reading *from)
     single(&g, "log_pxy", 0, 1e3, &pxy);
     single(&g, "cross_entropy", 0, 1e3, &r->data.cross_entropy);
     single(&g, "square", 0, 1e3, &square);
+    read_kl(&r->kl, &g);
     leave(&g, from);
     r->data.log_px = -px;
     r->data.log_pxy = -pxy;
@@ -130,11 +164,12 @@ static void read_data(struct recipe *r, struct reading *from)
     if (!enter(&g, from, "data"))
         return;
     real(&g, "noise", 0, 10, &r->data_noise);
+    flag(&g, "clamp", &r->data_clamp);
     whole(&g, "crop", 0, 64, &r->crop);
-    if (g.rc >= 0)
-        g.rc = json_get_bool(&g.r, "flip", &r->flip, g.e);
-    if (g.rc >= 0)
-        g.rc = json_get_bool(&g.r, "dequantise", &r->dequantise, g.e);
+    flag(&g, "flip", &r->flip);
+    flag(&g, "dequantise", &r->dequantise);
+    whole(&g, "labels_per_class", 0, STEPS_MAX, &r->labels_per_class);
+    whole(&g, "labelled_batch", 0, 4096, &r->labelled_batch);
     leave(&g, from);
 }
 
@@ -174,13 +209,18 @@ static void read_chains(struct recipe *r, struct reading *from)
 {
     struct recipe_chains *c = &r->chains;
     struct reading g;
-    int labels = (int)c->labels, rule = (int)c->sampler.rule;
+    int labels = (int)c->labels, rule = (int)c->sampler.rule, write = (int)c->write;
+    int start = c->gaussian;
     double last = -1;
     if (!enter(&g, from, "chains"))
         return;
     whole(&g, "count", 0, 4096, &c->count);
     whole(&g, "buffer", 1, 1000000, &c->buffer);
+    whole(&g, "paired", 0, 4096, &c->paired);
     word(&g, "labels", label_words, LABELS_KINDS, &labels);
+    word(&g, "write", write_words, WRITE_KINDS, &write);
+    word(&g, "start", start_words, 2, &start);
+    whole(&g, "grid", 1, RECIPE_GRID_MAX, &c->grid);
     real(&g, "mask", 0, 1, &c->mask);
     real(&g, "free", 0, 1, &c->free);
     whole(&g, "steps", 1, 10000, &c->sampler.steps);
@@ -190,15 +230,33 @@ static void read_chains(struct recipe *r, struct reading *from)
     single(&g, "step_norm", 0, 1e3, &c->sampler.step_norm);
     real(&g, "step_norm_last", 0, 1e3, &last);
     single(&g, "noise", 0, 1e3, &c->sampler.noise);
+    flag(&g, "clamp", &c->sampler.clamp);
     single(&g, "pixel_clamp", 0, 1e6, &c->sampler.pixel_clamp);
     real(&g, "reinit", 0, 1, &c->reinit);
     real(&g, "blur", 0, 1, &c->blur);
     real(&g, "shift", 0, 1, &c->shift);
+    real(&g, "flip", 0, 1, &c->flip);
+    flag(&g, "augment_fresh", &c->augment_fresh);
     read_births(c, &g);
     leave(&g, from);
     c->labels = (enum chain_labels)labels;
+    c->write = (enum chain_write)write;
+    c->gaussian = start == 1;
     c->sampler.rule = (enum sampler_rule)rule;
     c->step_norm_last = last >= 0 ? last : FALL * (double)c->sampler.step_norm;
+}
+
+static void read_fresh(struct recipe_fresh *f, struct reading *from)
+{
+    struct reading g;
+    if (!enter(&g, from, "fresh"))
+        return;
+    whole(&g, "every", 0, STEPS_MAX, &f->every);
+    whole(&g, "count", 1, 4096, &f->count);
+    whole(&g, "steps", 0, 100000, &f->steps);
+    real(&g, "right", 0, 1, &f->right);
+    real(&g, "lag", 0, 1e9, &f->lag);
+    leave(&g, from);
 }
 
 static void read_health(struct recipe *r, struct reading *from)
@@ -210,6 +268,11 @@ static void read_health(struct recipe *r, struct reading *from)
     real(&g, "gap", 0, 1e9, &h->gap);
     real(&g, "gradient", 1, 1e9, &h->gradient);
     real(&g, "lag", 0, 1e9, &h->lag);
+    real(&g, "loss", 0, 1e300, &h->loss);
+    real(&g, "dead", 0, 1e9, &h->dead);
+    real(&g, "drift", 0, 1e9, &h->drift);
+    real(&g, "cosine", -1, 1, &h->cosine);
+    read_fresh(&h->fresh, &g);
     whole(&g, "warm_up", 0, STEPS_MAX, &h->warm_up);
     whole(&g, "retries", 0, 1000, &h->retries);
     real(&g, "slower", 0.01, 1, &h->slower);
@@ -255,22 +318,88 @@ static int digest_of(const json_t *root, char hex[DIGEST_HEX], struct err *e)
     return 0;
 }
 
+/* No more rows and chains than what the weights of the loss ask for. */
+static void drop_idle(struct recipe *r)
+{
+    struct recipe_chains *c = &r->chains;
+    if (r->data.log_pxy == 0)
+        c->paired = 0;
+    if (r->data.log_px == 0 && (r->data.log_pxy == 0 || c->paired > 0))
+        c->count = 0;
+    if (c->count == 0) {
+        r->data.log_px = 0;
+        if (c->paired == 0)
+            r->data.log_pxy = 0;
+    }
+    if (r->labelled_batch > 0 && r->data.log_px == 0)
+        r->batch = 0;
+}
+
+/* Whose log p(x), log p(x, y) and labels the loss takes: r->data holds all its weights. */
+static void split_weights(struct recipe *r)
+{
+    const struct loss_weights all = r->data;
+    const float square = all.square_px + all.square_pxy;
+    const struct loss_weights marginal = {.log_px = all.log_px,
+                                          .square_px = all.log_px != 0 ? square : 0};
+    const struct loss_weights joint = {.log_pxy = all.log_pxy,
+                                       .square_pxy = all.log_pxy != 0 ? square : 0};
+    if (r->labelled_batch > 0) {
+        r->labelled = joint;
+        r->labelled.cross_entropy = all.cross_entropy;
+        if (r->batch > 0)
+            r->data = marginal;
+        else
+            r->labelled.square_px = all.log_pxy != 0 ? 0 : square;
+    }
+    r->negatives = r->chains.paired > 0 ? marginal : all;
+    r->paired = r->chains.paired > 0 ? joint : (struct loss_weights){0};
+    r->negatives.cross_entropy = 0;
+    r->negatives.log_px *= -1;
+    r->negatives.log_pxy *= -1;
+    r->paired.log_pxy *= -1;
+}
+
+static int check_slots(const struct recipe *r, struct err *e)
+{
+    const struct recipe_chains *c = &r->chains;
+    const struct attributes *a = &r->model.attributes;
+    if (!c->slots)
+        return 0;
+    if (a->n != 1 || a->list[0].n_values > c->buffer)
+        return fail(e, FAIL_OUT_OF_RANGE,
+                    "slots by class (chains.labels \"classes\", chains.paired) need a model of one "
+                    "attribute and a buffer entry for each of its values");
+    if (c->write != WRITE_IN_PLACE || c->labels == LABELS_GIBBS)
+        return fail(
+            e, FAIL_UNSUPPORTED,
+            "slots by class (chains.labels \"classes\", chains.paired) go with chains.write "
+            "\"in_place\" and not with chains.labels \"gibbs\"");
+    return 0;
+}
+
 /* The chains' range and start are the model's. */
 static int finish(struct recipe *r, struct err *e)
 {
-    struct sampler *s = &r->chains.sampler;
-    if (r->data.log_px == 0 && r->data.log_pxy == 0)
-        r->chains.count = 0;
-    if (r->chains.count == 0)
-        r->data.log_px = r->data.log_pxy = 0;
+    struct recipe_chains *c = &r->chains;
+    struct sampler *s = &c->sampler;
+    drop_idle(r);
+    split_weights(r);
+    c->gaussian |= r->model.sampler.start == START_GAUSSIAN;
+    c->slots = c->paired > 0 || (c->count > 0 && c->labels == LABELS_CLASSES);
+    if (c->slots && c->labels == LABELS_DATA)
+        c->labels = LABELS_CLASSES;
     s->clamp_lo = r->model.range_lo;
     s->clamp_hi = r->model.range_hi;
     s->start_grid = r->model.sampler.start_grid;
     s->start_noise = r->model.sampler.start_noise;
-    if (r->chains.count > r->chains.buffer)
-        return fail(e, FAIL_OUT_OF_RANGE, "a buffer of %d has no room for %d chains",
-                    r->chains.buffer, r->chains.count);
-    return sampler_check(s, e);
+    if (c->count + c->paired > c->buffer)
+        return fail(e, FAIL_OUT_OF_RANGE, "a buffer of %d has no room for %d chains", c->buffer,
+                    c->count + c->paired);
+    if (c->gaussian && (c->grid > r->model.input.h || c->grid > r->model.input.w))
+        return fail(e, FAIL_OUT_OF_RANGE, "chains.grid is finer than the image");
+    const int rc = check_slots(r, e);
+    return rc == 0 ? sampler_check(s, e) : rc;
 }
 
 int recipe_parse(struct recipe *r, const char *text, size_t size, const char *path, struct err *e)

@@ -23,7 +23,7 @@ uint64_t trainer_seed(const struct trainer *t, long long step)
 
 static int rows(const struct trainer *t)
 {
-    return t->recipe->batch + t->recipe->chains.count;
+    return trainer_data_rows(t) + trainer_chains(t);
 }
 
 /* PyTorch's default: weights and biases uniform within 1 / sqrt(fan in). */
@@ -93,7 +93,7 @@ static void lay_out(struct trainer *t, struct arena *a, bool made)
 {
     const struct recipe *r = t->recipe;
     const size_t e = trainer_elements(t), k = (size_t)trainer_labels(t), n = (size_t)rows(t);
-    const size_t chains = (size_t)r->chains.count, births = chains ? (size_t)r->chains.births : 0;
+    const size_t chains = (size_t)trainer_chains(t), births = chains ? (size_t)r->chains.births : 0;
     const size_t most = (chains > births ? chains : births) + 1;
     const size_t buffer = chains ? (size_t)r->chains.buffer : 0;
     t->average = take(a, made, t->parameters.n * sizeof(float));
@@ -101,11 +101,16 @@ static void lay_out(struct trainer *t, struct arena *a, bool made)
     t->buffer_x = take(a, made, buffer * e * sizeof(float));
     t->buffer_y = take(a, made, buffer * k);
     t->buffer_age = take(a, made, buffer * sizeof(uint32_t));
-    t->order = take(a, made, t->data->n * sizeof(uint32_t));
+    t->order.rows = take(a, made, t->data->n * sizeof(uint32_t));
+    t->labelled_order.rows = take(a, made, t->labels.n * sizeof(uint32_t));
+    t->rows = take(a, made, (size_t)trainer_data_rows(t) * sizeof(uint32_t));
     t->x = take(a, made, n * e * sizeof(float));
     t->y = take(a, made, n * k);
     t->dlogits = take(a, made, n * (size_t)net_logits(t->net) * sizeof(float));
+    t->start_x = take(a, made, chains * e * sizeof(float));
     t->picks = take(a, made, (chains + 1) * sizeof(int));
+    t->ages = take(a, made, (chains + 1) * sizeof(uint32_t));
+    t->cosine = take(a, made, most * sizeof(float));
     t->log_p = take(a, made, most * sizeof(float));
     t->mean_gradient = take(a, made, most * sizeof(float));
     t->diverged = take(a, made, most);
@@ -119,7 +124,10 @@ static void lay_out(struct trainer *t, struct arena *a, bool made)
 static int open_parts(struct trainer *t, struct err *e)
 {
     const struct description *d = &t->recipe->model;
-    const struct gradient_options o = {.batch = rows(t), .pool = t->pool};
+    const struct recipe_kl *kl = &t->recipe->kl;
+    const bool with_kl = trainer_chains(t) > 0 && (kl->marginal > 0 || kl->neighbour > 0);
+    const int pairs = with_kl ? 2 * trainer_chains(t) : 0;
+    const struct gradient_options o = {.batch = pairs > rows(t) ? pairs : rows(t), .pool = t->pool};
     struct arena sizes = {0};
     int rc = parameters_init(&t->parameters, d->layers, d->n_layers, d->input, e);
     if (rc != 0)
@@ -141,9 +149,16 @@ static int open_parts(struct trainer *t, struct err *e)
         return rc;
     lay_out(t, &t->arena, true);
     init_parameters(t);
-    if (t->recipe->chains.count > 0)
-        rc = walkers_open(&t->walkers, t->net, &d->attributes, t->pool, e);
-    if (rc == 0 && t->walkers)
+    if (trainer_chains(t) == 0)
+        return 0;
+    rc = walkers_open(&t->walkers, t->net, &d->attributes, t->pool, e);
+    if (rc == 0 && t->recipe->chains.gaussian)
+        rc = chains_fit(t, e);
+    if (rc == 0 && t->recipe->health.fresh.every > 0)
+        rc = fresh_open(t, e);
+    if (rc == 0 && with_kl)
+        rc = kl_term_open(t, e);
+    if (rc == 0)
         chains_begin(t);
     return rc;
 }
@@ -170,11 +185,16 @@ int trainer_open(struct trainer **out, const struct trainer_options *o, struct e
     *t = (struct trainer){.recipe = o->recipe,
                           .data = o->data,
                           .pool = o->pool,
-                          .epoch = -1,
-                          .progress = {.scale = 1, .newborn = (double)NAN}};
+                          .progress = {.scale = 1,
+                                       .newborn = (double)NAN,
+                                       .right = (double)NAN,
+                                       .fresh_log_p = (double)NAN,
+                                       .fresh_lag = (double)NAN}};
     snprintf(t->directory, sizeof t->directory, "%s", o->directory ? o->directory : "");
     snprintf(t->identity, sizeof t->identity, "%s %s", o->recipe->sha256, o->data->sha256);
     int rc = check_data(t, e);
+    if (rc == 0)
+        rc = rows_open(t, e);
     if (rc == 0)
         rc = open_parts(t, e);
     if (rc == 0)
@@ -190,6 +210,10 @@ void trainer_close(struct trainer *t)
 {
     if (!t)
         return;
+    kl_term_close(t->kl_term);
+    fresh_close(t->fresh);
+    gaussian_fit_close(t->fit);
+    labelled_fini(&t->labels);
     walkers_close(t->walkers);
     gradient_close(t->gradient);
     optimiser_close(t->optimiser);
@@ -201,12 +225,13 @@ void trainer_close(struct trainer *t)
 
 /* ---- a step ---- */
 
-/* Right answers over all labels of the data. */
+/* Right answers over all labels of the data whose labels are learnt. */
 static double accuracy(const struct trainer *t, const float *logits)
 {
     const struct attributes *a = &t->recipe->model.attributes;
     long right = 0, all = 0;
-    for (int i = 0; i < t->recipe->batch; i++) {
+    for (int i = t->recipe->labelled_batch > 0 ? t->recipe->batch : 0; i < trainer_data_rows(t);
+         i++) {
         for (int k = 0; k < a->n; k++) {
             const float *f = logits + (size_t)i * (size_t)a->n_logits + a->list[k].first;
             const uint8_t y = t->y[(size_t)i * (size_t)a->n + (size_t)k];
@@ -217,36 +242,60 @@ static double accuracy(const struct trainer *t, const float *logits)
     return all ? (double)right / (double)all : 0;
 }
 
+/* The loss of rows [first, first + n), none if n is 0, and its slope at their logits. */
+static struct loss_values group_loss(struct trainer *t, const struct loss_weights *weights,
+                                     const float *logits, int first, int n)
+{
+    const struct attributes *a = &t->recipe->model.attributes;
+    const size_t l = (size_t)a->n_logits * (size_t)first;
+    const struct loss_group g = {.weights = *weights,
+                                 .n = n,
+                                 .logits = logits + l,
+                                 .labels = t->y + (size_t)first * (size_t)a->n};
+    struct loss_values v = {0};
+    if (n > 0)
+        loss_gradient(a, &g, t->dlogits + l, &v);
+    return v;
+}
+
+/* Mean log p of data and of chains. */
+struct pair {
+    double data, chains;
+};
+
+static double apart(struct pair p)
+{
+    return fabs(p.data - p.chains);
+}
+
 /* The losses of data and chains, and the parameters' slope. */
-static void descend(struct trainer *t, struct trainer_step *out)
+static void descend(struct trainer *t, uint64_t seed, struct trainer_step *out)
 {
     const struct recipe *r = t->recipe;
-    const struct attributes *a = &r->model.attributes;
-    const size_t l = (size_t)a->n_logits, batch = (size_t)r->batch;
-    struct loss_values data, chains = {0};
+    const int at = trainer_data_rows(t);
     const float *logits = gradient_forward(t->gradient, rows(t), t->x);
-    loss_gradient(
-        a,
-        &(struct loss_group){.weights = r->data, .n = r->batch, .logits = logits, .labels = t->y},
-        t->dlogits, &data);
-    if (r->chains.count > 0) {
-        const struct loss_group g = {.weights = {.log_px = -r->data.log_px,
-                                                 .log_pxy = -r->data.log_pxy,
-                                                 .square_px = r->data.square_px,
-                                                 .square_pxy = r->data.square_pxy},
-                                     .n = r->chains.count,
-                                     .logits = logits + batch * l,
-                                     .labels = t->y + batch * (size_t)a->n};
-        loss_gradient(a, &g, t->dlogits + batch * l, &chains);
-    }
-    const bool joint = r->data.log_pxy != 0;
-    out->loss = data.loss + chains.loss;
-    out->cross_entropy = data.cross_entropy;
+    const struct loss_values data = group_loss(t, &r->data, logits, 0, r->batch);
+    const struct loss_values labelled =
+        group_loss(t, &r->labelled, logits, r->batch, r->labelled_batch);
+    const struct loss_values chains = group_loss(t, &r->negatives, logits, at, r->chains.count);
+    const struct loss_values paired =
+        group_loss(t, &r->paired, logits, at + r->chains.count, r->chains.paired);
+    /* log p(x, y) if that is trained; where each has chains of its own, what is farther apart. */
+    const bool joint = r->negatives.log_pxy != 0 || r->paired.log_pxy != 0;
+    const bool both = r->chains.count > 0 && r->chains.paired > 0;
+    const struct pair px = {r->batch > 0 ? data.log_px : labelled.log_px, chains.log_px};
+    const struct pair pxy = {r->labelled_batch > 0 ? labelled.log_pxy : data.log_pxy,
+                             r->chains.paired > 0 ? paired.log_pxy : chains.log_pxy};
+    const struct pair shown = joint && !(both && apart(px) > apart(pxy)) ? pxy : px;
+    out->loss = data.loss + chains.loss + labelled.loss + paired.loss;
+    out->cross_entropy = r->labelled_batch > 0 ? labelled.cross_entropy : data.cross_entropy;
     out->accuracy = accuracy(t, logits);
-    out->log_p_data = joint ? data.log_pxy : data.log_px;
-    out->log_p_chains = joint ? chains.log_pxy : chains.log_px;
+    out->log_p_data = shown.data;
+    out->log_p_chains = shown.chains;
     memset(t->slope, 0, t->parameters.n * sizeof *t->slope);
     gradient_backward(t->gradient, rows(t), t->dlogits, NULL, t->slope);
+    if (t->kl_term && t->progress.step >= r->kl.after)
+        kl_term_add(t, seed, out);
 }
 
 static void step_parameters(struct trainer *t, struct trainer_step *out)
@@ -263,18 +312,37 @@ static void step_parameters(struct trainer *t, struct trainer_step *out)
         walkers_refresh(t->walkers);
 }
 
+/* After a look at fresh chains. */
+static void note_best(struct trainer *t)
+{
+    struct progress *p = &t->progress;
+    const double quality = health_quality(&p->health, &t->recipe->health);
+    if (p->health.steps < t->recipe->health.warm_up || (p->best_step > 0 && quality < p->best))
+        return;
+    p->best = quality;
+    p->best_step = p->step;
+    t->best_due = true;
+}
+
 static enum health_state one_step(struct trainer *t, struct trainer_step *out)
 {
     const struct recipe *r = t->recipe;
     const uint64_t seed = trainer_seed(t, t->progress.step);
-    struct health_signs signs = {.finite = true};
+    struct health_signs signs = {.finite = true, .chains = t->walkers != NULL};
+    struct chains_visit visit = {0};
     if (t->walkers)
-        signs.finite = chains_move(t, seed, &out->gradient);
-    descend(t, out);
+        signs.finite = chains_move(t, seed, &visit);
+    descend(t, seed, out);
+    out->gradient = visit.gradient;
+    out->drift = visit.drift;
+    out->cosine = visit.cosine;
     out->norm = optimiser_norm(t->slope, t->parameters.n);
     signs.finite &= isfinite(out->loss) && isfinite(out->norm);
     signs.gap = t->walkers ? out->log_p_data - out->log_p_chains : 0;
-    signs.gradient = out->gradient;
+    signs.gradient = visit.gradient;
+    signs.drift = visit.drift;
+    signs.cosine = visit.cosine;
+    signs.loss = out->loss;
     enum health_state state = health_step(&t->progress.health, &r->health, &signs);
     if (state != HEALTH_GOOD)
         return state;
@@ -282,6 +350,11 @@ static enum health_state one_step(struct trainer *t, struct trainer_step *out)
     t->progress.step++;
     if (t->walkers && r->chains.births > 0 && t->progress.step % r->chains.births_every == 0)
         state = chains_bear(t, seed, out->log_p_chains);
+    if (state == HEALTH_GOOD && t->fresh && t->progress.step % r->health.fresh.every == 0) {
+        state = fresh_look(t, seed);
+        if (state == HEALTH_GOOD)
+            note_best(t);
+    }
     return state;
 }
 
@@ -290,7 +363,8 @@ static int roll_back(struct trainer *t, enum health_state why, struct err *e)
 {
     const struct recipe_health *h = &t->recipe->health;
     const long long attempt = t->progress.attempt + 1, at = t->progress.step;
-    const double scale = t->progress.scale * h->slower;
+    const double scale = t->progress.scale * h->slower, best = t->progress.best;
+    const long long best_step = t->progress.best_step;
     const int rc = attempt > h->retries || !t->directory[0] ? 0 : checkpoint_back(t, e);
     if (rc < 0)
         return rc;
@@ -302,6 +376,8 @@ static int roll_back(struct trainer *t, enum health_state why, struct err *e)
             at, attempt - 1, health_texts[why], t->recipe->rate * t->progress.scale);
     t->progress.attempt = attempt;
     t->progress.scale = scale;
+    t->progress.best = best;
+    t->progress.best_step = best_step;
     t->saved = t->progress.step;
     if (t->walkers)
         walkers_refresh(t->walkers);
@@ -311,7 +387,7 @@ static int roll_back(struct trainer *t, enum health_state why, struct err *e)
 static double mean_age(const struct trainer *t)
 {
     double sum = 0;
-    const int n = t->walkers ? t->recipe->chains.buffer : 0;
+    const int n = (int)t->progress.filled;
     for (int i = 0; i < n; i++)
         sum += t->buffer_age[i];
     return n ? sum / n : 0;
@@ -328,6 +404,13 @@ static int save_if_due(struct trainer *t, struct err *e)
     return checkpoint_save(t, e);
 }
 
+static int save_best(struct trainer *t, struct err *e)
+{
+    const bool due = t->best_due && t->directory[0];
+    t->best_due = false;
+    return due ? checkpoint_save_best(t, e) : 0;
+}
+
 int trainer_step(struct trainer *t, struct trainer_step *out, struct err *e)
 {
     int rc = save_if_due(t, e);
@@ -339,11 +422,15 @@ int trainer_step(struct trainer *t, struct trainer_step *out, struct err *e)
         return rc;
     out->trouble = one_step(t, out);
     out->step = t->progress.step;
-    rc = out->trouble != HEALTH_GOOD ? roll_back(t, out->trouble, e) : 0;
+    rc = out->trouble != HEALTH_GOOD ? roll_back(t, out->trouble, e) : save_best(t, e);
     if (rc != 0)
         return rc;
     out->newborn = t->progress.newborn;
     out->age = mean_age(t);
+    out->right = t->progress.right;
+    out->fresh_log_p = t->progress.fresh_log_p;
+    out->fresh_lag = t->progress.fresh_lag;
+    out->best = t->progress.best_step;
     out->health = t->progress.health;
     out->rollbacks = (int)t->progress.attempt;
     return 0;
@@ -352,6 +439,14 @@ int trainer_step(struct trainer *t, struct trainer_step *out, struct err *e)
 int trainer_save(struct trainer *t, struct err *e)
 {
     return t->directory[0] ? checkpoint_save(t, e) : 0;
+}
+
+int trainer_load_best(struct trainer *t, struct err *e)
+{
+    const int rc = checkpoint_load_best(t, e);
+    if (rc == 0 && t->walkers)
+        walkers_refresh(t->walkers);
+    return rc;
 }
 
 const struct recipe *trainer_recipe(const struct trainer *t)
@@ -378,5 +473,15 @@ int trainer_buffer(const struct trainer *t, const float **x, const uint8_t **y)
 {
     *x = t->buffer_x;
     *y = t->buffer_y;
-    return t->walkers ? t->recipe->chains.buffer : 0;
+    return (int)t->progress.filled;
+}
+
+struct gaussians trainer_gaussians(const struct trainer *t)
+{
+    return t->gaussians;
+}
+
+const uint8_t *trainer_visible_labels(const struct trainer *t)
+{
+    return t->labels.labels;
 }

@@ -10,6 +10,7 @@
  * Allocates nothing in a step but what its source does to load rows. Used by `jemd train` and
  * tests, one thread at a time.
  */
+#include "ebm/gaussians.h"
 #include "learn/health.h"
 #include "learn/parameters.h"
 #include "learn/recipe.h"
@@ -36,11 +37,17 @@ struct trainer_step {
     long long step;                       /* steps done, this one included */
     double loss, cross_entropy, accuracy; /* of data; accuracy over all labels */
     double log_p_data, log_p_chains;      /* means */
+    double kl;                            /* the KL term's part of the loss */
     double gradient;                      /* mean |dF/dx| of the chains */
-    double norm;                          /* of the parameters' gradient before clipping */
+    double drift, cosine; /* of a visit: mean |x_end - x_start|, of consecutive gradients */
+    double norm;          /* of the parameters' gradient before clipping */
     double rate;
     double newborn; /* mean log p of the last births, NaN before */
     double age;     /* mean Langevin steps of the entries of the buffer */
+    /* The last look at fresh chains, NaN before: share of their labels read back right; mean log
+     * p(x); how far that is below the buffer's. All under the averaged parameters. */
+    double right, fresh_log_p, fresh_lag;
+    long long best; /* step of the best checkpoint so far, 0 = there is none */
     struct health health;
     int rollbacks;
     enum health_state trouble; /* what the last rollback was for; HEALTH_GOOD: none in this step */
@@ -52,10 +59,17 @@ int trainer_step(struct trainer *t, struct trainer_step *out, struct err *e);
 /* Writes a checkpoint now. Errors: IO, NO_MEMORY. */
 int trainer_save(struct trainer *t, struct err *e);
 
+/* Goes to the best checkpoint of the run, for exporting it. Errors: NOT_FOUND, IO, BAD_FILE. */
+int trainer_load_best(struct trainer *t, struct err *e);
+
 const struct recipe *trainer_recipe(const struct trainer *t);
 long long trainer_done(const struct trainer *t); /* steps */
 /* The averaged parameters [P], and what lies where in them. */
 const float *trainer_average(const struct trainer *t);
 const struct parameters *trainer_parameters(const struct trainer *t);
-/* The replay buffer: x[n][C][H][W], y[n][K], 255 = free. n = 0 without chains. */
+/* Where chains begin, values 0 = from noise. */
+struct gaussians trainer_gaussians(const struct trainer *t);
+/* The labels that the training sees: [rows][K], 255 = missing or hidden. */
+const uint8_t *trainer_visible_labels(const struct trainer *t);
+/* The entries of the replay buffer in use: x[n][C][H][W], y[n][K], 255 = free. n = 0 without chains. */
 int trainer_buffer(const struct trainer *t, const float **x, const uint8_t **y);

@@ -10,28 +10,6 @@
 /* Of RNG_DATA: the "step" of each. */
 enum { STREAM_NOISE, STREAM_DEQUANTISE };
 
-/* The order of an epoch's rows; a tail that fills no batch is left out. */
-static void shuffle(struct trainer *t, long long epoch)
-{
-    const uint32_t n = (uint32_t)t->data->n;
-    const struct rng_stream s = {
-        .seed = rng_mix((uint64_t)t->recipe->seed), .step = (uint32_t)epoch, .purpose = RNG_ROWS};
-    uint32_t words[4];
-    if (t->epoch == epoch)
-        return;
-    for (uint32_t i = 0; i < n; i++)
-        t->order[i] = i;
-    for (uint32_t i = n - 1; i > 0; i--) {
-        if (i == n - 1 || i % 4 == 3)
-            rng_block(&s, i / 4, words);
-        const uint32_t j = (uint32_t)((uint64_t)words[i % 4] * (i + 1) >> 32);
-        const uint32_t v = t->order[i];
-        t->order[i] = t->order[j];
-        t->order[j] = v;
-    }
-    t->epoch = epoch;
-}
-
 /* pixels[H][W][C] -> x[C][H][W] as the model sees them. */
 static void convert(const struct description *d, const unsigned char *pixel, float *x)
 {
@@ -39,6 +17,15 @@ static void convert(const struct description *d, const unsigned char *pixel, flo
     for (size_t i = 0; i < plane; i++)
         for (size_t ch = 0; ch < c; ch++)
             x[ch * plane + i] = d->pixel_scale * (float)*pixel++ + d->pixel_offset;
+}
+
+int data_row(const struct trainer *t, size_t row, float *x, struct err *e)
+{
+    unsigned char *pixels = t->data_workers[0].pixels;
+    const int rc = source_load(t->data, row, pixels, e);
+    if (rc == 0)
+        convert(&t->recipe->model, pixels, x);
+    return rc;
 }
 
 /* A pixel becomes a number within its 1/256 of the range: lo + (hi - lo) (pixel + u) / 256
@@ -86,14 +73,13 @@ static void prepare(const struct trainer *t, uint64_t seed, int i, struct data_w
         for (size_t j = 0; j < n; j++)
             x[j] += (float)r->data_noise * w->scratch[j];
     }
-    if (r->data_noise > 0 || r->dequantise) /* rounding may reach the end of the range */
+    if (r->data_noise > 0 ? r->data_clamp : r->dequantise) /* rounding may leave the range */
         clamp(&r->model, x, n);
 }
 
 struct loading {
     struct trainer *t;
     uint64_t seed;
-    const uint32_t *rows; /* [batch] */
 };
 
 /* pool_run's item: one image. */
@@ -102,7 +88,7 @@ static void load_image(void *ctx, int item, int worker)
     const struct loading *l = ctx;
     struct data_worker *w = &l->t->data_workers[worker];
     struct err e;
-    if (source_load(l->t->data, l->rows[item], w->pixels, &e) == 0) {
+    if (source_load(l->t->data, l->t->rows[item], w->pixels, &e) == 0) {
         prepare(l->t, l->seed, item, w);
     } else if (w->item < 0) { /* a worker's items come in order */
         w->item = item;
@@ -112,17 +98,16 @@ static void load_image(void *ctx, int item, int worker)
 
 int data_load(struct trainer *t, uint64_t seed, struct err *e)
 {
-    const int batch = t->recipe->batch, threads = t->pool ? pool_threads(t->pool) : 1;
+    const int n = trainer_data_rows(t), threads = t->pool ? pool_threads(t->pool) : 1;
     const size_t k = (size_t)trainer_labels(t);
-    const long long each = (long long)t->data->n / batch, step = t->progress.step;
-    shuffle(t, step / each);
-    struct loading l = {.t = t, .seed = seed, .rows = t->order + step % each * batch};
+    struct loading l = {.t = t, .seed = seed};
+    rows_choose(t);
     for (int i = 0; i < threads; i++)
         t->data_workers[i].item = -1;
     if (t->pool)
-        pool_run(t->pool, batch, load_image, &l);
+        pool_run(t->pool, n, load_image, &l);
     else
-        for (int i = 0; i < batch; i++)
+        for (int i = 0; i < n; i++)
             load_image(&l, i, 0);
     const struct data_worker *first = NULL;
     for (int i = 0; i < threads; i++) {
@@ -135,7 +120,7 @@ int data_load(struct trainer *t, uint64_t seed, struct err *e)
             *e = first->err;
         return -(int)first->err.code;
     }
-    for (int i = 0; i < batch; i++)
-        memcpy(t->y + (size_t)i * k, t->data->labels + (size_t)l.rows[i] * k, k);
+    for (int i = 0; i < n; i++)
+        memcpy(t->y + (size_t)i * k, t->labels.labels + (size_t)t->rows[i] * k, k);
     return 0;
 }

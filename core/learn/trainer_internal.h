@@ -1,9 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #pragma once
-/* A trainer's inside: trainer.c, trainer_data.c, trainer_chains.c and checkpoint.c. */
+/* A trainer's inside: trainer.c, trainer_*.c and checkpoint.c. */
 #include "base/mem.h"
 #include "base/rng.h"
+#include "learn/gaussian_fit.h"
 #include "learn/gradient.h"
+#include "learn/labelled.h"
 #include "learn/optimiser.h"
 #include "learn/trainer.h"
 #include "learn/walkers.h"
@@ -14,8 +16,22 @@ struct progress {
     long long attempt; /* rollbacks so far; part of every seed */
     double scale;      /* of the rate */
     double newborn;
+    double right, fresh_log_p, fresh_lag; /* the last look at fresh chains; NaN before */
+    long long filled, written;            /* entries of the buffer in use; chains written to it */
+    double best;                          /* quality of the best checkpoint */
+    long long best_step;                  /* 0 = there is none */
     struct health health;
 };
+
+/* The rows of a stream of data in an epoch's order. */
+struct row_order {
+    uint32_t *rows; /* [n] */
+    uint32_t n, stream;
+    long long epoch; /* that they are in the order of, -1 = none yet */
+};
+
+struct fresh;
+struct kl_term;
 
 struct trainer {
     const struct recipe *recipe;
@@ -28,19 +44,27 @@ struct trainer {
     struct optimiser *optimiser;
     struct walkers *walkers; /* NULL without chains */
     struct progress progress;
-    long long saved; /* step of the last checkpoint that was due */
+    long long saved;          /* step of the last checkpoint that was due */
+    bool best_due;            /* the last step is the best so far */
+    struct labelled labels;   /* of the data, those that are not hidden */
+    struct gaussian_fit *fit; /* NULL: chains do not begin from Gaussians */
+    struct gaussians gaussians;
+    struct fresh *fresh;     /* NULL: nobody looks at fresh chains */
+    struct kl_term *kl_term; /* NULL: without */
     struct arena arena;
     float *average, *slope; /* [P] */
     float *buffer_x;        /* [buffer][E] */
     uint8_t *buffer_y;      /* [buffer][K] */
     uint32_t *buffer_age;   /* [buffer], Langevin steps */
-    uint32_t *order;        /* [rows], of epoch `epoch` */
-    long long epoch;
-    float *x;                     /* [batch + chains][E]: data, then chains */
-    uint8_t *y;                   /* [batch + chains][K] */
-    float *dlogits;               /* [batch + chains][L] */
-    int *picks;                   /* [chains], buffer entries */
-    float *log_p, *mean_gradient; /* [chains or births] */
+    struct row_order order, labelled_order;
+    uint32_t *rows; /* [batch + labelled batch] of the step */
+    float *x;       /* [rows][E]: the batch, the labelled batch, chains, paired chains */
+    uint8_t *y;     /* [rows][K] */
+    float *dlogits; /* [rows][L] */
+    float *start_x; /* [chains][E] where chains began */
+    int *picks;     /* [chains], buffer entries; -1 = from noise */
+    uint32_t *ages; /* [chains], Langevin steps before the visit */
+    float *log_p, *mean_gradient, *cosine; /* [chains or births] */
     uint8_t *diverged;
     float *born_x;                    /* [births][E] */
     uint8_t *born_y;                  /* [births][K] */
@@ -50,7 +74,17 @@ struct trainer {
 };
 
 /* What random numbers are for: streams of RNG_CHOICE in a step. */
-enum { TRAINER_DATA, TRAINER_ENTRIES, TRAINER_CHAINS, TRAINER_BIRTHS };
+enum {
+    TRAINER_DATA,
+    TRAINER_ENTRIES,
+    TRAINER_CHAINS,
+    TRAINER_BIRTHS,
+    TRAINER_LABELS,
+    TRAINER_WRITES,
+    TRAINER_NEIGHBOURS,
+    TRAINER_NEIGHBOUR_NOISE,
+    TRAINER_FRESH
+};
 enum { TRAINER_INITIAL = -1 }; /* the "step" of initial weights and buffer */
 
 /* The seed of what a step draws; another one after a rollback. */
@@ -71,29 +105,91 @@ static inline size_t trainer_elements(const struct trainer *t)
     return net_shape_elements(t->recipe->model.input);
 }
 
+/* Rows of data; chains of a step. */
+static inline int trainer_data_rows(const struct trainer *t)
+{
+    return t->recipe->batch + t->recipe->labelled_batch;
+}
+
+static inline int trainer_chains(const struct trainer *t)
+{
+    return t->recipe->chains.count + t->recipe->chains.paired;
+}
+
+/* One of 0 .. n-1. */
+static inline int trainer_below(float u, int n)
+{
+    const int i = (int)(u * (float)n);
+    return i < n ? i : n - 1;
+}
+
+/* trainer_rows.c. Reads the labels that the training sees, and lays out orders of rows, whose arrays
+ * the arena gives. Errors: OUT_OF_RANGE (no labels), NO_MEMORY. */
+int rows_open(struct trainer *t, struct err *e);
+/* The rows of the present step, to t->rows. */
+void rows_choose(struct trainer *t);
+
 /* trainer_data.c. What a thread needs to load images. */
 struct data_worker {
     unsigned char *pixels; /* [H][W][C] */
     float *scratch;        /* [E] */
-    int item;              /* of the batch, that err is of; -1: none failed */
+    int item;              /* of the step's rows, that err is of; -1: none failed */
     struct err err;
 };
 
+/* Row `row` of the data as the model sees it; no load may go on meanwhile. Errors: the source's. */
+int data_row(const struct trainer *t, size_t row, float *x, struct err *e);
 /* x and y of the data of the present step, augmented. Errors: the source's, of the first row that
  * fails. */
 int data_load(struct trainer *t, uint64_t seed, struct err *e);
 
-/* trainer_chains.c. Fills the buffer with noise and labels of data. */
+/* What a visit of the step's chains was like: means. */
+struct chains_visit {
+    double gradient; /* |dF/dx| before the last step */
+    double drift;    /* |x_end - x_start| */
+    double cosine;   /* of consecutive gradients */
+};
+
+/* trainer_chains.c. Fills the buffer with noise and labels, unless it begins empty. */
 void chains_begin(struct trainer *t);
-/* Moves the step's chains and puts them back; x and y behind the data's are theirs. *gradient =
- * mean |dF/dx|. False when one was not finite. */
-bool chains_move(struct trainer *t, uint64_t seed, double *gradient);
+/* Fits Gaussians to the values of the first attribute; uses t->x. Errors: gaussian_fit_open's, the
+ * data's. */
+int chains_fit(struct trainer *t, struct err *e);
+/* A new chain's x, by its labels y[K]; moves with the sampler s. */
+void chains_start(const struct trainer *t, const struct sampler *s, uint64_t seed, uint32_t chain,
+                  const uint8_t *y, float *x);
+/* Moves the step's chains and puts them back; x and y behind the data's are theirs. False when one
+ * was not finite. */
+bool chains_move(struct trainer *t, uint64_t seed, struct chains_visit *v);
 /* New chains, from noise, take the place of random entries. */
 enum health_state chains_bear(struct trainer *t, uint64_t seed, double log_p_chains);
+
+/* trainer_entries.c. The entries that the step's chains begin in, to t->picks; with slots also the
+ * chains' labels. */
+void entries_pick(struct trainer *t, uint64_t seed);
+/* Puts back chain i (number `i` of the step's), of so many Langevin steps in all. */
+void entries_write(struct trainer *t, uint64_t seed, int i, uint32_t age);
+/* Puts newborn chain i of a step where entries of its labels belong. */
+void entries_bear(struct trainer *t, uint64_t seed, int i, uint32_t age);
+
+/* trainer_fresh.c. Errors: NO_MEMORY. */
+int fresh_open(struct trainer *t, struct err *e);
+void fresh_close(struct fresh *f);
+/* Moves new chains with the averaged parameters and looks at them. */
+enum health_state fresh_look(struct trainer *t, uint64_t seed);
+
+/* trainer_kl.c. Errors: NO_MEMORY. */
+int kl_term_open(struct trainer *t, struct err *e);
+void kl_term_close(struct kl_term *k);
+/* Adds the term of the step's chains to loss and slope. */
+void kl_term_add(struct trainer *t, uint64_t seed, struct trainer_step *out);
 
 /* checkpoint.c. Writes directory/checkpoint-STEP.safetensors and removes those that are too old. */
 int checkpoint_save(const struct trainer *t, struct err *e);
 /* Loads the newest one. 1: done; 0: there is none. */
 int checkpoint_load(struct trainer *t, struct err *e);
+/* The same for directory/best.safetensors, which is written over. */
+int checkpoint_save_best(const struct trainer *t, struct err *e);
+int checkpoint_load_best(struct trainer *t, struct err *e);
 /* Goes back to the last but one, removing the newest, or to the only one. 0: there is none. */
 int checkpoint_back(struct trainer *t, struct err *e);

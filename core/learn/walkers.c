@@ -11,10 +11,13 @@
 #include <stdlib.h>
 #include <string.h>
 
+enum { LANES = 16 }; /* partial sums of a product of gradients */
+
 /* What a thread needs. */
 struct walker {
     struct workspace *workspace;
     float *dlogits, *gradient, *uniforms, *p; /* [PART][L], [PART][C][H][W], [K], [L] */
+    float *before;                            /* [PART][C][H][W], the step before's gradient */
 };
 
 struct walkers {
@@ -35,13 +38,14 @@ static int make_room(struct walkers *w, struct err *e)
 {
     const size_t part = WALKERS_PART, k = (size_t)w->attributes->n;
     const size_t each = arena_round(part * w->logits * sizeof(float)) +
-                        arena_round(part * w->elements * sizeof(float)) +
+                        2 * arena_round(part * w->elements * sizeof(float)) +
                         arena_round(k * sizeof(float)) + arena_round(w->logits * sizeof(float));
     const int rc = arena_init(&w->arena, (size_t)w->threads * each, e);
     for (int i = 0; rc == 0 && i < w->threads; i++) {
         struct walker *one = &w->walker[i];
         one->dlogits = arena_take(&w->arena, part * w->logits * sizeof(float));
         one->gradient = arena_take(&w->arena, part * w->elements * sizeof(float));
+        one->before = arena_take(&w->arena, part * w->elements * sizeof(float));
         one->uniforms = arena_take(&w->arena, k * sizeof(float));
         one->p = arena_take(&w->arena, w->logits * sizeof(float));
     }
@@ -117,6 +121,38 @@ static struct sampler step_sampler(const struct walk_task *task, int t)
     return s;
 }
 
+static double dot(const float *a, const float *b, size_t n)
+{
+    float lanes[LANES] = {0};
+    double sum = 0;
+    size_t i = 0;
+    for (; i + LANES <= n; i += LANES)
+        for (size_t j = 0; j < LANES; j++)
+            lanes[j] += a[i + j] * b[i + j];
+    for (size_t j = 0; i < n; i++, j++)
+        lanes[j] += a[i] * b[i];
+    for (int j = 0; j < LANES; j++)
+        sum += (double)lanes[j];
+    return sum;
+}
+
+/* Adds the cosine between the gradients of step t and the one before of chains [from, from + n). */
+static void compare_gradients(const struct walkers *w, struct walker *one, int from, int n, int t)
+{
+    const size_t e = w->elements;
+    float *cosine = w->task->cosine + from;
+    for (int i = 0; i < n; i++) {
+        const float *now = one->gradient + (size_t)i * e;
+        const float *before = one->before + (size_t)i * e;
+        const double size2 = t > 0 ? dot(now, now, e) * dot(before, before, e) : 0;
+        if (t == 0)
+            cosine[i] = 0;
+        if (size2 > 0)
+            cosine[i] += (float)(dot(now, before, e) / sqrt(size2) / (w->task->sampler->steps - 1));
+    }
+    memcpy(one->before, one->gradient, (size_t)n * e * sizeof *one->before);
+}
+
 /* Step t of chains [from, to). */
 static void step_part(const struct walkers *w, struct walker *one, int from, int to, int t)
 {
@@ -141,6 +177,8 @@ static void step_part(const struct walkers *w, struct walker *one, int from, int
         task->log_p[from + i] = (float)values.log_pxy;
     }
     net_backward_input(one->workspace, n, one->dlogits, one->gradient);
+    if (task->cosine)
+        compare_gradients(w, one, from, n, t);
     for (int i = 0; i < n; i++) {
         const struct rng_stream stream = {.seed = task->seed,
                                           .step = (uint32_t)t,

@@ -31,6 +31,7 @@ struct walk_task {
     float *x;          /* [n][C][H][W], moved */
     uint8_t *y;        /* [n][K], 255 = marginalised; with GIBBS: the last draw */
     float *log_p;      /* [n] log p(x, y) before the last step */
+    float *cosine;     /* [n] of consecutive gradients, mean over the steps; NULL = not wanted */
     float *gradient;   /* [n] mean |d log p(x, y) / dx| before the last step */
     uint8_t *diverged; /* [n] 1: something was not finite; x is the last finite state */
 };

@@ -17,9 +17,11 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         invariant(e.text[0] && clip_is_utf8(e.text));
         return 0;
     }
-    invariant(r.steps >= 1 && r.batch >= 1 && r.checkpoint_every >= 1 &&
+    invariant(r.steps >= 1 && r.batch + r.labelled_batch >= 1 && r.checkpoint_every >= 1 &&
               r.chains.births_every >= 1);
-    invariant(r.chains.count == 0 || r.chains.count <= r.chains.buffer);
+    invariant(r.chains.count + r.chains.paired <= r.chains.buffer ||
+              r.chains.count + r.chains.paired == 0);
+    invariant(!r.chains.slots || (r.model.attributes.n == 1 && r.chains.labels != LABELS_DATA));
     for (long long step = 0; step < r.steps; step += r.steps / 7 + 1)
         invariant(isfinite(recipe_rate(&r, step, 1)) && recipe_rate(&r, step, 1) >= 0);
     recipe_fini(&r);

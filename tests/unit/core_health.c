@@ -11,7 +11,25 @@
 
 #include <cmocka.h>
 
-static const struct recipe_health limits = {.gap = 5, .gradient = 10, .lag = 8, .warm_up = 20};
+static const struct recipe_health limits = {.gap = 5,
+                                            .gradient = 10,
+                                            .lag = 8,
+                                            .loss = 1e8,
+                                            .dead = 1e-6,
+                                            .drift = 0.01,
+                                            .cosine = -0.2,
+                                            .fresh = {.right = 0.2, .lag = 20},
+                                            .warm_up = 20};
+
+static struct health_signs steady(double gap, double gradient)
+{
+    return (struct health_signs){.finite = true,
+                                 .gap = gap,
+                                 .gradient = gradient,
+                                 .chains = true,
+                                 .drift = 0.1,
+                                 .cosine = 0.8};
+}
 
 /* The first of `n` equal steps that is not good, or n. */
 static int first_bad(struct health *h, struct health_signs s, int n, enum health_state *state)
@@ -29,7 +47,7 @@ static void a_steady_run_is_good(void **state)
     struct health h = {0};
     enum health_state found;
     (void)state;
-    assert_int_equal(first_bad(&h, (struct health_signs){true, 1.5, 0.004}, 500, &found), 500);
+    assert_int_equal(first_bad(&h, steady(1.5, 0.004), 500, &found), 500);
     assert_true(fabs(h.gap - 1.5) < 1e-9 && fabs(h.gradient - 0.004) < 1e-9);
     assert_true(fabs(h.least - 0.004) < 1e-9);
 }
@@ -37,7 +55,7 @@ static void a_steady_run_is_good(void **state)
 static void what_is_not_finite_is_bad_at_once(void **state)
 {
     const struct health_signs bad[] = {
-        {false, 0, 0.1}, {true, (double)NAN, 0.1}, {true, 0, (double)INFINITY}};
+        {.gradient = 0.1}, steady((double)NAN, 0.1), steady(0, (double)INFINITY)};
     (void)state;
     for (int i = 0; i < 3; i++) {
         struct health h = {0};
@@ -54,8 +72,7 @@ static void a_gap_counts_after_the_warm_up_and_on_both_sides(void **state)
     (void)state;
     for (int sign = -1; sign <= 1; sign += 2) {
         struct health h = {0};
-        assert_int_equal(first_bad(&h, (struct health_signs){true, sign * 6.0, 0.1}, 100, &found),
-                         limits.warm_up - 1);
+        assert_int_equal(first_bad(&h, steady(sign * 6.0, 0.1), 100, &found), limits.warm_up - 1);
         assert_int_equal(found, HEALTH_GAP);
     }
 }
@@ -65,9 +82,10 @@ static void one_outlier_is_forgiven(void **state)
     struct health h = {0};
     enum health_state found;
     (void)state;
-    first_bad(&h, (struct health_signs){true, 1, 0.1}, 200, &found);
-    assert_int_equal(health_step(&h, &limits, &(struct health_signs){true, 100, 0.1}), HEALTH_GOOD);
-    assert_int_equal(first_bad(&h, (struct health_signs){true, 1, 0.1}, 200, &found), 200);
+    const struct health_signs outlier = steady(100, 0.1);
+    first_bad(&h, steady(1, 0.1), 200, &found);
+    assert_int_equal(health_step(&h, &limits, &outlier), HEALTH_GOOD);
+    assert_int_equal(first_bad(&h, steady(1, 0.1), 200, &found), 200);
 }
 
 static void a_slope_is_held_against_its_least(void **state)
@@ -75,9 +93,9 @@ static void a_slope_is_held_against_its_least(void **state)
     struct health h = {0};
     enum health_state found;
     (void)state;
-    first_bad(&h, (struct health_signs){true, 0, 0.01}, 100, &found);
-    assert_int_equal(first_bad(&h, (struct health_signs){true, 0, 0.09}, 300, &found), 300);
-    assert_true(first_bad(&h, (struct health_signs){true, 0, 0.2}, 300, &found) < 300);
+    first_bad(&h, steady(0, 0.01), 100, &found);
+    assert_int_equal(first_bad(&h, steady(0, 0.09), 300, &found), 300);
+    assert_true(first_bad(&h, steady(0, 0.2), 300, &found) < 300);
     assert_int_equal(found, HEALTH_GRADIENT);
 }
 
@@ -88,13 +106,89 @@ static void newborn_chains_that_stay_behind_are_seen(void **state)
     int births = 0;
     (void)state;
     assert_int_equal(health_birth(&h, &limits, 50), HEALTH_GOOD); /* warm-up */
-    first_bad(&h, (struct health_signs){true, 0, 0.1}, 100, &found);
+    first_bad(&h, steady(0, 0.1), 100, &found);
     for (int i = 0; i < 40; i++)
         health_birth(&h, &limits, 2);
     assert_true(h.lag < 4);
     while (births < 100 && health_birth(&h, &limits, 12) == HEALTH_GOOD)
         births++;
     assert_true(births > 3 && births < 100);
+}
+
+static void a_huge_loss_is_bad_at_once(void **state)
+{
+    struct health h = {0};
+    struct health_signs s = steady(0, 0.1);
+    (void)state;
+    s.loss = -0.9e8;
+    assert_int_equal(health_step(&h, &limits, &s), HEALTH_GOOD);
+    s.loss = -1.1e8;
+    assert_int_equal(health_step(&h, &limits, &s), HEALTH_LOSS);
+    assert_true(h.steps == 1);
+}
+
+/* After the warm-up, from running means, and only where there are chains. */
+static void chains_that_are_dead_stand_still_or_overshoot_are_seen(void **state)
+{
+    const struct {
+        double gradient, drift, cosine;
+        enum health_state expected;
+    } cases[] = {{1e-7, 0.1, 0.8, HEALTH_DEAD},
+                 {0.1, 0.009, 0.8, HEALTH_DRIFT},
+                 {0.1, 0.1, -0.3, HEALTH_COSINE}};
+    enum health_state found;
+    (void)state;
+    for (int i = 0; i < 3; i++) {
+        struct health h = {0}, fell = {0};
+        struct health_signs s = steady(0, cases[i].gradient);
+        s.drift = cases[i].drift;
+        s.cosine = cases[i].cosine;
+        assert_int_equal(first_bad(&h, s, 100, &found), limits.warm_up - 1);
+        assert_int_equal(found, cases[i].expected);
+        first_bad(&fell, steady(0, 0.1), 100, &found);
+        const int late = first_bad(&fell, s, 1000, &found);
+        assert_true(late > 5 && late < 1000 && found == cases[i].expected);
+        s.chains = false;
+        h = (struct health){0};
+        assert_int_equal(first_bad(&h, s, 100, &found), 100);
+    }
+}
+
+static void fresh_chains_are_held_against_chance_and_old_ones(void **state)
+{
+    enum health_state found;
+    const struct health_fresh good = {.right = 0.5, .chance = 0.3, .lag = 15};
+    const struct health_fresh guesses = {.right = 0.4, .chance = 0.3, .lag = 0};
+    const struct health_fresh behind = {.right = 1, .chance = 0.3, .lag = 25};
+    const struct health_fresh same = {.right = 1, .chance = 1, .lag = 0}; /* one value only */
+    const struct health_fresh broken = {.right = 1, .lag = (double)NAN};
+    struct health h = {0};
+    (void)state;
+    assert_int_equal(health_look(&h, &limits, &guesses), HEALTH_GOOD); /* warm-up */
+    first_bad(&h, steady(0, 0.1), 100, &found);
+    for (int i = 0; i < 20; i++)
+        health_look(&h, &limits, &good);
+    assert_int_equal(health_look(&h, &limits, &good), HEALTH_GOOD);
+    struct health late = h, low = h, few = h;
+    assert_int_equal(health_look(&low, &limits, &guesses), HEALTH_GOOD); /* once is forgiven */
+    while (health_look(&low, &limits, &guesses) == HEALTH_GOOD)
+        assert_true(low.fresh < 30);
+    assert_int_equal(health_look(&low, &limits, &guesses), HEALTH_FRESH);
+    while (health_look(&late, &limits, &behind) == HEALTH_GOOD)
+        assert_true(late.fresh < 30);
+    assert_int_equal(health_look(&late, &limits, &behind), HEALTH_FRESH_LAG);
+    few = (struct health){.steps = 100};
+    assert_int_equal(health_look(&few, &limits, &same), HEALTH_GOOD);
+    assert_int_equal(health_look(&few, &limits, &broken), HEALTH_NOT_FINITE);
+}
+
+static void quality_is_answers_less_lag_and_gap(void **state)
+{
+    const struct health h = {.right = 0.9, .fresh_lag = 5, .gap = -1};
+    const struct health ahead = {.right = 0.9, .fresh_lag = -5, .gap = 1};
+    (void)state;
+    assert_true(fabs(health_quality(&h, &limits) - (0.9 - 5.0 / 20 - 1.0 / 5)) < 1e-12);
+    assert_true(fabs(health_quality(&ahead, &limits) - (0.9 - 1.0 / 5)) < 1e-12);
 }
 
 static void the_rate_warms_up_and_decays(void **state)
@@ -117,6 +211,10 @@ int main(void)
         cmocka_unit_test(one_outlier_is_forgiven),
         cmocka_unit_test(a_slope_is_held_against_its_least),
         cmocka_unit_test(newborn_chains_that_stay_behind_are_seen),
+        cmocka_unit_test(a_huge_loss_is_bad_at_once),
+        cmocka_unit_test(chains_that_are_dead_stand_still_or_overshoot_are_seen),
+        cmocka_unit_test(fresh_chains_are_held_against_chance_and_old_ones),
+        cmocka_unit_test(quality_is_answers_less_lag_and_gap),
         cmocka_unit_test(the_rate_warms_up_and_decays),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -268,6 +268,66 @@ static void without_both_terms_or_wholly_clamped_it_is_zero(void **state)
     }
 }
 
+static void each_image_may_have_its_own_step_size(void **state)
+{
+    (void)state;
+    static struct bench b, own;
+    struct kl_values values, same;
+    float steps[IMAGES];
+    struct kl_options other = options;
+    start(&b, options, NULL);
+    kl_gradient(b.kl, &b.batch, b.dp, &values);
+    other.step_size = 7;
+    start(&own, other, NULL);
+    for (int i = 0; i < IMAGES; i++)
+        steps[i] = options.step_size;
+    own.batch.steps = steps;
+    kl_gradient(own.kl, &own.batch, own.dp, &same);
+    assert_memory_equal(own.dp, b.dp, b.trained.parameters.n * sizeof *b.dp);
+    assert_memory_equal(&same, &values, sizeof same);
+    steps[3] *= 2;
+    kl_gradient(own.kl, &own.batch, own.dp, &same);
+    for (int i = 0; i < IMAGES; i++)
+        assert_int_equal(memcmp(kl_images(own.kl) + i * ELEMENTS, kl_images(b.kl) + i * ELEMENTS,
+                                ELEMENTS * sizeof(float)) != 0,
+                         i == 3);
+    finish(&own);
+    finish(&b);
+}
+
+/* What is at the bound moves by it and has no slope; what is below moves as before. */
+static void a_bound_on_a_pixels_move_stops_its_slope(void **state)
+{
+    (void)state;
+    static struct bench b;
+    static float slope[IMAGES * ELEMENTS];
+    struct kl_options bounded = options;
+    struct kl_values values;
+    double ignored, size = 0;
+    int at_bound = 0;
+    bounded.pixel_clamp = 0.02f;
+    start(&b, bounded, NULL);
+    kl_gradient(b.kl, &b.batch, b.dp, &values);
+    gradient_to_images(&b, b.x, b.y, slope, &ignored);
+    for (int i = 0; i < IMAGES * ELEMENTS; i++) {
+        const float by = options.step_size * slope[i];
+        const float moved = b.x[i] + fmaxf(-0.02f, fminf(0.02f, by)) + b.noise[i];
+        assert_true(fabsf(kl_images(b.kl)[i] - fminf(1, fmaxf(-1, moved))) < 1e-6f);
+        at_bound += fabsf(by) >= 0.02f;
+    }
+    assert_true(at_bound > 20 && at_bound < IMAGES * ELEMENTS - 20);
+    for (size_t p = 0; p < b.trained.parameters.n; p++)
+        size += fabs((double)b.dp[p]);
+    assert_true(size > 0);
+    finish(&b);
+    bounded.pixel_clamp = 1e-9f; /* all are at it */
+    start(&b, bounded, NULL);
+    kl_gradient(b.kl, &b.batch, b.dp, &values);
+    for (size_t p = 0; p < b.trained.parameters.n; p++)
+        assert_true(b.dp[p] == 0);
+    finish(&b);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -275,6 +335,8 @@ int main(void)
         cmocka_unit_test(values_are_the_means_at_the_moved_images),
         cmocka_unit_test(it_adds_and_its_bits_do_not_depend_on_threads),
         cmocka_unit_test(a_neighbour_at_distance_zero_does_not_count),
+        cmocka_unit_test(each_image_may_have_its_own_step_size),
+        cmocka_unit_test(a_bound_on_a_pixels_move_stops_its_slope),
         cmocka_unit_test(without_both_terms_or_wholly_clamped_it_is_zero),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -86,7 +86,7 @@ static void pixels_become_numbers_of_the_range(void **state)
     run_open(&r, "\"noise\":0", &s, 0);
     assert_int_equal(data_load(r.trainer, 11, &e), 0);
     for (int i = 0; i < BATCH; i++) {
-        const uint32_t row = r.trainer->order[i];
+        const uint32_t row = r.trainer->rows[i];
         assert_int_equal(r.trainer->y[i], s.labels[row]);
         for (int j = 0; j < PIXELS; j++) {
             const float level = (float)level_of(row, j / PLANE);
@@ -107,7 +107,7 @@ static void dequantised_pixels_fill_their_part_of_the_range(void **state)
     assert_int_equal(data_load(r.trainer, 11, &e), 0);
     for (int i = 0; i < BATCH; i++)
         for (int j = 0; j < PIXELS; j++) {
-            const double level = level_of(r.trainer->order[i], j / PLANE);
+            const double level = level_of(r.trainer->rows[i], j / PLANE);
             const double u = ((double)r.trainer->x[i * PIXELS + j] + 1) * 128 - level;
             assert_true(u > -1e-4 && u < 1 + 1e-4);
             sum += u;
@@ -141,7 +141,7 @@ static void noise_and_dequantisation_are_independent(void **state)
     for (int i = 0; i < BATCH; i++)
         for (int j = 0; j < PIXELS; j++) {
             const int at = i * PIXELS + j;
-            const double level = level_of(plain.trainer->order[i], j / PLANE);
+            const double level = level_of(plain.trainer->rows[i], j / PLANE);
             const double noise = (double)noisy.trainer->x[at] - (2 * level / 255 - 1);
             const double u = ((double)plain.trainer->x[at] + 1) * 128 - level - 0.5;
             const double x = (double)both.trainer->x[at];
@@ -203,7 +203,7 @@ static void a_row_that_cannot_be_loaded_stops_the_step_and_no_more(void **state)
         f.broken = true;
         assert_int_equal(trainer_step(broken.trainer, &s, &e), -FAIL_BAD_IMAGE);
         for (int i = 0; i < BATCH && !first[0]; i++) {
-            const uint32_t row = broken.trainer->order[7 % (ROWS / BATCH) * BATCH + i];
+            const uint32_t row = broken.trainer->rows[i];
             if (row % 2)
                 snprintf(first, sizeof first, "row %u is broken", row);
         }
