@@ -73,16 +73,16 @@ class Train(unittest.TestCase):
         return subprocess.run(self.command(out, *more, **keywords), stderr=subprocess.PIPE,
                               text=True, timeout=300)
 
-    def model(self, out):
-        with open(os.path.join(self.folder, out, "model.safetensors"), "rb") as stream:
+    def model(self, out, name="model"):
+        with open(os.path.join(self.folder, out, name + ".safetensors"), "rb") as stream:
             return stream.read()
 
     def rows(self, out):
         with open(os.path.join(self.folder, out, "metrics.csv"), encoding="utf-8") as stream:
             return list(csv.DictReader(stream))
 
-    def interrupt(self, out, number, seconds, *more):
-        with subprocess.Popen(self.command(out, *more), stderr=subprocess.DEVNULL) as process:
+    def interrupt(self, out, number, seconds, *more, **keywords):
+        with subprocess.Popen(self.command(out, *more, **keywords), stderr=subprocess.DEVNULL) as process:
             time.sleep(seconds)
             process.send_signal(number)
             return process.wait(60)
@@ -107,6 +107,41 @@ class Train(unittest.TestCase):
         left = sorted(n for n in os.listdir(os.path.join(self.folder, "parts")) if "checkpoint" in n)
         self.assertEqual(left, [f"checkpoint-{STEPS - EVERY}.safetensors",
                                 f"checkpoint-{STEPS}.safetensors"])
+
+    def test_every_part_of_a_run_goes_on_as_it_was(self):
+        """Few labels in a stream of their own, Gibbs chains in a reservoir, starts from Gaussians, the KL
+        term, looks at fresh chains."""
+        chains = {"count": 8, "buffer": 40, "steps": 4, "langevin_steps": 2, "labels": "gibbs",
+                  "write": "reservoir", "start": "gaussian", "grid": 4, "reinit": 0.1, "flip": 0.5,
+                  "births": {"every": 5, "count": 4, "steps": 8}}
+        path = self.write("all.json", recipe(
+            chains=chains, data={"labels_per_class": 5, "labelled_batch": 6},
+            loss={"log_px": 0.5, "kl": {"marginal": 0.3, "neighbour": 0.3, "neighbours": 8}},
+            health={"warm_up": 20, "fresh": {"every": 15, "count": 6, "steps": 5, "right": 0}}))
+        done = self.run_train("whole", "--threads", "2", recipe_path=path)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        for i in range(30):
+            end = self.interrupt("parts", signal.SIGKILL, 0.1 + 0.03 * (i % 7), "--threads",
+                                 str(1 + i % 2), recipe_path=path)
+            if end == 0:
+                break
+        if end != 0:
+            self.assertEqual(self.run_train("parts", recipe_path=path).returncode, 0)
+        self.assertEqual(self.model("parts"), self.model("whole"))
+        self.assertEqual(self.rows("parts"), self.rows("whole"))
+        last = self.rows("whole")[-1]
+        self.assertNotEqual(float(last["kl"]), 0)
+        best = int(last["best_step"])
+        self.assertTrue(best >= 20 and best % 15 == 0, best)
+        for out in ("whole", "parts"):
+            self.assertEqual(self.run_train(out, "--export", "best", recipe_path=path).returncode, 0)
+            self.assertEqual(self.run_train(out, "--export", "last", recipe_path=path).returncode, 0)
+        self.assertEqual(self.model("parts"), self.model("whole"))
+        self.assertEqual(self.model("parts", "model-best"), self.model("whole", "model-best"))
+        done = subprocess.run([JEMD, "info", os.path.join(self.folder, "parts", "model-best.safetensors")],
+                              capture_output=True, text=True, timeout=60)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertIn("gaussian", done.stdout)
 
     def test_its_model_is_taken_by_the_other_commands(self):
         self.assertEqual(self.run_train("run").returncode, 0)
@@ -139,6 +174,8 @@ class Train(unittest.TestCase):
                 ((self.command("run", recipe_path=other)), 1, "another recipe"),
                 ((self.command("x", "--split", "nope")), 1, "nope"),
                 ((self.command("x", "--threads", "0")), 2, "not a number"),
+                ((self.command("run", "--export", "bets")), 2, "best or last"),
+                ((self.command("run", "--export", "best")), 1, "no best checkpoint"),
                 ((self.command("x", recipe_path="/nonexistent.json")), 1, "cannot open"),
                 ([JEMD, "train"], 2, "usage"),
                 ([JEMD, "judge", "a", "b"], 2, "usage"),

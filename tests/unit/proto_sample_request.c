@@ -238,6 +238,7 @@ static void bad_samplers_are_refused_with_their_place(void **state)
         {SAMPLER("\"noise\":5000"), FAIL_OUT_OF_RANGE, "/sampler/noise", NULL},
         {SAMPLER("\"temperature\":0"), FAIL_OUT_OF_RANGE, "/sampler/temperature", NULL},
         {SAMPLER("\"langevin_steps\":0"), FAIL_OUT_OF_RANGE, "/sampler/langevin_steps", NULL},
+        {SAMPLER("\"start\":\"gaussian\""), FAIL_UNSUPPORTED, "/sampler/start", NULL},
         {SAMPLER("\"kind\":\"ula\",\"noise\":0.1"), FAIL_UNSUPPORTED, "/sampler/noise", NULL},
         {SAMPLER("\"clamp\":[0]"), FAIL_WRONG_TYPE, "/sampler/clamp", NULL},
         {SAMPLER("\"clamp\":[0,\"1\"]"), FAIL_WRONG_TYPE, "/sampler/clamp", NULL},
