@@ -3,6 +3,7 @@
  * Checkpoints of a training: everything that decides how it goes on. Of those that the recipe asks for
  * the two newest are kept, so that there is one from before trouble began; one made at an
  * interruption is only for going on from, or a run would depend on its interruptions.
+ * The best one lies beside them, and is never gone back to.
  */
 #include "file/safetensors.h"
 #include "learn/trainer_internal.h"

@@ -366,10 +366,10 @@ static int check_slots(const struct recipe *r, struct err *e)
     const struct attributes *a = &r->model.attributes;
     if (!c->slots)
         return 0;
-    if (a->n != 1 || a->list[0].n_values > c->buffer)
+    if (a->n != 1 || a->list[0].n_values > LOSS_MISSING || a->list[0].n_values > c->buffer)
         return fail(e, FAIL_OUT_OF_RANGE,
                     "slots by class (chains.labels \"classes\", chains.paired) need a model of one "
-                    "attribute and a buffer entry for each of its values");
+                    "attribute of at most 255 values, and a buffer entry for each of them");
     if (c->write != WRITE_IN_PLACE || c->labels == LABELS_GIBBS)
         return fail(
             e, FAIL_UNSUPPORTED,

@@ -261,6 +261,15 @@ static void the_labelled_stream_takes_each_of_its_rows_equally_often(void **stat
     }
     for (int i = 0; i < ROWS; i++)
         assert_int_equal(seen[i], r.trainer->labels.labels[i] == SOURCE_MISSING ? 0 : 10);
+    uint32_t order[6];
+    int same = 0;
+    memcpy(order, r.trainer->labelled_order.rows, sizeof order);
+    for (int step = 12; step < 24; step++) { /* 10 epochs, each in an order of its own */
+        r.trainer->progress.step = step;
+        rows_choose(r.trainer);
+        same += memcmp(order, r.trainer->labelled_order.rows, sizeof order) == 0;
+    }
+    assert_true(same < 3);
     run_close(&r);
 }
 
@@ -349,6 +358,27 @@ static void a_reservoir_is_a_sample_of_all_chains_there_were(void **state)
         first += r.trainer->buffer_age[i] < 50;
     }
     assert_true(fabs(mean - 1999.5) < 816 && first < 10);
+    run_close(&r);
+}
+
+/* Every entry and chain is even and does not move. A neighbour is then at
+ * ||(255 c + 2 u) / 256 - c||, c = 1.5 above the range's low end: 0.024 on average. */
+static void the_kl_terms_neighbours_are_dequantised_entries(void **state)
+{
+    struct run r;
+    struct trainer_step s;
+    struct err e;
+    (void)state;
+    open_run(&r,
+             "\"batch\":8,\"loss\":{\"kl\":{\"neighbour\":1,\"neighbours\":3,\"after\":1}},"
+             "\"chains\":{" STILL "\"count\":6,\"buffer\":20}",
+             0, NULL);
+    for (int i = 0; i < 20 * PIXELS; i++)
+        r.trainer->buffer_x[i] = 0.5f;
+    assert_int_equal(trainer_step(r.trainer, &s, &e), 0);
+    assert_true(s.kl == 0);
+    assert_int_equal(trainer_step(r.trainer, &s, &e), 0);
+    assert_true(fabs(s.kl + log(0.024)) < 0.4);
     run_close(&r);
 }
 
@@ -574,6 +604,7 @@ int main(void)
         cmocka_unit_test(class_conditional_chains_come_from_the_slot_of_their_class),
         cmocka_unit_test(a_ring_holds_the_newest_chains),
         cmocka_unit_test(a_reservoir_is_a_sample_of_all_chains_there_were),
+        cmocka_unit_test(the_kl_terms_neighbours_are_dequantised_entries),
         cmocka_unit_test(starts_are_mirrored_with_their_odds),
         cmocka_unit_test(starts_from_noise_are_left_alone_if_so_wished),
         cmocka_unit_test(without_a_clamp_chains_leave_the_range),
