@@ -16,9 +16,9 @@ struct image {
 };
 
 /* What the gradient of one image is made of: factors of d log p(x), d log p(x, y) and, for each
- * label, d -log p(y_k|x). */
+ * label, d -log p(y_k|x), of which `smoothing` belongs to all values alike. */
 struct factors {
-    float px, pxy, label;
+    float px, pxy, label, smoothing;
 };
 
 static int label_of(const struct image *i, const struct attributes *a, int k)
@@ -73,7 +73,9 @@ static void differentiate(const struct attributes *a, const struct image *i,
         for (int v = 0; v < at->n_values; v++)
             d[at->first + v] *= p;
         if (y >= 0)
-            d[at->first + y] += by->pxy - by->label;
+            d[at->first + y] += by->pxy - (1 - by->smoothing) * by->label;
+        for (int v = 0; y >= 0 && by->smoothing > 0 && v < at->n_values; v++)
+            d[at->first + v] -= by->smoothing * by->label / (float)at->n_values;
     }
     if (head)
         d[a->head] = by->px + by->pxy;
@@ -117,7 +119,8 @@ void loss_gradient(const struct attributes *a, const struct loss_group *g, float
         const struct factors by = {
             .px = (float)(((double)w->log_px + 2 * (double)w->square_px * at.log_px) / n),
             .pxy = (float)(((double)w->log_pxy + 2 * (double)w->square_pxy * at.log_pxy) / n),
-            .label = sum.labels ? (float)((double)w->cross_entropy / (double)sum.labels) : 0};
+            .label = sum.labels ? (float)((double)w->cross_entropy / (double)sum.labels) : 0,
+            .smoothing = w->smoothing};
         differentiate(a, &at, &by, dlogits);
     }
     finish(g, &sum);

@@ -25,6 +25,8 @@ struct loss_weights {
     float log_pxy;       /* mean of log p(x, y) */
     float cross_entropy; /* mean of -log p(y_k|x) over all labelled pairs (image, attribute) of the
                             group, each pair counting the same; 0 when there is none */
+    float smoothing;     /* of the cross entropy's gradient alone, 0 to 1: this part of a label's
+                            target is shared by all values of its attribute */
     float square_px;     /* mean of (log p(x))^2 */
     float square_pxy;    /* mean of (log p(x, y))^2 */
 };

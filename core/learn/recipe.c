@@ -149,7 +149,9 @@ static void read_loss(struct recipe *r, struct reading *from)
     single(&g, "log_px", 0, 1e3, &px);
     single(&g, "log_pxy", 0, 1e3, &pxy);
     single(&g, "cross_entropy", 0, 1e3, &r->data.cross_entropy);
+    single(&g, "smoothing", 0, 0.99, &r->data.smoothing);
     single(&g, "square", 0, 1e3, &square);
+    real(&g, "gap", 0, 1e3, &r->gap);
     read_kl(&r->kl, &g);
     leave(&g, from);
     r->data.log_px = -px;
@@ -347,6 +349,7 @@ static void split_weights(struct recipe *r)
     if (r->labelled_batch > 0) {
         r->labelled = joint;
         r->labelled.cross_entropy = all.cross_entropy;
+        r->labelled.smoothing = all.smoothing;
         if (r->batch > 0)
             r->data = marginal;
         else
@@ -354,7 +357,7 @@ static void split_weights(struct recipe *r)
     }
     r->negatives = r->chains.paired > 0 ? marginal : all;
     r->paired = r->chains.paired > 0 ? joint : (struct loss_weights){0};
-    r->negatives.cross_entropy = 0;
+    r->negatives.cross_entropy = r->negatives.smoothing = 0;
     r->negatives.log_px *= -1;
     r->negatives.log_pxy *= -1;
     r->paired.log_pxy *= -1;

@@ -96,6 +96,7 @@ struct recipe {
     int crop;             /* data are shifted by up to so many pixels, reflected at the border */
     struct loss_weights data, labelled;    /* of the rows of the batch and the labelled batch */
     struct loss_weights negatives, paired; /* of chains.count and chains.paired */
+    double gap;                            /* weight of the squared gap of data and chains */
     struct recipe_kl kl;
     struct optimiser_options optimiser;
     double rate, clip, average; /* clip 0 = none; decay of the averaged parameters */

@@ -242,20 +242,39 @@ static double accuracy(const struct trainer *t, const float *logits)
     return all ? (double)right / (double)all : 0;
 }
 
-/* The loss of rows [first, first + n), none if n is 0, and its slope at their logits. */
+/* The loss of rows [first, first + n), none if n is 0, and its slope at their logits. `pull` scales
+ * the weights of log p. */
 static struct loss_values group_loss(struct trainer *t, const struct loss_weights *weights,
-                                     const float *logits, int first, int n)
+                                     double pull, const float *logits, int first, int n)
 {
     const struct attributes *a = &t->recipe->model.attributes;
     const size_t l = (size_t)a->n_logits * (size_t)first;
-    const struct loss_group g = {.weights = *weights,
-                                 .n = n,
-                                 .logits = logits + l,
-                                 .labels = t->y + (size_t)first * (size_t)a->n};
+    struct loss_group g = {.weights = *weights,
+                           .n = n,
+                           .logits = logits + l,
+                           .labels = t->y + (size_t)first * (size_t)a->n};
     struct loss_values v = {0};
+    g.weights.log_px *= (float)pull;
+    g.weights.log_pxy *= (float)pull;
     if (n > 0)
         loss_gradient(a, &g, t->dlogits + l, &v);
     return v;
+}
+
+struct step_losses {
+    struct loss_values data, labelled, chains, paired;
+};
+
+/* The losses of all rows of the step and their slopes at the logits. */
+static struct step_losses measure(struct trainer *t, double pull, const float *logits)
+{
+    const struct recipe *r = t->recipe;
+    const int at = trainer_data_rows(t), pairs = at + r->chains.count;
+    return (struct step_losses){
+        .data = group_loss(t, &r->data, pull, logits, 0, r->batch),
+        .labelled = group_loss(t, &r->labelled, pull, logits, r->batch, r->labelled_batch),
+        .chains = group_loss(t, &r->negatives, pull, logits, at, r->chains.count),
+        .paired = group_loss(t, &r->paired, pull, logits, pairs, r->chains.paired)};
 }
 
 /* Mean log p of data and of chains. */
@@ -268,30 +287,36 @@ static double apart(struct pair p)
     return fabs(p.data - p.chains);
 }
 
+/* log p(x, y) if that is trained; where each has chains of its own, what is farther apart. */
+static struct pair shown(const struct recipe *r, const struct step_losses *of)
+{
+    const bool joint = r->negatives.log_pxy != 0 || r->paired.log_pxy != 0;
+    const bool both = r->chains.count > 0 && r->chains.paired > 0;
+    const struct pair px = {r->batch > 0 ? of->data.log_px : of->labelled.log_px,
+                            of->chains.log_px};
+    const struct pair pxy = {r->labelled_batch > 0 ? of->labelled.log_pxy : of->data.log_pxy,
+                             r->chains.paired > 0 ? of->paired.log_pxy : of->chains.log_pxy};
+    return joint && !(both && apart(px) > apart(pxy)) ? pxy : px;
+}
+
 /* The losses of data and chains, and the parameters' slope. */
 static void descend(struct trainer *t, uint64_t seed, struct trainer_step *out)
 {
     const struct recipe *r = t->recipe;
-    const int at = trainer_data_rows(t);
     const float *logits = gradient_forward(t->gradient, rows(t), t->x);
-    const struct loss_values data = group_loss(t, &r->data, logits, 0, r->batch);
-    const struct loss_values labelled =
-        group_loss(t, &r->labelled, logits, r->batch, r->labelled_batch);
-    const struct loss_values chains = group_loss(t, &r->negatives, logits, at, r->chains.count);
-    const struct loss_values paired =
-        group_loss(t, &r->paired, logits, at + r->chains.count, r->chains.paired);
-    /* log p(x, y) if that is trained; where each has chains of its own, what is farther apart. */
-    const bool joint = r->negatives.log_pxy != 0 || r->paired.log_pxy != 0;
-    const bool both = r->chains.count > 0 && r->chains.paired > 0;
-    const struct pair px = {r->batch > 0 ? data.log_px : labelled.log_px, chains.log_px};
-    const struct pair pxy = {r->labelled_batch > 0 ? labelled.log_pxy : data.log_pxy,
-                             r->chains.paired > 0 ? paired.log_pxy : chains.log_pxy};
-    const struct pair shown = joint && !(both && apart(px) > apart(pxy)) ? pxy : px;
-    out->loss = data.loss + chains.loss + labelled.loss + paired.loss;
-    out->cross_entropy = r->labelled_batch > 0 ? labelled.cross_entropy : data.cross_entropy;
+    const struct step_losses of = measure(t, 1, logits);
+    const struct pair p = shown(r, &of);
+    out->loss = of.data.loss + of.chains.loss + of.labelled.loss + of.paired.loss;
+    out->cross_entropy = r->labelled_batch > 0 ? of.labelled.cross_entropy : of.data.cross_entropy;
     out->accuracy = accuracy(t, logits);
-    out->log_p_data = shown.data;
-    out->log_p_chains = shown.chains;
+    out->log_p_data = p.data;
+    out->log_p_chains = p.chains;
+    if (r->gap > 0 && t->walkers) {
+        /* The derivative of -gap + weight gap^2 by the gap is -pull. */
+        const double gap = p.data - p.chains, pull = 1 - 2 * r->gap * gap;
+        out->loss += r->gap * gap * gap;
+        measure(t, pull > -1 ? pull : -1, logits);
+    }
     memset(t->slope, 0, t->parameters.n * sizeof *t->slope);
     gradient_backward(t->gradient, rows(t), t->dlogits, NULL, t->slope);
     if (t->kl_term && t->progress.step >= r->kl.after)

@@ -69,6 +69,21 @@ static struct loss_values define(const struct attributes *a, const struct loss_g
     return v;
 }
 
+/* The loss of which the gradient is: with the cross entropy of smoothed labels. */
+static double smoothed(const struct attributes *a, const struct loss_group *g, const double *logits)
+{
+    const struct loss_values v = define(a, g, logits);
+    const double w = (double)g->weights.cross_entropy, s = (double)g->weights.smoothing;
+    double uniform = 0;
+    for (size_t i = 0; g->labels && i < IMAGES * K; i++) {
+        const struct attribute *at = &list[i % K];
+        const double *f = logits + i / K * width(a) + at->first;
+        for (int j = 0; g->labels[i] != LOSS_MISSING && j < at->n_values; j++)
+            uniform += (logsumexp(f, at->n_values) - f[j]) / at->n_values;
+    }
+    return v.loss + (v.labels ? w * s * (uniform / (double)v.labels - v.cross_entropy) : 0);
+}
+
 static bool near(double a, double b)
 {
     return fabs(a - b) <= 3e-6 * (1 + fabs(b));
@@ -95,9 +110,9 @@ static void check(const struct attributes *a, struct loss_weights weights, const
     for (size_t i = 0; i < all; i++) {
         const double here = exact[i], step = 1e-5;
         exact[i] = here + step;
-        slope[i] = define(a, &g, exact).loss;
+        slope[i] = smoothed(a, &g, exact);
         exact[i] = here - step;
-        slope[i] = (slope[i] - define(a, &g, exact).loss) / (2 * step);
+        slope[i] = (slope[i] - smoothed(a, &g, exact)) / (2 * step);
         exact[i] = here;
     }
     assert_true(test_relative(d, slope, all) < 2e-6);
@@ -107,9 +122,11 @@ static const struct loss_weights each[] = {
     {.log_px = -1},
     {.log_pxy = 0.7f},
     {.cross_entropy = 1.5f},
+    {.cross_entropy = 1.5f, .smoothing = 0.3f},
     {.square_px = 0.3f},
     {.square_pxy = 0.2f},
     {.log_px = -1, .log_pxy = -0.5f, .cross_entropy = 1, .square_px = 0.005f, .square_pxy = 0.01f},
+    {.log_pxy = -0.5f, .cross_entropy = 1, .smoothing = 0.1f, .square_pxy = 0.01f},
 };
 enum { EACH = sizeof each / sizeof *each };
 

@@ -254,6 +254,8 @@ static void settings_that_are_wrong_are_named(void **state)
         {"\"chains\":{\"births\":{\"evry\":1}}", "/training/chains/births/evry"},
         {"\"optimiser\":{\"kind\":\"adma\"}", "/training/optimiser/kind"},
         {"\"health\":3", "/training/health"},
+        {"\"loss\":{\"smoothing\":1}", "/training/loss/smoothing"},
+        {"\"loss\":{\"gap\":-0.1}", "/training/loss/gap"},
     };
     char text[4096];
     struct recipe r;
