@@ -1,7 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "learn/export.h"
 
+#include "ebm/evaluate.h"
 #include "file/safetensors.h"
+#include "learn/loss.h"
 #include "learn/walkers.h"
 
 #include <math.h>
@@ -61,7 +63,7 @@ static int take_entries(struct contents *c, struct err *e)
     return 0;
 }
 
-/* Moves the entries on with the averaged net; its own labels stay. */
+/* Moves the entries on with the averaged net, for the labels that they had. */
 static int move_entries(struct contents *c, struct pool *pool, struct err *e)
 {
     const struct recipe *r = trainer_recipe(c->trainer);
@@ -98,6 +100,31 @@ static void round_entries(struct contents *c)
         const float v = (c->x[i] - d->range_lo) * scale;
         c->bytes[i] = (unsigned char)(v <= 0 ? 0 : v >= STEPS ? STEPS : lrintf(v));
     }
+}
+
+/* Labels every entry with what the net reads in it as it will be served, so that a start for a
+ * condition finds those that agree with it: a chain's own labels may be masked or free, and it may
+ * not have got there. */
+static int label_entries(struct contents *c, struct err *e)
+{
+    const struct description *d = &trainer_recipe(c->trainer)->model;
+    const struct attributes *a = &d->attributes;
+    const float scale = (d->range_hi - d->range_lo) / STEPS;
+    const size_t l = (size_t)a->n_logits;
+    float *logits = malloc((size_t)c->n * l * sizeof *logits);
+    uint8_t *y = c->y;
+    if (!logits)
+        return fail(e, FAIL_NO_MEMORY, "no memory for the logits of the replay buffer");
+    for (size_t i = 0; i < (size_t)c->n * elements(c); i++)
+        c->x[i] = scale * (float)c->bytes[i] + d->range_lo;
+    walkers_logits(c->walkers, c->n, c->x, logits);
+    for (size_t i = 0; i < (size_t)c->n; i++)
+        for (int k = 0; k < a->n; k++) {
+            const int top = evaluate_top(logits + i * l + a->list[k].first, a->list[k].n_values);
+            *y++ = (uint8_t)(top < LOSS_MISSING ? top : LOSS_MISSING);
+        }
+    free(logits);
+    return 0;
 }
 
 /* Chains start as they did in training. */
@@ -232,10 +259,12 @@ int export_model(const struct trainer *t, struct pool *pool, json_t *provenance,
     rc = take_entries(&c, e);
     if (rc == 0 && c.n > 0)
         rc = move_entries(&c, pool, e);
-    if (rc == 0) {
+    if (rc == 0)
         round_entries(&c);
+    if (rc == 0 && c.n > 0)
+        rc = label_entries(&c, e);
+    if (rc == 0)
         rc = write_file(&c, provenance, path, e);
-    }
     fini(&c);
     return rc;
 }

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #pragma once
 /* A trainer's model as a model file (docs/model-file.md): the averaged parameters, and entries of the
- * replay buffer, moved on by them and rounded to bytes. Used by `jemd train`. */
+ * replay buffer, moved on by them, rounded to bytes and labelled with what they then read in them.
+ * Used by `jemd train`. */
 #include "learn/trainer.h"
 
 /* Writes `path` as safetensors_write does. The buffer is thinned to recipe.export_buffer entries, which make

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The trainer on pictures of stripes: that its runs are functions of recipe and data alone, that it
  * resumes, heals itself, and learns. */
+#include "ebm/evaluate.h"
 #include "ebm/model.h"
 #include "ebm/score.h"
 #include "learn/augment.h"
@@ -301,6 +302,24 @@ static void log_px(struct model *m, int n, const float *x, float *out)
     workspace_close(w);
 }
 
+/* Every entry of the buffer, n of x[PIXELS], is labelled with what the served net reads in it. */
+static void check_labels(struct model *m, int n, const float *x)
+{
+    const struct attributes *a = &m->d.attributes;
+    struct workspace *w;
+    const struct engine *engine;
+    struct err e;
+    assert_int_equal(model_engine(m, &engine, &e), 0);
+    assert_int_equal(workspace_open_engine(&w, engine, 1, false, NULL, &e), 0);
+    for (int i = 0; i < n; i++) {
+        const float *logits = net_forward(w, 1, x + i * PIXELS);
+        for (int k = 0; k < COLUMNS; k++)
+            assert_int_equal(m->buffer_y[i * COLUMNS + k],
+                             evaluate_top(logits + a->list[k].first, a->list[k].n_values));
+    }
+    workspace_close(w);
+}
+
 /* Share of pairs of which the first is larger: the AUROC. */
 static double above(const float *a, int n, const float *b, int m)
 {
@@ -327,7 +346,7 @@ static void an_energy_is_learnt_and_its_model_can_be_served(void **state)
         &r,
         "\"steps\":400,\"seed\":1,\"batch\":16,\"optimiser\":{\"rate\":0.001},\"export_buffer\":20,"
         "\"loss\":{\"square\":0.05},\"chains\":{\"count\":16,\"buffer\":64,\"steps\":10,"
-        "\"reinit\":0.2,\"births\":{\"count\":0}}",
+        "\"mask\":0.5,\"reinit\":0.2,\"births\":{\"count\":0}}",
         2, NULL);
     for (int i = 0; i < 400; i++) {
         assert_true(trainer_step(r.trainer, &s, &e) >= 0);
@@ -349,6 +368,7 @@ static void an_energy_is_learnt_and_its_model_can_be_served(void **state)
     for (int i = 0; i < 20; i++)
         model_buffer_image(m, (size_t)i, x + i * PIXELS);
     log_px(m, 20, x, sampled);
+    check_labels(m, 20, x);
     if (!(above(known, 32, foreign, 32) > 0.95) || !(above(sampled, 20, foreign, 32) > 0.9))
         fail_msg("above noise: data %g, samples %g", above(known, 32, foreign, 32),
                  above(sampled, 20, foreign, 32));
