@@ -236,8 +236,9 @@ static void show(struct run *r, const struct trainer_step *s)
              "step %lld/%lld  loss %.3f  accuracy %.3f  log p %.2f / %.2f  newborn %.2f  |g| %.4f  "
              "%.1f steps/s  %.0f images/s  %ld:%02ld:%02ld left",
              s->step, r->recipe.steps, s->loss, s->accuracy, s->log_p_data, s->log_p_chains,
-             s->newborn, s->health.gradient, rate, rate * (r->recipe.batch + r->recipe.labelled_batch), left / 3600,
-             left / 60 % 60, left % 60);
+             s->newborn, s->health.gradient, rate,
+             rate * (r->recipe.batch + r->recipe.labelled_batch), left / 3600, left / 60 % 60,
+             left % 60);
     if (r->live)
         fprintf(stderr, "\r\033[K%.200s", text);
     else

@@ -29,16 +29,22 @@ static void read_all(struct labelled *l, const struct label_reader *from)
             *to++ = from->label(from->ctx, i, k);
 }
 
-/* Of the rows in this order the first per_value of every value of column k keep it.
- * kept[VALUES] is scratch. */
-static void hide(struct labelled *l, const uint32_t *order, int k, int per_value, int *kept)
+/* Of the rows in the order of the list the first per_value of every value of column k keep it. */
+static int hide(struct labelled *l, int k, int values, int per_value, struct err *e)
 {
-    memset(kept, 0, VALUES * sizeof *kept);
+    int found[VALUES] = {0};
     for (size_t i = 0; i < l->rows; i++) {
-        uint8_t *y = l->labels + (size_t)order[i] * (size_t)l->columns + k;
-        if (*y != LABELLED_MISSING && kept[*y]++ >= per_value)
+        uint8_t *y = l->labels + (size_t)l->list[i] * (size_t)l->columns + k;
+        if (*y != LABELLED_MISSING && found[*y]++ >= per_value)
             *y = LABELLED_MISSING;
     }
+    for (int v = 0; v < values && v < LABELLED_MISSING; v++)
+        if (found[v] < per_value)
+            return fail(e, FAIL_OUT_OF_RANGE,
+                        "%d rows of every value are to keep their label, but value %d of label %d "
+                        "has only %d",
+                        per_value, v, k, found[v]);
+    return 0;
 }
 
 static void list_rows(struct labelled *l)
@@ -58,7 +64,7 @@ int labelled_init(struct labelled *out, const struct label_reader *from, int per
 {
     const size_t all = from->rows * (size_t)from->columns;
     const struct rng_stream s = {.seed = seed, .chain = CHOICE_CHAIN, .purpose = RNG_ROWS};
-    int kept[VALUES];
+    int rc = 0;
     struct labelled l = {.rows = from->rows,
                          .columns = from->columns,
                          .labels = malloc(all + 1),
@@ -70,8 +76,12 @@ int labelled_init(struct labelled *out, const struct label_reader *from, int per
     read_all(&l, from);
     if (per_value > 0) {
         labelled_shuffle(&s, (uint32_t)l.rows, l.list);
-        for (int k = 0; k < l.columns; k++)
-            hide(&l, l.list, k, per_value, kept);
+        for (int k = 0; rc == 0 && k < l.columns; k++)
+            rc = hide(&l, k, from->values[k], per_value, e);
+    }
+    if (rc != 0) {
+        labelled_fini(&l);
+        return rc;
     }
     list_rows(&l);
     *out = l;

@@ -18,6 +18,7 @@ struct label_reader {
     void *ctx;
     size_t rows; /* below 2^31 */
     int columns;
+    const int *values; /* [columns] labels are below; LABELLED_MISSING at most */
     uint8_t (*label)(void *ctx, size_t row, int column);
 };
 
@@ -29,7 +30,7 @@ struct labelled {
     size_t n;
 };
 
-/* per_value 0 = all. A value of fewer rows keeps them all. Errors: NO_MEMORY. */
+/* per_value 0 = all. Errors: OUT_OF_RANGE (a value has fewer rows: which), NO_MEMORY. */
 int labelled_init(struct labelled *out, const struct label_reader *from, int per_value,
                   uint64_t seed, struct err *e);
 void labelled_fini(struct labelled *l);

@@ -61,13 +61,6 @@ int source_check_labels(const struct source *s, const int *limits, struct err *e
  * OUT_OF_RANGE. */
 int source_check_split(const char *split, struct err *e);
 
-/* Semi-supervised learning: of the rows of every class (the values of the one column), per_class
- * are labelled, chosen by the seed; labelled[n] = 1 for them, 0 for others. A function of labels,
- * per_class and seed alone. Errors: UNSUPPORTED (columns other than 1), OUT_OF_RANGE (a class has
- * fewer rows: which), NO_MEMORY. */
-int source_choose_labelled(const struct source *s, int n_values, size_t per_class, uint64_t seed,
-                           unsigned char *labelled, struct err *e);
-
 /* ---- kinds ---- */
 
 /*

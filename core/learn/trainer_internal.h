@@ -124,7 +124,7 @@ static inline int trainer_below(float u, int n)
 }
 
 /* trainer_rows.c. Reads the labels that the training sees, and lays out orders of rows, whose arrays
- * the arena gives. Errors: OUT_OF_RANGE (no labels), NO_MEMORY. */
+ * the arena gives. Errors: OUT_OF_RANGE (no or too few labels), NO_MEMORY. */
 int rows_open(struct trainer *t, struct err *e);
 /* The rows of the present step, to t->rows. */
 void rows_choose(struct trainer *t);

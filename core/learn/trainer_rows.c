@@ -11,9 +11,14 @@ static uint8_t label_of(void *ctx, size_t row, int column)
 int rows_open(struct trainer *t, struct err *e)
 {
     const struct recipe *r = t->recipe;
+    const struct attributes *a = &r->model.attributes;
+    int values[ATTRIBUTES_MAX];
+    for (int k = 0; k < a->n; k++)
+        values[k] = a->list[k].n_values;
     const struct label_reader from = {.ctx = (void *)(uintptr_t)t->data,
                                       .rows = t->data->n,
                                       .columns = t->data->columns,
+                                      .values = values,
                                       .label = label_of};
     const int rc =
         labelled_init(&t->labels, &from, r->labels_per_class, rng_mix((uint64_t)r->seed), e);

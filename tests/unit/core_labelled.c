@@ -11,7 +11,7 @@
 
 #include <cmocka.h>
 
-enum { ROWS = 400, K = 2, PER_VALUE = 7 };
+enum { ROWS = 400, K = 2, PER_VALUE = 5 };
 
 /* The first label has three values, of which 2 has 5 rows; the second is often missing. */
 static uint8_t label(void *ctx, size_t row, int k)
@@ -22,7 +22,8 @@ static uint8_t label(void *ctx, size_t row, int k)
     return row % 4 == 0 ? (uint8_t)(row / 4 % 5) : LABELLED_MISSING;
 }
 
-static const struct label_reader reader = {.rows = ROWS, .columns = K, .label = label};
+static const struct label_reader reader = {
+    .rows = ROWS, .columns = K, .values = (const int[]){3, 5}, .label = label};
 
 static struct labelled chosen(int per_value, uint64_t seed)
 {
@@ -65,8 +66,22 @@ static void so_many_rows_of_every_value_keep_their_label(void **state)
     assert_int_equal(listed, l.n);
     for (int v = 0; v < 5; v++)
         assert_int_equal(count[1][v], PER_VALUE);
-    assert_true(count[0][0] == PER_VALUE && count[0][1] == PER_VALUE && count[0][2] == 5);
+    for (int v = 0; v < 3; v++)
+        assert_int_equal(count[0][v], PER_VALUE);
     labelled_fini(&l);
+}
+
+static void a_value_of_too_few_rows_is_named(void **state)
+{
+    struct label_reader more = reader;
+    struct labelled l;
+    struct err e;
+    (void)state;
+    assert_int_equal(labelled_init(&l, &reader, 6, 1, &e), -FAIL_OUT_OF_RANGE);
+    assert_non_null(strstr(e.text, "value 2 of label 0 has only 5"));
+    more.values = (const int[]){3, 6};
+    assert_int_equal(labelled_init(&l, &more, 1, 1, &e), -FAIL_OUT_OF_RANGE);
+    assert_non_null(strstr(e.text, "value 5 of label 1 has only 0"));
 }
 
 static void the_choice_is_the_seeds(void **state)
@@ -100,6 +115,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(all_are_seen_unless_few_are_wanted),
         cmocka_unit_test(so_many_rows_of_every_value_keep_their_label),
+        cmocka_unit_test(a_value_of_too_few_rows_is_named),
         cmocka_unit_test(the_choice_is_the_seeds),
         cmocka_unit_test(a_shuffle_is_a_permutation),
     };

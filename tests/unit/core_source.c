@@ -339,39 +339,6 @@ static void a_share_that_leaves_nothing_is_refused(void **state)
     assert_int_equal(source_part_open(&s, opened_idx(), 1, SOURCE_KEPT, &e), -FAIL_OUT_OF_RANGE);
 }
 
-/* ---- labelled rows ---- */
-
-static void so_many_rows_of_every_class_are_labelled(void **state)
-{
-    struct source *s = opened_idx();
-    unsigned char a[IMAGES], b[IMAGES], c[IMAGES];
-    int of[3] = {0};
-    struct err e;
-    (void)state;
-    assert_int_equal(source_choose_labelled(s, 3, 20, 5, a, &e), 0);
-    assert_int_equal(source_choose_labelled(s, 3, 20, 5, b, &e), 0);
-    assert_int_equal(source_choose_labelled(s, 3, 20, 6, c, &e), 0);
-    assert_memory_equal(a, b, IMAGES);
-    assert_memory_not_equal(a, c, IMAGES);
-    for (int i = 0; i < IMAGES; i++) {
-        assert_true(a[i] <= 1);
-        if (!a[i])
-            continue;
-        assert_true(s->labels[i] < 3);
-        of[s->labels[i]]++;
-    }
-    for (int v = 0; v < 3; v++)
-        assert_int_equal(of[v], 20);
-    assert_int_equal(source_choose_labelled(s, 3, 0, 5, a, &e), 0);
-    for (int i = 0; i < IMAGES; i++)
-        assert_int_equal(a[i], 0);
-    assert_int_equal(source_choose_labelled(s, 4, 1, 5, b, &e), -FAIL_OUT_OF_RANGE);
-    assert_non_null(strstr(e.text, "class 3"));
-    s->columns = 2;
-    assert_int_equal(source_choose_labelled(s, 3, 1, 5, b, &e), -FAIL_UNSUPPORTED);
-    source_close(s);
-}
-
 /* ---- files below a folder ---- */
 
 static int open_below(const char *path, struct err *e)
@@ -437,7 +404,6 @@ int main(void)
         cmocka_unit_test(cifar_100_gives_the_labels_that_the_attributes_have_values_for),
         cmocka_unit_test(a_divided_set_has_every_row_on_one_side),
         cmocka_unit_test(a_share_that_leaves_nothing_is_refused),
-        cmocka_unit_test(so_many_rows_of_every_class_are_labelled),
         cmocka_unit_test(no_path_leaves_the_folder),
         cmocka_unit_test(a_digest_in_parts_is_that_of_the_whole),
     };
