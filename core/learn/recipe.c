@@ -52,7 +52,7 @@ static const struct recipe defaults = {
                .lag = 60,
                .loss = 1e8,
                .dead = 1e-8,
-               .cosine = -0.5,
+               .cosine = -1,
                .fresh = {.every = 500, .count = 16, .right = 0.1, .lag = 60},
                .warm_up = 500,
                .retries = 8,
