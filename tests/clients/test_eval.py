@@ -346,10 +346,10 @@ class Bundled(unittest.TestCase):
         report, _ = self.evaluate("--data", SPRITES, "--split", "calib", "--report", "test",
                                   "--resamples", "100", "--pictures", "1", "--steps", "20")
         test = report["reports"][0]
-        self.assertAlmostEqual(test["macro"]["accuracy"], 0.9588, places=3)
-        self.assertAlmostEqual(test["macro"]["ece_before"], 0.0356, places=3)
-        self.assertAlmostEqual(test["macro"]["ece"], 0.0217, places=3)
-        self.assertAlmostEqual(test["exact"], 0.733, places=2)
+        self.assertAlmostEqual(test["macro"]["accuracy"], 0.9995, places=3)
+        self.assertAlmostEqual(test["macro"]["ece_before"], 0.0178, places=3)
+        self.assertAlmostEqual(test["macro"]["ece"], 0.0010, places=3)
+        self.assertAlmostEqual(test["exact"], 0.996, places=2)
         chosen = {o["name"]: o for o in report["best_score"]["by_transformation"]}
         for name in ("mix", "vertical_flip", "shuffle", "noise"):
             self.assertGreater(chosen[name]["auroc"], 0.95, name)

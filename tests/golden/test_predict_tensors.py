@@ -65,6 +65,14 @@ class GoldenFiles(unittest.TestCase):
                         self.path("out.safetensors"), model], check=True)
         return read(self.path("out.safetensors"))
 
+    def converted_sprites(self):
+        model = self.path("model.safetensors")
+        subprocess.run(["/usr/bin/python3", os.path.join(SOURCE, "clients/python/import_torch.py"),
+                        os.path.join(SHARED, "models", "sprites.safetensors"), "-o", model, "--describe",
+                        os.path.join(SOURCE, "tests/golden/sprites.describe.json")],
+                       check=True, stdout=subprocess.DEVNULL)
+        return model
+
     def imported(self, name, *options):
         model = self.path("model.safetensors")
         subprocess.run(["/usr/bin/python3", os.path.join(SOURCE, "clients/python/import_torch.py"),
@@ -101,9 +109,9 @@ class GoldenFiles(unittest.TestCase):
     def test_gibbs_jem_64(self):
         self.gibbs("gibbs_jem_64_nf8_k7.safetensors")
 
-    def test_the_bundled_model_on_four_real_images(self):
+    def test_sprites_on_four_real_images(self):
         golden = read(os.path.join(SHARED, "golden", "sprites_test4.safetensors"))
-        out = self.predict(golden, os.path.join(SOURCE, "models/sprites.safetensors"))
+        out = self.predict(golden, self.converted_sprites())
         self.compare(golden, out)
         self.assertLess(relative(out["out.prob"], golden["out.prob"]), 1e-5)
         self.assertLess(relative(out["out.approx_mass"], golden["out.approx_mass"]), 1e-4)

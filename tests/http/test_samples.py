@@ -211,7 +211,7 @@ class Samplers(jemd_test.Case):
                 self.assertEqual((said["kind"], said["step_rule"]), (kind, rule))
 
     def test_kinds_differ(self):
-        grids = {drawn(self.daemon, job(2, sampler={"kind": k, "steps": 20, "step_size": 0.01, "step_rule": "fixed"}))["grid.png"]
+        grids = {drawn(self.daemon, job(2, sampler={"kind": k, "steps": 20, "cool_last": 0, "step_size": 0.01, "step_rule": "fixed"}))["grid.png"]
                  for k in ("sgld", "ula", "gibbs")}
         self.assertEqual(len(grids), 3)
 

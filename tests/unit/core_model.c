@@ -550,8 +550,8 @@ static void the_demo_model_opens(void **state)
     assert_string_equal(m->d.name, "sprites");
     assert_int_equal(m->d.attributes.n, 7);
     assert_int_equal(model_logits(m), 25);
-    assert_int_equal(m->n_buffer, 600);
-    assert_true(net_parameters(m->net) > 200000 && net_macs(m->net) > 6000000);
+    assert_int_equal(m->n_buffer, 1300);
+    assert_true(net_parameters(m->net) > 160000 && net_macs(m->net) > 6000000);
     assert_int_equal(m->private_bytes, 0);
     model_put(m);
 }

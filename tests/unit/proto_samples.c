@@ -77,7 +77,7 @@ static void the_bundled_model_is_calibrated_and_has_a_buffer(void **state)
     (void)state;
     assert_string_equal(model->d.name, "sprites");
     assert_int_equal(model->n_energies, 363);
-    assert_int_equal(model->n_buffer, 600);
+    assert_int_equal(model->n_buffer, 1300);
     assert_non_null(model->buffer_y);
     assert_true(model->file_bytes < 5000000);
 }
