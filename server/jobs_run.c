@@ -225,8 +225,8 @@ static bool claim_one(struct jobs *j)
         return false;
     run->owner = j;
     const int64_t now = timing_wall_ms();
-    const int rc =
-        j->p.store->ops->claim(j->p.store, j->owner, now, j->settings.lease_ms, &run->job, &e);
+    const int rc = j->p.store->ops->claim(j->p.store, JOB_SAMPLE, j->owner, now,
+                                          j->settings.lease_ms, &run->job, &e);
     if (rc != 1) {
         free(run);
         return false;

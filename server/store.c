@@ -13,7 +13,7 @@
 const char *const job_state_names[JOB_STATES] = {
     "scheduled", "queued", "running", "canceling", "succeeded", "failed", "canceled", "expired",
 };
-const char *const job_type_names[JOB_TYPES] = {"sample"};
+const char *const job_type_names[JOB_TYPES] = {"sample", "train"};
 const char *const job_priority_names[JOB_PRIORITIES] = {"low", "normal", "high"};
 
 static void take_references(struct job *j)
@@ -48,7 +48,7 @@ void job_admit(struct job *to, const struct job *j)
     to->lease_until_ms = to->started_ms = to->ended_ms = to->expires_ms = 0;
     to->queued_ms = j->state == JOB_QUEUED ? j->created_ms : 0;
     to->attempts = 0;
-    to->steps_done = 0;
+    to->steps_done = j->first_step;
     to->resumed_from_step = -1;
     to->error_code = FAIL_NONE;
     to->error[0] = '\0';

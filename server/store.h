@@ -39,7 +39,7 @@ enum job_state {
     JOB_EXPIRED,
     JOB_STATES
 };
-enum job_type { JOB_SAMPLE, JOB_TYPES };
+enum job_type { JOB_SAMPLE, JOB_TRAIN, JOB_TYPES };
 enum job_priority { JOB_LOW, JOB_NORMAL, JOB_HIGH, JOB_PRIORITIES };
 
 extern const char *const job_state_names[JOB_STATES];
@@ -79,9 +79,11 @@ struct job {
     int attempts;                 /* claims so far */
     char client[JOB_CLIENT_SIZE]; /* who asked: key name or peer address */
     char model[64], version[64], digest[65];
-    long long steps_done, steps_total; /* chain-steps; back at the checkpoint when queued again */
-    long long resumed_from_step;       /* of the newest claim; -1 = from the start */
-    enum fail_code error_code;         /* failed and expired jobs */
+    /* Chain-steps, or training steps; back at the checkpoint when queued again. */
+    long long steps_done, steps_total;
+    long long first_step;        /* done by an earlier job that this one goes on from, 0 = none */
+    long long resumed_from_step; /* of the newest claim; -1 = from the start */
+    enum fail_code error_code;   /* failed and expired jobs */
     char error[256];
     struct blob *request; /* JSON text, as accepted */
     struct blob *labels;  /* JSON text of an object of strings, or NULL */
@@ -110,7 +112,7 @@ struct store_stats {
     int jobs[JOB_STATES][JOB_TYPES];
     int queued[JOB_PRIORITIES];
     int64_t oldest_queued_ms; /* queued_ms of the oldest queued job, 0 = none */
-    long long queued_steps;   /* chain-steps not yet done in queued and running jobs */
+    long long queued_steps;   /* chain-steps not yet done in queued and running sampling jobs */
     size_t
         bytes; /* held: requests, labels, results, artifacts, checkpoints, and the charges above */
 };
@@ -127,8 +129,8 @@ struct store_ops {
     const char *name; /* "memory" */
     void (*close)(struct store *s);
     /* Inserts j: id, type, state (queued or scheduled), priority, client, model, version, digest,
-     * created_ms, scheduled_ms, deadline_ms, steps_total, request and labels are the caller's; the
-     * rest begins as a new job's. With idempotency_key (while that job is kept): a job of the same
+     * created_ms, scheduled_ms, deadline_ms, steps_total, first_step, request and labels are the
+     * caller's; the rest begins as a new job's. With idempotency_key (while that job is kept): a job of the same
      * client and key is not made twice; if its body_digest agrees *existing is filled and 1
      * returned, else IDEMPOTENCY_MISMATCH. Returns 0 when inserted. Errors: CONFLICT (id taken),
      * EXPIRED (id was taken), QUOTA (client's cap, limit), OVERLOADED (queue cap, limit),
@@ -142,12 +144,12 @@ struct store_ops {
      * out. Errors: BAD_REQUEST (cursor). */
     int (*list)(struct store *s, const struct job_filter *f, char cursor[STORE_CURSOR_SIZE],
                 struct job *out, int max, int *n, struct err *e);
-    /* Takes the next queued job: priority, then the first that became queued. A job that comes
-     * back keeps its place. When none waits, the scheduled job that has been due longest. Never one
-     * whose deadline has passed. It becomes running, epoch and attempts go up. 1 = claimed,
-     * 0 = nothing to do. */
-    int (*claim)(struct store *s, const char *owner, int64_t now_ms, int64_t lease_ms,
-                 struct job *out, struct err *e);
+    /* Takes the next queued job of a type: priority, then the first that became queued. A job that
+     * comes back keeps its place. When none waits, the scheduled job that has been due longest.
+     * Never one whose deadline has passed. It becomes running, epoch and attempts go up.
+     * 1 = claimed, 0 = nothing to do. */
+    int (*claim)(struct store *s, enum job_type type, const char *owner, int64_t now_ms,
+                 int64_t lease_ms, struct job *out, struct err *e);
     /* The owner's heartbeat with progress; *cancel says whether a cancel was asked for.
      * Errors: CONFLICT (stale epoch, lost lease, ended). */
     int (*renew)(struct store *s, const char *id, uint64_t epoch, int64_t lease_until_ms,

@@ -230,7 +230,7 @@ static void count(struct store_index *ix, const struct record *r, int sign)
     s->jobs[j->state][j->type] += sign;
     if (j->state == JOB_QUEUED)
         s->queued[j->priority] += sign;
-    if (j->state == JOB_QUEUED || j->state == JOB_RUNNING)
+    if (j->type == JOB_SAMPLE && (j->state == JOB_QUEUED || j->state == JOB_RUNNING))
         s->queued_steps += sign * left;
     s->bytes = sign > 0 ? s->bytes + r->bytes : s->bytes - r->bytes;
     ix->active += active;
@@ -251,10 +251,10 @@ void index_lay(struct store_index *ix, struct record *r)
     if (j->state == JOB_QUEUED) {
         if (!r->turn)
             r->turn = ++ix->last_turn;
-        push(ix, HEAP_READY + (int)j->priority, (int64_t)r->turn, r);
+        push(ix, index_ready(j->type, (int)j->priority), (int64_t)r->turn, r);
         push(ix, HEAP_QUEUED, j->queued_ms, r);
     } else if (j->state == JOB_SCHEDULED) {
-        push(ix, HEAP_DUE, j->scheduled_ms, r);
+        push(ix, HEAP_DUE + (int)j->type, j->scheduled_ms, r);
     } else if (!job_state_is_terminal(j->state)) {
         push(ix, HEAP_LEASE, j->lease_until_ms, r);
     } else {

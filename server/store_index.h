@@ -11,14 +11,19 @@
 #include "server/table.h"
 
 enum index_heap {
-    HEAP_READY,                                /* queued jobs by turn, one heap a priority */
-    HEAP_QUEUED = HEAP_READY + JOB_PRIORITIES, /* the same by queued_ms */
-    HEAP_DUE,                                  /* scheduled jobs by scheduled_ms */
-    HEAP_DEADLINE,                             /* scheduled, queued, running by deadline_ms */
-    HEAP_LEASE,                                /* running and canceling by lease_until_ms */
-    HEAP_EXPIRES,                              /* terminal by expires_ms */
+    HEAP_READY, /* queued jobs by turn, one heap for each type and priority: index_ready */
+    HEAP_QUEUED = HEAP_READY + JOB_TYPES * JOB_PRIORITIES, /* the same by queued_ms */
+    HEAP_DUE,                             /* scheduled jobs by scheduled_ms, one heap a type */
+    HEAP_DEADLINE = HEAP_DUE + JOB_TYPES, /* scheduled, queued, running by deadline_ms */
+    HEAP_LEASE,                           /* running and canceling by lease_until_ms */
+    HEAP_EXPIRES,                         /* terminal by expires_ms */
     HEAPS
 };
+
+static inline int index_ready(enum job_type type, int priority)
+{
+    return HEAP_READY + (int)type * JOB_PRIORITIES + priority;
+}
 
 struct client {
     struct table_link link;

@@ -91,7 +91,9 @@ static void start(struct memory *m, struct record *r, int64_t now_ms, int64_t le
     r->job.revision++;
     if (!r->job.started_ms)
         r->job.started_ms = now_ms;
-    r->job.resumed_from_step = r->checkpoint ? r->checkpoint_steps : -1;
+    r->job.resumed_from_step = r->checkpoint           ? r->checkpoint_steps
+                               : r->job.first_step > 0 ? r->job.first_step
+                                                       : -1;
     index_lay(&m->ix, r);
 }
 
@@ -102,7 +104,7 @@ static void enqueue(struct memory *m, struct record *r, int64_t now_ms)
     r->job.state = JOB_QUEUED;
     r->job.queued_ms = now_ms;
     r->job.lease_until_ms = 0;
-    r->job.steps_done = r->checkpoint ? r->checkpoint_steps : 0;
+    r->job.steps_done = r->checkpoint ? r->checkpoint_steps : r->job.first_step;
     r->job.revision++;
     index_lay(&m->ix, r);
 }
@@ -225,12 +227,12 @@ static bool is_late(const struct record *r, int64_t now_ms)
     return r->job.deadline_ms && r->job.deadline_ms <= now_ms;
 }
 
-/* The next queued job of one priority. Those whose deadline has passed are stepped over, for tick
- * to expire. */
-static struct record *next_ready(struct memory *m, int priority, int64_t now_ms)
+/* The next queued job of a type and priority. Those whose deadline has passed are stepped over, for
+ * tick to expire. */
+static struct record *next_ready(struct memory *m, enum job_type type, int priority, int64_t now_ms)
 {
     struct record *late = NULL, *r;
-    while ((r = index_top(&m->ix, HEAP_READY + priority)) && is_late(r, now_ms)) {
+    while ((r = index_top(&m->ix, index_ready(type, priority))) && is_late(r, now_ms)) {
         index_lift(&m->ix, r);
         r->next = late;
         late = r;
@@ -240,21 +242,21 @@ static struct record *next_ready(struct memory *m, int priority, int64_t now_ms)
     return r;
 }
 
-static struct record *next_due(struct memory *m, int64_t now_ms)
+static struct record *next_due(struct memory *m, enum job_type type, int64_t now_ms)
 {
-    struct record *r = index_due(&m->ix, HEAP_DUE, now_ms);
+    struct record *r = index_due(&m->ix, HEAP_DUE + (int)type, now_ms);
     return r && !is_late(r, now_ms) ? r : NULL;
 }
 
-static int memory_claim(struct store *s, const char *owner, int64_t now_ms, int64_t lease_ms,
-                        struct job *out, struct err *e)
+static int memory_claim(struct store *s, enum job_type type, const char *owner, int64_t now_ms,
+                        int64_t lease_ms, struct job *out, struct err *e)
 {
     (void)e;
     struct record *r = NULL;
     struct memory *m = lock(s);
     for (int priority = JOB_PRIORITIES - 1; !r && priority >= 0; priority--)
-        r = next_ready(m, priority, now_ms);
-    if (!r && (r = next_due(m, now_ms)))
+        r = next_ready(m, type, priority, now_ms);
+    if (!r && (r = next_due(m, type, now_ms)))
         enqueue(m, r, now_ms);
     if (r) {
         start(m, r, now_ms, lease_ms);
@@ -488,6 +490,14 @@ static struct blob *expire(struct memory *m, struct record *r, int64_t now_ms)
     return end(m, r, JOB_EXPIRED, now_ms);
 }
 
+static struct record *due_of_any_type(const struct memory *m, int64_t now_ms)
+{
+    struct record *r = NULL;
+    for (int type = 0; !r && type < JOB_TYPES; type++)
+        r = index_due(&m->ix, HEAP_DUE + type, now_ms);
+    return r;
+}
+
 /* Makes one change that is due and copies the job; false = nothing is due. */
 static bool advance(struct memory *m, int64_t now_ms, struct job *changed, struct blob **dropped)
 {
@@ -497,7 +507,7 @@ static bool advance(struct memory *m, int64_t now_ms, struct job *changed, struc
         *dropped = expire(m, r, now_ms);
     else if ((r = index_due(&m->ix, HEAP_LEASE, now_ms)))
         *dropped = abandon(m, r, now_ms);
-    else if ((r = index_due(&m->ix, HEAP_DUE, now_ms)))
+    else if ((r = due_of_any_type(m, now_ms)))
         enqueue(m, r, now_ms);
     else
         return false;

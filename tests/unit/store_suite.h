@@ -24,7 +24,7 @@ static void *work(void *arg)
     (void)arg;
     while (atomic_load(&left) > 0) {
         struct job j = {0};
-        const int rc = st->ops->claim(st, "crew", NOW, 1000000, &j, &err);
+        const int rc = st->ops->claim(st, JOB_SAMPLE, "crew", NOW, 1000000, &j, &err);
         try_to(rc >= 0);
         if (rc != 1)
             continue;
@@ -126,6 +126,7 @@ static void store_words_are_those_of_the_surface(void **state)
     assert_string_equal(job_state_names[JOB_CANCELING], "canceling");
     assert_string_equal(job_state_names[JOB_EXPIRED], "expired");
     assert_string_equal(job_type_names[JOB_SAMPLE], "sample");
+    assert_string_equal(job_type_names[JOB_TRAIN], "train");
     assert_string_equal(job_priority_names[JOB_HIGH], "high");
     for (int s = 0; s < JOB_STATES; s++)
         assert_int_equal(job_state_is_terminal((enum job_state)s), s >= JOB_SUCCEEDED);
@@ -152,6 +153,8 @@ static int store_suite_run(const char *name, store_opener *open)
         SUITE_TEST(jobs_taken_from_the_middle_leave_the_order_alone),
         SUITE_TEST(a_scheduled_job_waits_until_it_is_due),
         SUITE_TEST(a_due_job_is_claimed_without_a_tick_after_those_that_wait),
+        SUITE_TEST(types_wait_apart),
+        SUITE_TEST(a_job_that_goes_on_from_another_begins_with_its_steps),
         SUITE_TEST(a_missed_deadline_expires_what_has_not_ended),
         SUITE_TEST(deadlines_are_kept_whatever_goes_in_between),
         SUITE_TEST(a_late_job_does_not_hold_up_those_behind_it),

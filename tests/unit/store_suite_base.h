@@ -135,7 +135,7 @@ static int number_of(const struct job *j)
 static int claim_at(int64_t now_ms, uint64_t *epoch)
 {
     struct job j = {0};
-    const int rc = st->ops->claim(st, "worker", now_ms, LEASE, &j, &e);
+    const int rc = st->ops->claim(st, JOB_SAMPLE, "worker", now_ms, LEASE, &j, &e);
     const int n = rc == 1 ? number_of(&j) : 0;
     if (rc == 1) {
         assert_int_equal(j.state, JOB_RUNNING);

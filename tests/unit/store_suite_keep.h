@@ -292,7 +292,7 @@ static int finish_with_artifacts(int n)
     struct job j = {0};
     struct job_artifact a[2] = {artifact("grid.png", "grid"),
                                 artifact("samples/000.png", "sample")};
-    assert_int_equal(st->ops->claim(st, "w", NOW, LEASE, &j, &e), 1);
+    assert_int_equal(st->ops->claim(st, JOB_SAMPLE, "w", NOW, LEASE, &j, &e), 1);
     assert_int_equal(number_of(&j), n);
     j.state = JOB_SUCCEEDED;
     j.ended_ms = NOW + 10;

@@ -81,7 +81,7 @@ static void a_job_is_claimed_run_and_finished(void **state)
     bool asked = true;
     put_number(1);
     struct job j = {0};
-    assert_int_equal(st->ops->claim(st, "host:1", NOW + 100, LEASE, &j, &e), 1);
+    assert_int_equal(st->ops->claim(st, JOB_SAMPLE, "host:1", NOW + 100, LEASE, &j, &e), 1);
     assert_int_equal(j.state, JOB_RUNNING);
     assert_int_equal(j.epoch, 1);
     assert_int_equal(j.attempts, 1);
@@ -112,7 +112,7 @@ static void a_failed_job_keeps_its_error(void **state)
     (void)state;
     put_number(1);
     struct job j = {0};
-    assert_int_equal(st->ops->claim(st, "w", NOW, LEASE, &j, &e), 1);
+    assert_int_equal(st->ops->claim(st, JOB_SAMPLE, "w", NOW, LEASE, &j, &e), 1);
     j.state = JOB_FAILED;
     j.error_code = FAIL_MODEL_GONE;
     strcpy(j.error, "the model has gone");
@@ -260,7 +260,7 @@ static void a_lost_lease_resumes_from_the_checkpoint(void **state)
     assert_int_equal(j.queued_ms, NOW + 500);
     assert_int_equal(j.lease_until_ms, 0);
     job_fini(&j);
-    assert_int_equal(st->ops->claim(st, "other", NOW + 600, LEASE, &j, &e), 1);
+    assert_int_equal(st->ops->claim(st, JOB_SAMPLE, "other", NOW + 600, LEASE, &j, &e), 1);
     assert_int_equal(j.resumed_from_step, 60);
     assert_int_equal(j.attempts, 2);
     assert_int_equal(j.started_ms, NOW);
@@ -360,6 +360,58 @@ static void a_due_job_is_claimed_without_a_tick_after_those_that_wait(void **sta
     assert_int_equal(claim_at(NOW + 3000, NULL), 2);
     assert_int_equal(claim_at(NOW + 1500, NULL), 0);
     assert_int_equal(claim_at(NOW + 3000, NULL), 1);
+}
+
+/* The number of the job of this type that is claimed, or 0. */
+static int claim_type(enum job_type type, struct job *out)
+{
+    const int rc = st->ops->claim(st, type, "worker", NOW + 5000, LEASE, out, &e);
+    return rc == 1 ? number_of(out) : rc;
+}
+
+static void types_wait_apart(void **state)
+{
+    (void)state;
+    struct job job = {0};
+    for (int n = 1; n <= 6; n++) {
+        job = new_job(n);
+        job.type = n % 2 ? JOB_TRAIN : JOB_SAMPLE;
+        job.priority = n == 5 ? JOB_HIGH : JOB_NORMAL;
+        job.state = n == 1 ? JOB_SCHEDULED : JOB_QUEUED;
+        job.scheduled_ms = n == 1 ? NOW + 1000 : 0;
+        assert_int_equal(put(job), 0);
+    }
+    assert_int_equal(stats().queued_steps, 300); /* of sampling jobs */
+    static const int trainings[] = {5, 3, 1, 0}, samplings[] = {2, 4, 6, 0};
+    for (int i = 0; i < 4; i++) {
+        assert_int_equal(claim_type(JOB_TRAIN, &job), trainings[i]);
+        if (trainings[i])
+            job_fini(&job);
+        assert_int_equal(claim_type(JOB_SAMPLE, &job), samplings[i]);
+        if (samplings[i])
+            job_fini(&job);
+    }
+}
+
+static void a_job_that_goes_on_from_another_begins_with_its_steps(void **state)
+{
+    (void)state;
+    struct job job = new_job(1);
+    job.first_step = 40;
+    assert_int_equal(put(job), 0);
+    job = get(1);
+    assert_int_equal(job.steps_done, 40);
+    assert_int_equal(job.resumed_from_step, -1); /* nobody has begun */
+    job_fini(&job);
+    assert_int_equal(claim_type(JOB_SAMPLE, &job), 1);
+    assert_int_equal(job.resumed_from_step, 40);
+    const uint64_t epoch = job.epoch;
+    job_fini(&job);
+    assert_int_equal(save(1, epoch, "x", 70), 0);
+    assert_int_equal(release(1, epoch), 0);
+    assert_int_equal(claim_type(JOB_SAMPLE, &job), 1);
+    assert_int_equal(job.resumed_from_step, 70);
+    job_fini(&job);
 }
 
 static void a_missed_deadline_expires_what_has_not_ended(void **state)
