@@ -7,43 +7,20 @@
 #include "base/pool.h"
 #include "base/rng.h"
 #include "ebm/score.h"
-#include "file/segment.h"
 #include "ops/ops.h"
-#include "server/precisions.h"
+#include "server/models_internal.h"
+#include "server/versions.h"
 
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <math.h>
-#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 enum { REFERENCE_MACS_MAX = 200000000 }; /* models up to this are compared with ops_openblas */
-
-struct entry {
-    char path[4096];
-    struct stat seen; /* of the version that serves or was refused last */
-    struct model *model;
-    size_t need_bytes; /* of it */
-    char error[512];
-    bool present; /* its file was there when the present scan began, or is by now */
-};
-
-struct models {
-    char directory[256], file[256], default_model[64], cache[256], share[256],
-        build[SEGMENT_BUILD_MAX];
-    char precision[PRECISIONS_TEXT_MAX];
-    long long budget_bytes, share_bytes;
-    struct models_users users;
-    pthread_mutex_t scanning; /* one rescan at a time; never taken while mu is held */
-    pthread_mutex_t mu;
-    int n;                             /* guarded by mu */
-    struct entry *entries[MODELS_MAX]; /* guarded by mu; written by the scanner only */
-};
 
 int models_need_bytes(size_t *out, const struct model *m, enum precision precision,
                       const struct models_users *users, struct err *e)
@@ -156,16 +133,16 @@ int models_self_test(struct model *m, struct err *e)
     return rc;
 }
 
-static bool same_file(const struct stat *a, const struct stat *b)
+bool models_same_file(const struct stat *a, const struct stat *b)
 {
     return a->st_dev == b->st_dev && a->st_ino == b->st_ino && a->st_size == b->st_size &&
            a->st_mtim.tv_sec == b->st_mtim.tv_sec && a->st_mtim.tv_nsec == b->st_mtim.tv_nsec;
 }
 
-static struct entry *find_path(struct models *m, const char *path)
+struct entry *models_entry_of(struct models *m, const char *key)
 {
     for (int i = 0; i < m->n; i++)
-        if (strcmp(m->entries[i]->path, path) == 0)
+        if (strcmp(m->entries[i]->path, key) == 0)
             return m->entries[i];
     return NULL;
 }
@@ -180,14 +157,18 @@ static size_t used_bytes(const struct models *m, const struct entry *except)
     return sum;
 }
 
-static int check_name(const struct models *m, const struct model *made, const struct entry *own,
-                      struct err *e)
+/* A promoted version has its name whatever files have it too. */
+static int check_name(const struct models *m, struct find *f, const struct model *made,
+                      const struct entry *own, struct err *e)
 {
     for (int i = 0; i < m->n; i++) {
         const struct entry *o = m->entries[i];
-        if (o != own && o->present && o->model && strcmp(o->model->d.name, made->d.name) == 0)
+        if (o == own || !o->present || !o->model || strcmp(o->model->d.name, made->d.name) != 0)
+            continue;
+        if (o->promoted == (f->folder != NULL))
             return fail(e, FAIL_CONFLICT, "%s: the name \"%s\" is taken by %s", made->path,
                         made->d.name, o->path);
+        f->shadowed = f->shadowed || o->promoted;
     }
     return 0;
 }
@@ -244,29 +225,26 @@ static int test_once(const struct models *m, struct model *made, struct err *e)
     return rc;
 }
 
-/* A file that was looked at. */
-struct find {
-    const char *path;
-    struct stat st;
-    struct model *model; /* NULL = refused */
-    size_t need_bytes;
-};
-
-/* Opens and tests the file for `own` (NULL = a new one). */
-static int load(const struct models *m, struct find *f, const struct entry *own, struct err *e)
+int models_load(const struct models *m, struct find *f, const struct entry *own, struct err *e)
 {
     struct model *made;
     int rc = model_open(&made, f->path, m->cache[0] ? m->cache : NULL, false, e);
     if (rc != 0)
         return rc;
-    rc = check_name(m, made, own, e);
+    snprintf(f->name, sizeof f->name, "%s", made->d.name);
+    snprintf(f->version, sizeof f->version, "%s", made->d.version);
+    if (f->folder && strcmp(f->folder, made->d.name) != 0)
+        rc = fail(e, FAIL_BAD_MODEL, "%s is of the model \"%s\", its folder is called \"%s\"",
+                  f->path, made->d.name, f->folder);
     if (rc == 0)
-        rc = check_budget(m, made, own, &f->need_bytes, e);
-    if (rc == 0)
+        rc = check_name(m, f, made, own, e);
+    if (rc == 0 && !f->shadowed)
+        rc = check_budget(m, made, f->beside ? NULL : own, &f->need_bytes, e);
+    if (rc == 0 && !f->shadowed)
         rc = prepare(m, made, e);
-    if (rc == 0)
-        rc = test_once(m, made, e);
-    if (rc != 0)
+    if (rc == 0 && !f->shadowed)
+        rc = f->beside ? models_self_test(made, e) : test_once(m, made, e);
+    if (rc != 0 || f->shadowed)
         model_put(made);
     else
         f->model = made;
@@ -294,11 +272,48 @@ static void log_refusal(const struct err *e)
     logger(LOGGER_ERROR, "model_refused", "error=%s", logger_quote(e->text, text, sizeof text));
 }
 
-/* Puts the result of a load into the list. Returns 1 if what is served changed. */
-static int settle(struct models *m, struct entry *at, const struct find *f, const struct err *e)
+/* Takes the models out of the list that lose their name to a promoted version. Caller holds mu. */
+static struct model *shadow(struct models *m, const struct entry *by)
 {
-    struct model *old = NULL;
-    bool fresh = at == NULL;
+    for (int i = 0; i < m->n; i++) {
+        struct entry *o = m->entries[i];
+        if (o->promoted || !o->model || strcmp(o->name, by->name) != 0)
+            continue;
+        struct model *old = o->model;
+        o->model = NULL;
+        o->shadowed = true;
+        o->error[0] = '\0';
+        return old; /* files have names of their own: there is one at most */
+    }
+    return NULL;
+}
+
+/* Caller holds mu. *old and *lost are to be let go of without it. */
+static void put_into(struct models *m, struct entry *at, const struct find *f, const struct err *e,
+                     struct model **old, struct model **lost)
+{
+    at->seen = f->st;
+    at->present = true;
+    at->promoted = f->folder != NULL;
+    at->shadowed = f->shadowed;
+    at->error[0] = '\0';
+    if (!f->model && !f->shadowed) {
+        snprintf(at->error, sizeof at->error, "%s", e->text);
+        return;
+    }
+    *old = at->model;
+    at->model = f->model;
+    at->need_bytes = f->need_bytes;
+    snprintf(at->name, sizeof at->name, "%s", f->name);
+    snprintf(at->version, sizeof at->version, "%s", f->version);
+    if (at->promoted)
+        *lost = shadow(m, at);
+}
+
+int models_settle(struct models *m, struct entry *at, const struct find *f, const struct err *e)
+{
+    struct model *old = NULL, *lost = NULL;
+    const bool fresh = at == NULL;
     if (fresh) {
         at = m->n < MODELS_MAX ? calloc(1, sizeof *at) : NULL;
         if (!at) {
@@ -306,48 +321,64 @@ static int settle(struct models *m, struct entry *at, const struct find *f, cons
             model_put(f->model);
             return 0;
         }
-        snprintf(at->path, sizeof at->path, "%s", f->path);
+        snprintf(at->path, sizeof at->path, "%s", f->key);
     }
     pthread_mutex_lock(&m->mu);
-    at->seen = f->st;
-    at->present = true;
-    at->error[0] = '\0';
-    if (f->model) {
-        old = at->model;
-        at->model = f->model;
-        at->need_bytes = f->need_bytes;
-    } else {
-        snprintf(at->error, sizeof at->error, "%s", e->text);
-    }
+    put_into(m, at, f, e, &old, &lost);
     if (fresh)
         m->entries[m->n++] = at;
     pthread_mutex_unlock(&m->mu);
-    model_put(old);
+    const bool changed = f->model || old;
     if (f->model)
-        log_change(old ? "model_replaced" : "model_loaded", f->model);
+        log_change(old || lost ? "model_replaced" : "model_loaded", f->model);
+    else if (f->shadowed)
+        logger(LOGGER_INFO, "model_not_promoted", "model=%s version=%s", f->name, f->version);
     else
         log_refusal(e);
-    return f->model != NULL;
+    model_put(old);
+    model_put(lost);
+    return changed;
+}
+
+static bool has_promoted(const struct models *m, const char *name)
+{
+    for (int i = 0; i < m->n; i++)
+        if (m->entries[i]->promoted && m->entries[i]->present && m->entries[i]->model &&
+            strcmp(m->entries[i]->name, name) == 0)
+            return true;
+    return false;
+}
+
+/* Nothing has changed for it since it was looked at last. */
+static bool is_settled(const struct models *m, const struct entry *at, const struct stat *st)
+{
+    return models_same_file(&at->seen, st) &&
+           !at->error[0] && /* else what was in its way may be gone */
+           (!at->shadowed || has_promoted(m, at->name));
 }
 
 /* Looks at one file. Returns 1 if what is served changed, 0, or -1 if a new file is broken. */
-static int look(struct models *m, const char *path, struct err *e)
+static int look(struct models *m, struct find *f, struct err *e)
 {
-    struct find f = {.path = path};
-    struct entry *at = find_path(m, path);
-    if (stat(path, &f.st) != 0) {
-        fail_errno(e, FAIL_IO, "cannot open model file %s", path);
+    struct entry *at = models_entry_of(m, f->key);
+    if (stat(f->path, &f->st) != 0) {
+        fail_errno(e, FAIL_IO, "cannot open model file %s", f->path);
         log_refusal(e);
         return -1;
     }
     if (at) {
         at->present = true;
-        if (same_file(&at->seen, &f.st) && !at->error[0]) /* else what was in its way may be gone */
+        if (is_settled(m, at, &f->st))
             return 0;
     }
-    const int rc = load(m, &f, at, e);
-    const int changed = settle(m, at, &f, e);
+    const int rc = models_load(m, f, at, e);
+    const int changed = models_settle(m, at, f, e);
     return rc != 0 ? -1 : changed;
+}
+
+static int look_at_file(struct models *m, const char *path, struct err *e)
+{
+    return look(m, &(struct find){.key = path, .path = path}, e);
 }
 
 static int is_model_file(const struct dirent *d)
@@ -367,7 +398,32 @@ static int look_through_directory(struct models *m)
         char path[4096];
         struct err e;
         snprintf(path, sizeof path, "%s/%s", m->directory, names[i]->d_name);
-        changed += look(m, path, &e) > 0;
+        changed += look_at_file(m, path, &e) > 0;
+        free(names[i]);
+    }
+    if (n > 0)
+        free(names);
+    return changed;
+}
+
+static int is_folder(const struct dirent *d)
+{
+    return (d->d_type == DT_DIR || d->d_type == DT_UNKNOWN) && versions_is_name(d->d_name);
+}
+
+/* The versions that were promoted, before the files whose names they take. */
+static int look_at_promoted(struct models *m)
+{
+    struct dirent **names;
+    int changed = 0;
+    const int n = m->directory[0] ? scandir(m->directory, &names, is_folder, alphasort) : 0;
+    for (int i = 0; i < n; i++) {
+        char key[VERSIONS_PATH], path[4096];
+        struct err e;
+        versions_link(m->directory, names[i]->d_name, key);
+        if (realpath(key, path))
+            changed += look(m, &(struct find){.key = key, .path = path, .folder = names[i]->d_name},
+                            &e) > 0;
         free(names[i]);
     }
     if (n > 0)
@@ -402,9 +458,10 @@ static int scan(struct models *m, struct err *e)
     pthread_mutex_lock(&m->scanning);
     for (int i = 0; i < m->n; i++)
         m->entries[i]->present = access(m->entries[i]->path, F_OK) == 0;
+    changed = look_at_promoted(m);
     if (m->file[0])
-        first = look(m, m->file, e);
-    changed = (first > 0) + look_through_directory(m) + drop_absent(m);
+        first = look_at_file(m, m->file, e);
+    changed += (first > 0) + look_through_directory(m) + drop_absent(m);
     pthread_mutex_unlock(&m->scanning);
     return first < 0 ? first : changed;
 }
@@ -441,15 +498,19 @@ int models_rescan(struct models *m)
     return changed > 0 ? changed : 0;
 }
 
-/* The default: the named one, else the first. Caller holds mu. */
+/* The default: the named one, else that of the named file, else the first by name. Caller holds mu. */
 static int default_index(const struct models *m)
 {
+    const char *wanted = m->default_model;
     int first = -1;
+    for (int i = 0; i < m->n && m->file[0] && !wanted[0]; i++)
+        if (strcmp(m->entries[i]->path, m->file) == 0)
+            wanted = m->entries[i]->name;
     for (int i = 0; i < m->n; i++) {
         const struct model *at = m->entries[i]->model;
-        if (at && m->default_model[0] && strcmp(at->d.name, m->default_model) == 0)
+        if (at && wanted[0] && strcmp(at->d.name, wanted) == 0)
             return i;
-        if (at && first < 0)
+        if (at && (first < 0 || strcmp(at->d.name, m->entries[first]->model->d.name) < 0))
             first = i;
     }
     return m->default_model[0] ? -1 : first;
@@ -525,7 +586,7 @@ int models_refusals(struct models *m, struct models_refusal out[MODELS_MAX])
     for (int i = 0; i < m->n; i++) {
         const struct entry *at = m->entries[i];
         const char *slash = strrchr(at->path, '/');
-        if (at->model)
+        if (at->model || at->shadowed)
             continue;
         snprintf(out[n].file, sizeof out[n].file, "%.255s", slash ? slash + 1 : at->path);
         snprintf(out[n].error, sizeof out[n].error, "%s", at->error);

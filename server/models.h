@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #pragma once
 /*
- * The models being served: files of a directory (and one named file), by name. Loaded at start,
- * rescanned on SIGHUP: a changed file is opened and tested beside the old one, then swapped in; a
- * broken one leaves the old one serving. Readers take counted references.
+ * The models being served: files of a directory (and one named file), by name, and before those the
+ * versions that were promoted. Loaded at start, rescanned on SIGHUP: a changed file is opened and
+ * tested beside the old one, then swapped in; a broken one leaves the old one serving. Readers take
+ * counted references.
  */
 #include "base/fail.h"
 #include "ebm/chains.h"
@@ -64,3 +65,36 @@ struct models_refusal {
 };
 int models_refusals(struct models *m, struct models_refusal out[MODELS_MAX]);
 void models_close(struct models *m);
+
+/* models_versions.c: versions of a model (server/versions.h has how they lie on the disk). */
+enum models_state { MODELS_STAGED, MODELS_SERVING, MODELS_PREVIOUS, MODELS_STATES };
+extern const char *const models_state_names[MODELS_STATES];
+enum { MODELS_VERSIONS_MAX = 256 };
+
+struct models_version {
+    char version[DESCRIPTION_NAME_MAX];
+    enum models_state state;
+    long long bytes;
+    int64_t modified_ms;
+};
+
+/* Fills up to MODELS_VERSIONS_MAX, by time, returns their number. Errors: NOT_FOUND (no version at
+ * all). */
+int models_versions(struct models *m, const char *name,
+                    struct models_version out[MODELS_VERSIONS_MAX], struct err *e);
+bool models_has_version(struct models *m, const char *name, const char *version);
+/* The folder that versions are put into. Errors: UNSUPPORTED (no folder, or it cannot be written). */
+int models_staging(const struct models *m, const char **directory, struct err *e);
+
+struct models_promotion {
+    struct model *model; /* what serves now, one reference */
+    bool changed;        /* false: it did already */
+    char from_version[DESCRIPTION_NAME_MAX], from_digest[DIGEST_HEX]; /* before, "" = nothing */
+};
+
+/* Lets this version answer to the model's name, for good: it is loaded beside what serves now, tested,
+ * and takes its place at once; who holds the old one keeps it. A version that served before is
+ * promoted in the same way. On failure everything is as it was. Errors: NOT_FOUND, NO_MEMORY (with
+ * the sum), BAD_MODEL, BAD_FILE, CONFLICT (the file is of another version), IO. */
+int models_promote(struct models *m, const char *name, const char *version,
+                   struct models_promotion *out, struct err *e);
