@@ -3,6 +3,7 @@
 
 #include "proto/base64.h"
 #include "proto/condition_message.h"
+#include "proto/job_members.h"
 
 #include <errno.h>
 #include <inttypes.h>
@@ -401,41 +402,10 @@ static int read_outputs(struct sample_request *q, struct json_reader *root, stru
     return 0;
 }
 
-static int read_labels(struct sample_request *q, struct json_reader *root, struct err *e)
-{
-    const json_t *value;
-    const char *key;
-    const int rc = json_get_object(root, "labels", &q->labels, e);
-    if (rc <= 0)
-        return rc;
-    bool good = json_object_size(q->labels) <= SAMPLE_LABELS_MAX;
-    json_object_foreach((json_t *)q->labels, key, value) good &=
-        json_is_string(value) && strlen(key) <= 63 && json_string_length(value) <= 255;
-    if (good)
-        return 0;
-    fail(e, FAIL_OUT_OF_RANGE,
-         "\"labels\" holds at most %d strings (keys of 63, values of 255 bytes)",
-         SAMPLE_LABELS_MAX);
-    return fail_at(e, "/labels");
-}
-
-static int read_deadline(struct sample_request *q, struct json_reader *root, struct err *e)
-{
-    const char *text;
-    const int rc = json_get_string(root, "deadline", 40, &text, e);
-    if (rc <= 0)
-        return rc;
-    if (sample_request_time(text, &q->deadline_ms) == 0)
-        return 0;
-    fail(e, FAIL_OUT_OF_RANGE,
-         "\"deadline\" must be an RFC 3339 time such as 2026-01-02T03:04:05Z");
-    return fail_at(e, "/deadline");
-}
-
 static int read_rest(struct sample_request *q, struct json_reader *root,
                      const struct sample_limits *limits, struct err *e)
 {
-    static const char *const priorities[] = {"low", "normal", "high"};
+    struct job_members m;
     const json_t *ignored;
     int rc = read_seed(q, root, e);
     if (rc >= 0)
@@ -444,11 +414,12 @@ static int read_rest(struct sample_request *q, struct json_reader *root,
         rc = get_count(root, "preview_every_steps", 0, limits->max_steps, &q->preview_every_steps,
                        e);
     if (rc >= 0)
-        rc = json_get_word(root, "priority", priorities, 3, &q->priority, e);
-    if (rc >= 0)
-        rc = read_deadline(q, root, e);
-    if (rc >= 0)
-        rc = read_labels(q, root, e);
+        rc = job_members_read(&m, root, e);
+    if (rc == 0) {
+        q->priority = m.priority;
+        q->deadline_ms = m.deadline_ms;
+        q->labels = m.labels;
+    }
     if (rc >= 0 && json_get(root, "mask", &ignored) && !json_is_null(ignored)) {
         fail(e, FAIL_UNSUPPORTED, "inpainting with a \"mask\" is not offered here");
         rc = fail_at(e, "/mask");
@@ -468,7 +439,6 @@ int sample_request_parse(struct sample_request **out, const json_t *root, struct
     q->sampler = model->d.sampler;
     q->sampler.steps = default_steps(q);
     limit_cooling(&q->sampler);
-    q->priority = 1;
     int rc = json_reader_init(&r, root, "", e);
     if (rc == 0) {
         json_get(&r, "type", &ignored);

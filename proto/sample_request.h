@@ -22,7 +22,7 @@ enum sample_output {
     SAMPLE_TRACE = 8   /* trace.json */
 };
 
-enum { SAMPLE_CONDITIONS_MAX = 64, SAMPLE_WARNINGS_MAX = 4, SAMPLE_LABELS_MAX = 16 };
+enum { SAMPLE_CONDITIONS_MAX = 64, SAMPLE_WARNINGS_MAX = 4 };
 
 struct sample_limits {
     int max_images, max_steps;

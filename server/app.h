@@ -20,6 +20,8 @@ struct app {
     struct auth *auth; /* NULL = no keys */
     struct models *models;
     struct tasks *tasks;
+    struct tasks
+        *chores; /* one thread for what takes seconds: promotions, judging a training job */
     struct batcher *batcher;
     struct chains *chains;
     struct store *store;

@@ -7,6 +7,7 @@
 #include "server/commands.h"
 #include "server/data_open.h"
 #include "server/option_number.h"
+#include "server/run_directory.h"
 
 #include <getopt.h>
 #include <inttypes.h>
@@ -15,7 +16,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 enum { EXIT_USAGE = 2, PATH_BYTES = 1200, RECIPE_MAX = 16 << 20, LIVE_MS = 250, LINE_MS = 30000 };
@@ -69,6 +69,7 @@ struct run {
     int64_t begin_ns, shown_ns, line_ns;
     long long first; /* steps done before this run */
     bool live;       /* standard error is a terminal */
+    int lock;        /* of the directory, -1 = not yet */
 };
 
 static volatile sig_atomic_t interrupted;
@@ -98,35 +99,6 @@ static int read_recipe(struct recipe *r, const char *path, struct err *e)
     free(text);
     fclose(f);
     return rc;
-}
-
-static const char metrics_head[] =
-    "step,loss,cross_entropy,accuracy,log_p_data,log_p_chains,gap,"
-    "chain_gradient,parameter_gradient,"
-    "rate,log_p_newborn,buffer_age,rollbacks,chain_drift,chain_cosine,"
-    "fresh_right,fresh_log_p,fresh_lag,kl,best_step\n";
-
-/* Keeps the rows up to the step that the run goes on from. */
-static int open_metrics(struct run *r, struct err *e)
-{
-    char path[PATH_BYTES], line[1024];
-    long long step;
-    snprintf(path, sizeof path, "%s/metrics.csv", r->o->out);
-    r->metrics = fopen(path, "a+");
-    if (!r->metrics)
-        return fail_errno(e, FAIL_IO, "cannot open %.300s", path);
-    rewind(r->metrics);
-    long end = 0;
-    while (fgets(line, sizeof line, r->metrics) && strchr(line, '\n') &&
-           (strcmp(line, metrics_head) == 0 ||
-            (sscanf(line, "%lld,", &step) == 1 && step <= r->first)))
-        end = ftell(r->metrics);
-    if (ftruncate(fileno(r->metrics), end) != 0)
-        return fail_errno(e, FAIL_IO, "cannot cut %.300s", path);
-    fseek(r->metrics, end, SEEK_SET);
-    if (end == 0)
-        fputs(metrics_head, r->metrics);
-    return 0;
 }
 
 static void say(struct run *r, const char *text)
@@ -185,6 +157,8 @@ static int run_open(struct run *r, struct err *e)
     rc = pool_open(&r->pool, (int)o->threads, e);
     if (rc == 0)
         rc = open_data(r, e);
+    if (rc == 0)
+        rc = run_directory_lock(o->out, &r->lock, e);
     const struct trainer_options t = {
         .recipe = &r->recipe, .data = r->data, .pool = r->pool, .directory = o->out};
     if (rc == 0)
@@ -194,7 +168,7 @@ static int run_open(struct run *r, struct err *e)
     r->first = trainer_done(r->trainer);
     r->begin_ns = timing_ns();
     r->live = isatty(STDERR_FILENO);
-    rc = open_metrics(r, e);
+    rc = run_directory_metrics(&r->metrics, o->out, r->first, e);
     return rc == 0 ? open_log(r, e) : rc;
 }
 
@@ -208,16 +182,8 @@ static void run_close(struct run *r)
     pool_close(r->pool);
     source_close(r->data);
     recipe_fini(&r->recipe);
-}
-
-static void write_row(struct run *r, const struct trainer_step *s)
-{
-    fprintf(r->metrics, "%lld,%.6g,%.6g,%.6g,%.6g,%.6g,%.6g,%.6g,%.6g,%.6g,%.6g,%.6g,%d,", s->step,
-            s->loss, s->cross_entropy, s->accuracy, s->log_p_data, s->log_p_chains, s->health.gap,
-            s->gradient, s->norm, s->rate, s->newborn, s->age, s->rollbacks);
-    fprintf(r->metrics, "%.6g,%.6g,%.6g,%.6g,%.6g,%.6g,%lld\n", s->drift, s->cosine, s->right,
-            s->fresh_log_p, s->fresh_lag, s->kl, s->best);
-    fflush(r->metrics);
+    if (r->lock >= 0)
+        close(r->lock);
 }
 
 /* One line that is written over on a terminal, else one now and then. */
@@ -245,20 +211,12 @@ static void show(struct run *r, const struct trainer_step *s)
         say(r, text);
 }
 
-static json_t *provenance(const struct run *r)
-{
-    json_t *from = json_pack("{s:s, s:s, s:s, s:I, s:s}", "trained_by", "jemd " JEMD_VERSION,
-                             "recipe_sha256", r->recipe.sha256, "data_sha256", r->data->sha256,
-                             "steps", (json_int_t)trainer_done(r->trainer), "split", r->o->split);
-    if (r->o->calib_share > 0)
-        json_object_set_new(from, "split_calib", json_real(r->o->calib_share));
-    return from;
-}
-
 static int write_model(struct run *r, struct err *e)
 {
     char path[PATH_BYTES], text[PATH_BYTES + 100];
-    json_t *from = provenance(r);
+    const struct run_directory_data data = {
+        .sha256 = r->data->sha256, .split = r->o->split, .calib_share = r->o->calib_share};
+    json_t *from = run_directory_provenance(&r->recipe, &data, trainer_done(r->trainer));
     snprintf(path, sizeof path, "%s/model%s.safetensors", r->o->out,
              r->o->export == EXPORT_BEST ? "-best" : "");
     const int rc = export_model(r->trainer, r->pool, from, path, e);
@@ -295,7 +253,7 @@ static int run_steps(struct run *r, struct err *e)
         if (s.trouble != HEALTH_GOOD)
             say_rollback(r, &s);
         else if (s.step % r->o->log_every == 0)
-            write_row(r, &s);
+            run_directory_row(r->metrics, &s);
         if (s.trouble == HEALTH_GOOD)
             show(r, &s);
     }
@@ -364,7 +322,7 @@ static int parse(int argc, char **argv, struct options *o)
 int command_train(int argc, char **argv)
 {
     struct options o = {.split = "train", .log_every = 50};
-    struct run r = {.o = &o};
+    struct run r = {.o = &o, .lock = -1};
     struct err e;
     if (parse(argc, argv, &o) != 0) {
         fputs(usage_text, stderr);

@@ -18,7 +18,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-enum { SUBSCRIBERS_MAX = 1024, TASK_QUEUE_MAX = 1024, PEM_MAX = 1 << 20 };
+enum { SUBSCRIBERS_MAX = 1024, TASK_QUEUE_MAX = 1024, CHORES_MAX = 16, PEM_MAX = 1 << 20 };
 
 static void log_error(const char *event, const struct err *e)
 {
@@ -118,6 +118,8 @@ static int open_engine(struct app *a, struct err *e)
     const struct models_users u = users_of(s);
     int rc = tasks_open(&a->tasks, s->predict.decode_threads, TASK_QUEUE_MAX, e);
     if (rc == 0)
+        rc = tasks_open(&a->chores, 1, CHORES_MAX, e);
+    if (rc == 0)
         rc = batcher_open(&a->batcher, &u.batcher, e);
     return rc == 0 ? chains_open(&a->chains, &u.chains, e) : rc;
 }
@@ -135,6 +137,17 @@ static int open_jobs(struct app *a, struct err *e)
                    .image = {.max_side = (uint32_t)s->predict.max_side,
                              .max_pixels = (uint64_t)s->predict.max_pixels,
                              .max_memory_bytes = (size_t)s->predict.max_pixels * 8 + (1u << 20)}},
+        .train = {.enabled = s->train.enabled,
+                  .data_root = s->train.data_root,
+                  .directory = s->train.directory,
+                  .limits = {.recipe_bytes = s->train.max_recipe_bytes,
+                             .steps = s->train.max_steps,
+                             .parameters = s->train.max_parameters},
+                  .max_seconds = s->train.max_seconds,
+                  .max_data_bytes = (size_t)s->train.max_data_bytes,
+                  .max_memory_bytes = (size_t)s->train.max_memory_bytes,
+                  .threads = s->train.threads,
+                  .nice = s->train.nice},
         .budget_bytes = s->memory.budget_bytes / 4,
         .lease_ms = s->jobs.lease_ms,
         .checkpoint_ms = s->sampler.checkpoint_ms};
@@ -249,6 +262,7 @@ static void stop(struct app *a)
     if (a->http)
         http_close(a->http);
     batcher_stop(a->batcher);
+    tasks_close(a->chores);
     tasks_close(a->tasks);
     jobs_close(a->jobs);
     batcher_close(a->batcher);

@@ -9,13 +9,16 @@
 #include <stdlib.h>
 #include <string.h>
 
-static const size_t data_max_bytes = (size_t)8 << 30;
+static size_t max_bytes(const struct data_request *r)
+{
+    return r->max_bytes ? r->max_bytes : (size_t)8 << 30;
+}
 
 static int open_format(struct source **out, const struct data_request *r, const char *split,
                        struct err *e)
 {
     const struct source_request from = {
-        .dir = r->dir, .split = split, .attributes = r->attributes, .max_bytes = data_max_bytes};
+        .dir = r->dir, .split = split, .attributes = r->attributes, .max_bytes = max_bytes(r)};
     int rc = source_check_split(split, e);
     if (rc != 0)
         return rc;
@@ -69,7 +72,7 @@ int data_read(struct dataset *out, const struct data_request *r, size_t limit, s
     const int rc = data_open(&s, r, e);
     if (rc == 0 && limit > 0 && limit < s->n)
         s->n = limit;
-    return rc != 0 ? rc : dataset_take(out, s, data_max_bytes, r->pool, e);
+    return rc != 0 ? rc : dataset_take(out, s, max_bytes(r), r->pool, e);
 }
 
 int data_option_resize(const char *command, const char *text, enum image_resize *out)

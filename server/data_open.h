@@ -3,7 +3,7 @@
 /*
  * `--data DIR` of any format (docs/datasets.md): looks at what is in the directory and opens a
  * split of it. The first that is there of IDX files, CIFAR's binary files, a table of attributes,
- * and folders by class is taken. Used by `jemd train` and `jemd judge`.
+ * and folders by class is taken. Used by `jemd train`, `jemd eval`, `jemd judge` and the jobs.
  */
 #include "learn/dataset.h"
 #include "net/net.h"
@@ -16,12 +16,13 @@ struct data_request {
     enum image_resize resize;            /* images of another size */
     double calib_share; /* 0, or: "calib" is this share of the rows of train, "train" the others */
     struct pool *pool;  /* reads image files at opening; NULL: the calling thread alone */
+    size_t max_bytes;   /* bound on what is kept in memory; 0: 8 GiB */
 };
 
 /* Labels are checked against the attributes. Errors: NOT_FOUND (nothing that is known: what was
  * looked for), those of learn/source.h and proto/image_source.h. */
 int data_open(struct source **out, const struct data_request *r, struct err *e);
-/* The same, all in memory, at most 8 GiB; limit: only the first so many rows, 0 = all. */
+/* The same, all in memory; limit: only the first so many rows, 0 = all. */
 int data_read(struct dataset *out, const struct data_request *r, size_t limit, struct err *e);
 
 /* The options --resize HOW and --split-calib SHARE of a command: 0 and *out, or -1 and a line on

@@ -18,6 +18,11 @@ void handle_models(struct call *c);
 void handle_model(struct call *c);
 void handle_calibration(struct call *c);
 
+/* handlers_versions.c */
+void handle_versions(struct call *c);
+void handle_promote(struct call *c);
+json_t *versions_json(struct app *a, const char *model);
+
 /* predict.c: params[0] is the model, "" = the default. */
 void handle_predict(struct call *c);
 void handle_score(struct call *c);

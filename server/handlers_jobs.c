@@ -16,6 +16,8 @@ enum { LIST_MAX = 200, LIST_DEFAULT = 50, WAIT_MAX_S = 60, KEY_MAX = 128 };
 struct posted {
     struct task task;
     struct call *call;
+    json_t *root;
+    void (*finish)(struct call *c, json_t *root); /* answers; root is borrowed */
 };
 
 static int parse_body(struct call *c, json_t **root, struct err *e)
@@ -81,59 +83,93 @@ static void respond_job(struct call *c, int status, struct job *job, bool locati
     respond_error(c, &e);
 }
 
-static void submit(struct task *t)
+/* What a job of this type needs. Types that there are not are refused when they are parsed. */
+static unsigned scope_of(enum job_type type)
 {
-    struct posted *p = (struct posted *)(void *)t;
-    struct call *c = p->call;
+    return type == JOB_TRAIN ? AUTH_TRAIN : AUTH_SAMPLE;
+}
+
+static void finish_submit(struct call *c, json_t *root)
+{
     struct job job;
     struct err e;
-    json_t *root = NULL;
     const char *key;
-    free(p);
-    int rc = atomic_load(&c->app->draining)
-                 ? fail(&e, FAIL_SHUTTING_DOWN, "the daemon is shutting down")
-                 : parse_body(c, &root, &e);
-    if (rc == 0)
-        rc = idempotency_key(c, &key, &e);
+    int rc = idempotency_key(c, &key, &e);
     if (rc == 0)
         rc = jobs_submit(c->app->jobs, root, c->who.name, key, &job, &e);
-    json_decref(root);
     if (rc < 0)
         respond_error(c, &e);
     else
         respond_job(c, 202, &job, true);
 }
 
-static void validate(struct task *t)
+static json_t *estimate_json(const struct job_estimate *est, enum job_type type)
+{
+    if (type == JOB_TRAIN)
+        return json_pack("{s:b, s:I, s:I, s:I, s:I}", "valid", 1, "steps", (json_int_t)est->steps,
+                         "parameters", (json_int_t)est->parameters, "images",
+                         (json_int_t)est->images, "memory_bytes", (json_int_t)est->memory_bytes);
+    return json_pack("{s:b, s:i, s:I, s:I, s:f, s:f}", "valid", 1, "chains", est->chains,
+                     "chain_steps", (json_int_t)est->chain_steps, "memory_bytes",
+                     (json_int_t)est->memory_bytes, "estimated_run_seconds", est->run_seconds,
+                     "estimated_queue_seconds", est->queue_seconds);
+}
+
+static void finish_validate(struct call *c, json_t *root)
+{
+    struct job_estimate est;
+    struct err e;
+    const enum job_type type = jobs_type_of(root);
+    if (jobs_validate(c->app->jobs, root, &est, &e) != 0)
+        respond_error(c, &e);
+    else
+        respond_json(c, 200, estimate_json(&est, type));
+}
+
+static void judge(struct task *t)
 {
     struct posted *p = (struct posted *)(void *)t;
     struct call *c = p->call;
-    struct job_estimate est;
-    struct err e;
-    json_t *root = NULL;
+    json_t *root = p->root;
+    void (*finish)(struct call *, json_t *) = p->finish;
     free(p);
-    int rc = parse_body(c, &root, &e);
-    if (rc == 0)
-        rc = jobs_validate(c->app->jobs, root, &est, &e);
+    finish(c, root);
     json_decref(root);
-    if (rc != 0) {
-        respond_error(c, &e);
-        return;
-    }
-    respond_json(c, 200,
-                 json_pack("{s:b, s:i, s:I, s:I, s:f, s:f}", "valid", 1, "chains", est.chains,
-                           "chain_steps", (json_int_t)est.chain_steps, "memory_bytes",
-                           (json_int_t)est.memory_bytes, "estimated_run_seconds", est.run_seconds,
-                           "estimated_queue_seconds", est.queue_seconds));
 }
 
-static void post(struct call *c, void (*f)(struct task *))
+/* Parses the body; a training job then waits for its turn among what takes seconds. */
+static void parse_posted(struct task *t)
+{
+    struct posted *p = (struct posted *)(void *)t;
+    struct call *c = p->call;
+    struct err e;
+    int rc = atomic_load(&c->app->draining)
+                 ? fail(&e, FAIL_SHUTTING_DOWN, "the daemon is shutting down")
+                 : parse_body(c, &p->root, &e);
+    if (rc == 0)
+        rc = call_allows(c, scope_of(jobs_type_of(p->root)), &e);
+    p->task.f = judge;
+    if (rc == 0 && jobs_type_of(p->root) != JOB_TRAIN) {
+        judge(t);
+        return;
+    }
+    if (rc == 0 && tasks_post(c->app->chores, t))
+        return;
+    if (rc == 0)
+        fail(&e, FAIL_OVERLOADED, "too many training jobs wait to be judged");
+    json_decref(p->root);
+    free(p);
+    respond_error(c, &e);
+}
+
+static void post(struct call *c, void (*finish)(struct call *, json_t *))
 {
     struct err e;
     struct posted *p = calloc(1, sizeof *p);
     if (p) {
         p->call = c;
-        p->task.f = f;
+        p->finish = finish;
+        p->task.f = parse_posted;
         if (tasks_post(c->app->tasks, &p->task))
             return;
         free(p);
@@ -144,12 +180,12 @@ static void post(struct call *c, void (*f)(struct task *))
 
 void handle_job_submit(struct call *c)
 {
-    post(c, submit);
+    post(c, finish_submit);
 }
 
 void handle_job_validate(struct call *c)
 {
-    post(c, validate);
+    post(c, finish_validate);
 }
 
 /* ---- looking ---- */
@@ -252,11 +288,23 @@ void handle_job_get(struct call *c)
     respond_job(c, 200, &job, false);
 }
 
+/* Whether the caller may change the job: it needs the scope to make such a one. */
+static int may_change(const struct call *c, struct err *e)
+{
+    struct job job;
+    const int rc = c->app->store->ops->get(c->app->store, c->params[0], &job, e);
+    if (rc != 0)
+        return rc;
+    const enum job_type type = job.type;
+    job_fini(&job);
+    return call_allows(c, scope_of(type), e);
+}
+
 void handle_job_cancel(struct call *c)
 {
     struct job job;
     struct err e;
-    if (jobs_cancel(c->app->jobs, c->params[0], &job, &e) == 0)
+    if (may_change(c, &e) == 0 && jobs_cancel(c->app->jobs, c->params[0], &job, &e) == 0)
         respond_job(c, 202, &job, true);
     else
         respond_error(c, &e);
@@ -266,7 +314,7 @@ void handle_job_delete(struct call *c)
 {
     struct err e;
     struct http_reply reply = {.status = 204};
-    if (jobs_remove(c->app->jobs, c->params[0], &e) == 0)
+    if (may_change(c, &e) == 0 && jobs_remove(c->app->jobs, c->params[0], &e) == 0)
         respond(c, &reply);
     else
         respond_error(c, &e);

@@ -144,19 +144,21 @@ static json_t *words(const char *const *list, int n)
 
 static json_t *limits_json(const struct settings *s)
 {
-    return json_pack("{s:I, s:I, s:i, s:I, s:i, s:i, s:i, s:i, s:i, s:i}", "body_bytes",
-                     (json_int_t)s->http.max_body_bytes, "header_bytes",
+    return json_pack("{s:I, s:I, s:i, s:I, s:i, s:i, s:i, s:i, s:i, s:i, s:I, s:I, s:I, s:i}",
+                     "body_bytes", (json_int_t)s->http.max_body_bytes, "header_bytes",
                      (json_int_t)s->http.max_header_bytes, "images_per_request",
                      s->predict.max_images, "image_pixels", (json_int_t)s->predict.max_pixels,
                      "image_side", s->predict.max_side, "predict_timeout_ms", s->predict.timeout_ms,
                      "job_images", s->sampler.max_images, "job_steps", s->sampler.max_steps,
                      "jobs_waiting", s->jobs.max_queued, "jobs_waiting_per_client",
-                     s->jobs.max_queued_per_client);
+                     s->jobs.max_queued_per_client, "train_steps", (json_int_t)s->train.max_steps,
+                     "train_parameters", (json_int_t)s->train.max_parameters, "train_recipe_bytes",
+                     (json_int_t)s->train.max_recipe_bytes, "train_seconds", s->train.max_seconds);
 }
 
 void handle_capabilities(struct call *c)
 {
-    static const char *const types[] = {"sample"};
+    const int n_types = c->app->settings.train.enabled ? JOB_TYPES : 1; /* training is the last */
     static const char *const inputs[] = {"image/png", "image/jpeg", "multipart/form-data",
                                          "application/json", "application/octet-stream"};
     static const char *const outputs[] = {"grid", "images", "tensor", "trace"};
@@ -165,10 +167,10 @@ void handle_capabilities(struct call *c)
     const struct settings *s = &c->app->settings;
     respond_json(c, 200,
                  json_pack("{s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o}", "job_types",
-                           words(types, 1), "predict_content_types", words(inputs, 5),
-                           "predict_include", words(includes, 3), "resize", words(resizes, 4),
-                           "samplers", words(sampler_kind_names, SAMPLER_KINDS), "step_rules",
-                           words(sampler_rule_names, SAMPLER_RULES), "starts",
+                           words(job_type_names, n_types), "predict_content_types",
+                           words(inputs, 5), "predict_include", words(includes, 3), "resize",
+                           words(resizes, 4), "samplers", words(sampler_kind_names, SAMPLER_KINDS),
+                           "step_rules", words(sampler_rule_names, SAMPLER_RULES), "starts",
                            words(start_kind_names, START_KINDS), "outputs", words(outputs, 4),
                            "limits", limits_json(s)));
 }

@@ -57,7 +57,7 @@ static json_t *model_json(const struct models_entry *entry, bool whole)
 }
 
 /* Answers with f of the entry of the model that the path names. */
-static void respond_model(struct call *c, json_t *(*f)(const struct models_entry *))
+static void respond_model(struct call *c, json_t *(*f)(struct app *, const struct models_entry *))
 {
     struct models_entry *list = calloc(MODELS_MAX, sizeof *list);
     const int n = list ? models_list(c->app->models, list) : 0;
@@ -70,7 +70,7 @@ static void respond_model(struct call *c, json_t *(*f)(const struct models_entry
         if (list[i].model == m)
             entry = list[i];
     if (rc == 0)
-        body = f(&entry);
+        body = f(c->app, &entry);
     for (int i = 0; i < n; i++)
         model_put(list[i].model);
     free(list);
@@ -94,9 +94,11 @@ void handle_models(struct call *c)
     respond_json(c, 200, json_pack("{s:o}", "models", array));
 }
 
-static json_t *whole_model(const struct models_entry *entry)
+static json_t *whole_model(struct app *a, const struct models_entry *entry)
 {
-    return model_json(entry, true);
+    json_t *root = model_json(entry, true);
+    json_object_set_new(root, "versions", versions_json(a, entry->model->d.name));
+    return root;
 }
 
 void handle_model(struct call *c)
@@ -104,8 +106,9 @@ void handle_model(struct call *c)
     respond_model(c, whole_model);
 }
 
-static json_t *card(const struct models_entry *entry)
+static json_t *card(struct app *a, const struct models_entry *entry)
 {
+    (void)a;
     const struct description *d = &entry->model->d;
     json_t *calibration = copy(d, "calibration");
     return json_pack("{s:s, s:s, s:s, s:b, s:o}", "model", d->name, "version", d->version, "digest",

@@ -51,24 +51,34 @@ static json_t *error_json(const struct job *j)
                      j->error);
 }
 
+static double fraction_of(const struct job *j, long long steps_done)
+{
+    if (j->state == JOB_SUCCEEDED)
+        return 1;
+    return j->steps_total > 0 ? (double)steps_done / (double)j->steps_total : 0;
+}
+
+static json_t *progress_json(const struct job *j)
+{
+    const bool train = j->type == JOB_TRAIN;
+    return json_pack("{s:I, s:I, s:f}", train ? "steps_done" : "chain_steps_done",
+                     (json_int_t)j->steps_done, train ? "steps_total" : "chain_steps_total",
+                     (json_int_t)j->steps_total, "fraction", fraction_of(j, j->steps_done));
+}
+
 json_t *job_json(const struct job *j, bool with_result)
 {
-    const double fraction = j->state == JOB_SUCCEEDED ? 1.0
-                            : j->steps_total > 0 ? (double)j->steps_done / (double)j->steps_total
-                                                 : 0.0;
-    json_t *root = json_pack(
-        "{s:s, s:s, s:s, s:s, s:I, s:{s:s, s:s, s:s}, s:s, s:{s:I, s:I, s:f}, s:i, s:o, s:o, s:o, "
-        "s:o}",
-        "id", j->id, "type", job_type_names[j->type], "state", job_state_names[j->state],
-        "priority", job_priority_names[j->priority], "revision", (json_int_t)j->revision, "model",
-        "name", j->model, "version", j->version, "digest", j->digest, "client", j->client,
-        "progress", "chain_steps_done", (json_int_t)j->steps_done, "chain_steps_total",
-        (json_int_t)j->steps_total, "fraction", fraction, "attempts", j->attempts,
-        "resumed_from_step",
-        j->attempts > 0 && j->resumed_from_step >= 0 ? json_integer(j->resumed_from_step)
-                                                     : json_null(),
-        "labels", j->labels ? parsed(j->labels) : json_object(), "error", error_json(j), "links",
-        links_json(j));
+    json_t *root =
+        json_pack("{s:s, s:s, s:s, s:s, s:I, s:{s:s, s:s, s:o}, s:s, s:o, s:i, s:o, s:o, s:o, s:o}",
+                  "id", j->id, "type", job_type_names[j->type], "state", job_state_names[j->state],
+                  "priority", job_priority_names[j->priority], "revision", (json_int_t)j->revision,
+                  "model", "name", j->model, "version", j->version, "digest",
+                  j->digest[0] ? json_string(j->digest) : json_null(), "client", j->client,
+                  "progress", progress_json(j), "attempts", j->attempts, "resumed_from_step",
+                  j->attempts > 0 && j->resumed_from_step >= 0 ? json_integer(j->resumed_from_step)
+                                                               : json_null(),
+                  "labels", j->labels ? parsed(j->labels) : json_object(), "error", error_json(j),
+                  "links", links_json(j));
     if (!root)
         return NULL;
     add_times(root, j);
@@ -87,9 +97,33 @@ struct blob *job_json_line(const struct job *j)
 struct blob *job_progress_line(const struct job *j, long long steps_done, int chains_finished,
                                int chains_diverged, double eta_seconds)
 {
-    return json_blob(json_pack(
-        "{s:s, s:I, s:I, s:f, s:i, s:i, s:f}", "id", j->id, "chain_steps_done",
-        (json_int_t)steps_done, "chain_steps_total", (json_int_t)j->steps_total, "fraction",
-        j->steps_total > 0 ? (double)steps_done / (double)j->steps_total : 0.0, "chains_finished",
-        chains_finished, "chains_diverged", chains_diverged, "eta_seconds", eta_seconds));
+    return json_blob(json_pack("{s:s, s:I, s:I, s:f, s:i, s:i, s:f}", "id", j->id,
+                               "chain_steps_done", (json_int_t)steps_done, "chain_steps_total",
+                               (json_int_t)j->steps_total, "fraction", fraction_of(j, steps_done),
+                               "chains_finished", chains_finished, "chains_diverged",
+                               chains_diverged, "eta_seconds", eta_seconds));
+}
+
+struct blob *job_training_line(const struct job *j, const struct train_progress *p)
+{
+    const struct trainer_step *s = &p->last;
+    json_t *root = json_pack(
+        "{s:s, s:s, s:I, s:I, s:f, s:i, s:f, s:f}", "id", j->id, "phase",
+        p->evaluating ? "evaluating" : "training", "step", (json_int_t)s->step, "steps",
+        (json_int_t)j->steps_total, "fraction", fraction_of(j, s->step), "rollbacks", s->rollbacks,
+        "images_per_second", p->images_per_second, "eta_seconds", p->eta_seconds);
+    const struct {
+        const char *name;
+        double value;
+    } numbers[] = {{"loss", s->loss},
+                   {"cross_entropy", s->cross_entropy},
+                   {"accuracy", s->accuracy},
+                   {"log_p_data", s->log_p_data},
+                   {"log_p_chains", s->log_p_chains},
+                   {"gap", s->health.gap},
+                   {"chain_gradient", s->gradient},
+                   {"rate", s->rate}};
+    for (size_t i = 0; i < sizeof numbers / sizeof numbers[0]; i++)
+        json_object_set_new(root, numbers[i].name, json_real_or_null(numbers[i].value));
+    return json_blob(root);
 }

@@ -3,6 +3,7 @@
 /* A stored job as the API shows it (API.md "Sampling job"). Used by jobs.c and the job handlers. */
 #include "file/json.h"
 #include "server/store.h"
+#include "server/train_run.h"
 
 /* The whole object; new reference, NULL when out of memory. `with_result` false leaves request and
  * result out (lists, events). */
@@ -12,3 +13,5 @@ struct blob *job_json_line(const struct job *j);
 /* The line of a progress event. */
 struct blob *job_progress_line(const struct job *j, long long steps_done, int chains_finished,
                                int chains_diverged, double eta_seconds);
+/* The same of a training. */
+struct blob *job_training_line(const struct job *j, const struct train_progress *p);

@@ -75,8 +75,10 @@ void jobs_announce(struct jobs *j, const struct job *job)
     if (over)
         events_publish(j->p.events, job->id, "end", line ? blob_get(line) : NULL, NULL);
     blob_put(line);
-    if (over)
+    if (over) {
         unpin_model(j, job->id);
+        train_unbook(j, job->id);
+    }
 }
 
 double jobs_seconds(struct jobs *j, long long chain_steps)
@@ -132,9 +134,20 @@ static int check_memory(const struct jobs *j, const struct sample_request *q, st
     return e ? -(int)e->code : -FAIL_OUT_OF_RANGE;
 }
 
-int jobs_validate(struct jobs *j, const json_t *root, struct job_estimate *out, struct err *e)
+enum job_type jobs_type_of(const json_t *root)
+{
+    const char *word = json_string_value(json_object_get(root, "type"));
+    int type = 0;
+    while (type < JOB_TYPES && (!word || strcmp(word, job_type_names[type]) != 0))
+        type++;
+    return (enum job_type)type;
+}
+
+int jobs_validate(struct jobs *j, json_t *root, struct job_estimate *out, struct err *e)
 {
     struct sample_request *q;
+    if (jobs_type_of(root) == JOB_TRAIN)
+        return train_validate(j, root, out, e);
     int rc = parse(j, root, &q, e);
     if (rc != 0)
         return rc;
@@ -158,7 +171,7 @@ static int random_bytes(void *out, size_t size, struct err *e)
 }
 
 /* RFC 9562 version 4. */
-static int make_id(char out[JOB_ID_SIZE], struct err *e)
+int jobs_make_id(char out[JOB_ID_SIZE], struct err *e)
 {
     unsigned char b[16];
     const int rc = random_bytes(b, sizeof b, e);
@@ -202,7 +215,7 @@ static int describe(struct job *job, json_t *root, const struct sample_request *
     snprintf(job->model, sizeof job->model, "%s", m->d.name);
     snprintf(job->version, sizeof job->version, "%s", m->d.version);
     snprintf(job->digest, sizeof job->digest, "%s", m->digest);
-    const int rc = make_id(job->id, e);
+    const int rc = jobs_make_id(job->id, e);
     if (rc != 0)
         return rc;
     job->request = json_blob(json_incref(root));
@@ -212,17 +225,20 @@ static int describe(struct job *job, json_t *root, const struct sample_request *
     return 0;
 }
 
-int jobs_submit(struct jobs *j, json_t *root, const char *client, const char *idempotency_key,
+int jobs_insert(struct jobs *j, const struct job *job, const char *key, const char *digest,
                 struct job *out, struct err *e)
+{
+    const int64_t begin = timing_ns();
+    const int rc = j->p.store->ops->insert(j->p.store, job, key, digest, out, e);
+    metrics_observe(METRIC_STORE_OP_SECONDS, (double)(timing_ns() - begin) * 1e-9, "insert");
+    return rc == 0 ? j->p.store->ops->get(j->p.store, job->id, out, e) : rc;
+}
+
+static int sample_submit(struct jobs *j, json_t *root, const char *client, const char *key,
+                         const char *digest, struct job *out, struct err *e)
 {
     struct sample_request *q;
     struct job job = {0};
-    char digest[DIGEST_HEX];
-    struct blob *as_sent = json_blob(json_incref(root));
-    if (!as_sent)
-        return fail(e, FAIL_NO_MEMORY, "no memory for the request");
-    digest_bytes(as_sent->bytes, as_sent->size, digest);
-    blob_put(as_sent);
     int rc = parse(j, root, &q, e);
     if (rc != 0)
         return rc;
@@ -233,14 +249,10 @@ int jobs_submit(struct jobs *j, json_t *root, const char *client, const char *id
         rc = describe(&job, root, q, client, e);
     if (rc == 0) {
         pin_model(j, job.id, q->model);
-        const int64_t begin = timing_ns();
-        rc = j->p.store->ops->insert(j->p.store, &job, idempotency_key, digest, out, e);
-        metrics_observe(METRIC_STORE_OP_SECONDS, (double)(timing_ns() - begin) * 1e-9, "insert");
+        rc = jobs_insert(j, &job, key, digest, out, e);
         if (rc != 0)
             unpin_model(j, job.id);
     }
-    if (rc == 0)
-        rc = j->p.store->ops->get(j->p.store, job.id, out, e);
     if (rc == 0) {
         logger(LOGGER_INFO, "job_accepted", "job=%s client=%s model=%s chains=%d steps=%d", job.id,
                client, job.model, q->n_chains, q->sampler.steps);
@@ -249,6 +261,20 @@ int jobs_submit(struct jobs *j, json_t *root, const char *client, const char *id
     sample_request_free(q);
     job_fini(&job);
     return rc;
+}
+
+int jobs_submit(struct jobs *j, json_t *root, const char *client, const char *idempotency_key,
+                struct job *out, struct err *e)
+{
+    char digest[DIGEST_HEX];
+    struct blob *as_sent = json_blob(json_incref(root));
+    if (!as_sent)
+        return fail(e, FAIL_NO_MEMORY, "no memory for the request");
+    digest_bytes(as_sent->bytes, as_sent->size, digest);
+    blob_put(as_sent);
+    if (jobs_type_of(root) == JOB_TRAIN)
+        return train_submit(j, root, client, idempotency_key, digest, out, e);
+    return sample_submit(j, root, client, idempotency_key, digest, out, e);
 }
 
 int jobs_cancel(struct jobs *j, const char *id, struct job *out, struct err *e)
@@ -264,6 +290,11 @@ int jobs_cancel(struct jobs *j, const char *id, struct job *out, struct err *e)
             run = run->next;
         if (run)
             run->pins++;
+        struct training *t = j->training;
+        if (t && strcmp(t->job.id, id) == 0) {
+            t->cancel_ns = t->cancel_ns ? t->cancel_ns : now;
+            train_run_stop(t->run);
+        }
         pthread_mutex_unlock(&j->mu);
     }
     if (run) {
@@ -285,6 +316,8 @@ int jobs_preview(struct jobs *j, const char *id, struct blob **out, struct err *
     for (const struct run *run = j->runs; run && !found; run = run->next)
         if (strcmp(run->job.id, id) == 0 && run->preview)
             found = blob_get(run->preview);
+    if (j->training && strcmp(j->training->job.id, id) == 0)
+        found = train_run_preview(j->training->run);
     pthread_mutex_unlock(&j->mu);
     if (!found)
         return fail(e, FAIL_NOT_FOUND, "the job has no preview (yet)");
@@ -307,6 +340,11 @@ int jobs_open(struct jobs **out, const struct jobs_settings *s, const struct job
     if (!j)
         return fail(e, FAIL_NO_MEMORY, "cannot allocate the job runner");
     j->settings = *s;
+    snprintf(j->data_root, sizeof j->data_root, "%s", s->train.data_root ? s->train.data_root : "");
+    snprintf(j->train_directory, sizeof j->train_directory, "%s",
+             s->train.directory ? s->train.directory : "");
+    j->settings.train.data_root = j->data_root;
+    j->settings.train.directory = j->train_directory;
     j->p = *p;
     char host[48] = "localhost";
     gethostname(host, sizeof host - 1);
@@ -325,6 +363,8 @@ void jobs_drain(struct jobs *j)
 {
     pthread_mutex_lock(&j->mu);
     j->draining = true;
+    if (j->training)
+        train_run_stop(j->training->run);
     pthread_mutex_unlock(&j->mu);
 }
 
@@ -346,8 +386,11 @@ void jobs_close(struct jobs *j)
         return;
     jobs_stop(j);
     jobs_release_runs(j);
+    train_release(j);
     while (j->pins)
         unpin_model(j, j->pins->id);
+    while (j->bookings)
+        train_unbook(j, j->bookings->id);
     pthread_cond_destroy(&j->wake);
     pthread_mutex_destroy(&j->mu);
     free(j);

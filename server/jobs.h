@@ -2,13 +2,15 @@
 #pragma once
 /*
  * Jobs from acceptance to result: parses and stores requests, claims them from the store, runs
- * their chains on the chain engine, keeps leases and progress, renders and commits artifacts. The
- * only user of the store's worker half. One thread of its own; rendering runs on the task pool.
+ * their chains on the chain engine or trains (train_run.h, one at a time), keeps leases and progress,
+ * renders and commits artifacts. The only user of the store's worker half. One thread of its own;
+ * rendering runs on the task pool.
  */
 #include "base/fail.h"
 #include "ebm/chains.h"
 #include "file/json.h"
 #include "proto/sample_request.h"
+#include "proto/train_request.h"
 #include "server/events.h"
 #include "server/models.h"
 #include "server/store.h"
@@ -16,7 +18,17 @@
 
 struct jobs;
 
+struct jobs_train_settings {
+    bool enabled;
+    const char *data_root, *directory; /* copied */
+    struct train_limits limits;
+    long long max_seconds; /* of a job */
+    size_t max_data_bytes, max_memory_bytes;
+    int threads, nice;
+};
+
 struct jobs_settings {
+    struct jobs_train_settings train;
     struct sample_limits limits;
     long long budget_bytes; /* of a job's chains; jobs are claimed while those running take less */
     int lease_ms, checkpoint_ms;
@@ -38,13 +50,18 @@ struct job_estimate {
     size_t memory_bytes;
     double run_seconds;   /* alone, at the engine's present speed; 0 = not known yet */
     double queue_seconds; /* backlog before it */
+    /* Of a training. */
+    long long steps, parameters, images; /* images of data */
 };
 
 /* Errors: NO_MEMORY, IO. */
 int jobs_open(struct jobs **out, const struct jobs_settings *s, const struct jobs_parts *p,
               struct err *e);
-/* Checks a request as a whole without keeping it. */
-int jobs_validate(struct jobs *j, const json_t *root, struct job_estimate *out, struct err *e);
+/* What the type says; JOB_TYPES when there is none or another (the error comes with the parsing). */
+enum job_type jobs_type_of(const json_t *root);
+/* Checks a request as a whole without keeping it; it may be completed. One for training opens the
+ * data: it takes seconds. */
+int jobs_validate(struct jobs *j, json_t *root, struct job_estimate *out, struct err *e);
 /* Accepts a request: it is in the store when this returns. root gets the seed and the model's name
  * filled in. idempotency_key may be NULL. Returns 0 with the new job, 1 with the job an earlier
  * request with the same key made. job_fini(out) is the caller's. */
@@ -58,7 +75,7 @@ int jobs_preview(struct jobs *j, const char *id, struct blob **out, struct err *
 double jobs_backlog_seconds(struct jobs *j);
 /* Deletes a finished job with its artifacts. Errors: CONFLICT, NOT_FOUND, EXPIRED. */
 int jobs_remove(struct jobs *j, const char *id, struct err *e);
-/* No new claims from here on (submitting still works). */
+/* No new claims from here on (submitting still works); what is trained is stopped with a checkpoint. */
 void jobs_drain(struct jobs *j);
 /* Ends the jobs thread: no claims, heartbeats, previews or deadlines any more; everything else goes
  * on. Idempotent; NULL is allowed. */

@@ -1,11 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #pragma once
-/* Shared by jobs.c (acceptance, cancel, life cycle) and jobs_run.c (the jobs thread: from claim to
- * commit); private to both. */
+/* Shared by jobs.c (acceptance, cancel, life cycle), jobs_run.c (the jobs thread: from claim to
+ * commit), jobs_train.c (acceptance of training jobs) and jobs_train_run.c (their run); private to
+ * them. */
 #include "server/jobs.h"
+#include "server/train_run.h"
 
 #include <pthread.h>
 #include <stdatomic.h>
+
+enum { RUN_PATH = 512 };
 
 /* A claimed job on its way through the engine. The jobs thread makes and frees it. */
 struct run {
@@ -33,8 +37,32 @@ struct pin {
     struct pin *next;
 };
 
+/* What an accepted training job has for itself until its end: the run's directory, and the version
+ * that it will stage. */
+struct booking {
+    char id[JOB_ID_SIZE], run[TRAIN_RUN_MAX + 1];
+    char name[DESCRIPTION_NAME_MAX], version[DESCRIPTION_NAME_MAX];
+    struct booking *next;
+};
+
+/* The training going on. The jobs thread makes and frees it. */
+struct training {
+    struct job job;
+    json_t *root;
+    struct train_request *q;
+    struct blob *request; /* text of root, with all digits */
+    char data[4096], directory[RUN_PATH];
+    struct train_run *run;
+    int64_t begin_ms, renewed_ms;
+    int previews;      /* that were announced */
+    int64_t cancel_ns; /* when the cancel arrived, 0 = none; guarded by mu */
+    const char *late;  /* why it was stopped for good, or NULL */
+    bool began;        /* known to have loaded its checkpoint */
+};
+
 struct jobs {
     struct jobs_settings settings;
+    char data_root[256], train_directory[256]; /* settings.train points to them */
     struct jobs_parts p;
     char owner[JOB_CLIENT_SIZE];
     pthread_t thread;
@@ -45,6 +73,8 @@ struct jobs {
     int n_runs;                /* guarded by mu */
     size_t bytes;              /* of running groups; guarded by mu */
     struct pin *pins;          /* guarded by mu */
+    struct training *training; /* guarded by mu; NULL = none */
+    struct booking *bookings;  /* guarded by mu */
     bool joined;               /* of who stops and closes */
 };
 
@@ -54,6 +84,35 @@ void jobs_poke(struct jobs *j);
 void jobs_announce(struct jobs *j, const struct job *job);
 /* The model a job was accepted for, one reference. Errors: MODEL_GONE. */
 int jobs_pinned_model(struct jobs *j, const struct job *job, struct model **out, struct err *e);
+/* jobs_announce of what the store has of the job now. */
+void jobs_announce_stored(struct jobs *j, const char *id);
+/* Fills in a new id. Errors: IO. */
+int jobs_make_id(char out[JOB_ID_SIZE], struct err *e);
+/* Stores a described job: 0 with the job as stored, 1 with an earlier one of the same key. */
+int jobs_insert(struct jobs *j, const struct job *job, const char *key, const char *digest,
+                struct job *out, struct err *e);
+/* Commits the end of a claimed job as failed. */
+void jobs_fail_claimed(struct jobs *j, const struct job *job, const struct err *why);
+/* The error of an ended job, cut to what fits at a character's end (it becomes JSON); NULL = none. */
+void jobs_put_error(struct job *end, const struct err *why);
+
+/* jobs_train.c: jobs_validate and jobs_submit for training. */
+int train_validate(struct jobs *j, json_t *root, struct job_estimate *out, struct err *e);
+int train_submit(struct jobs *j, json_t *root, const char *client, const char *key,
+                 const char *digest, struct job *out, struct err *e);
+/* Lets the job's booking go, if it has one. */
+void train_unbook(struct jobs *j, const char *id);
+/* Where the data of a request are, with every link followed. Errors: NOT_FOUND, FORBIDDEN (outside of
+ * the data root). */
+int train_find_data(const struct jobs *j, const struct train_request *q, char out[4096],
+                    struct err *e);
+void train_run_path(const struct jobs *j, const char *run, char out[RUN_PATH]);
+
+/* jobs_train_run.c, of the jobs thread: claims one if none runs; looks after it. */
+void train_claim(struct jobs *j);
+void train_tend(struct jobs *j, int64_t now_ms);
+/* The same after the thread has ended: back to the queue, with a checkpoint. */
+void train_release(struct jobs *j);
 /* Seconds the engine takes for so many chain-steps at its present speed. */
 double jobs_seconds(struct jobs *j, long long chain_steps);
 /* The group's description for the engine, without callbacks. */

@@ -16,7 +16,7 @@
 
 enum { RUNS_MAX = 64, TICK_MS = 100, PROGRESS_MS = 500 };
 
-static void announce_stored(struct jobs *j, const char *id)
+void jobs_announce_stored(struct jobs *j, const char *id)
 {
     struct job now;
     if (j->p.store->ops->get(j->p.store, id, &now, NULL) != 0)
@@ -34,8 +34,7 @@ static void on_changed(void *ctx, const struct job *job)
 
 /* ---- the end of a run ---- */
 
-/* The error of an ended job, cut to what fits at a character's end (it becomes JSON); NULL = none. */
-static void put_error(struct job *end, const struct err *why)
+void jobs_put_error(struct job *end, const struct err *why)
 {
     end->error_code = why ? why->code : FAIL_NONE;
     snprintf(end->error, sizeof end->error, "%.255s", why ? why->text : "");
@@ -55,7 +54,7 @@ static int commit(struct run *run, enum job_state state, struct artifacts *a, co
     end.ended_ms = timing_wall_ms();
     end.steps_done = progress.steps_done;
     end.result = a->result;
-    put_error(&end, why);
+    jobs_put_error(&end, why);
     const int64_t begin = timing_ns();
     const int rc = j->p.store->ops->finish(j->p.store, &end, a->list, a->n, e);
     metrics_observe(METRIC_STORE_OP_SECONDS, (double)(timing_ns() - begin) * 1e-9, "finish");
@@ -111,7 +110,7 @@ static void finish_run(struct task *t)
     }
     artifacts_fini(&a);
     count_end(run, state, diverged);
-    announce_stored(j, run->job.id);
+    jobs_announce_stored(j, run->job.id);
     atomic_store(&run->committed, true);
     jobs_poke(j);
 }
@@ -136,15 +135,15 @@ static void free_run(struct run *run)
 
 /* ---- the jobs thread ---- */
 
-static void fail_claimed(struct jobs *j, const struct job *job, const struct err *why)
+void jobs_fail_claimed(struct jobs *j, const struct job *job, const struct err *why)
 {
     struct job end = *job; /* shallow */
     end.state = JOB_FAILED;
     end.ended_ms = timing_wall_ms();
-    put_error(&end, why);
+    jobs_put_error(&end, why);
     logger(LOGGER_WARN, "job_failed", "job=%s code=%s", job->id, fail_name(why->code));
     j->p.store->ops->finish(j->p.store, &end, NULL, 0, NULL);
-    announce_stored(j, job->id);
+    jobs_announce_stored(j, job->id);
 }
 
 static int parse_claimed(struct jobs *j, struct run *run, struct err *e)
@@ -235,7 +234,7 @@ static bool claim_one(struct jobs *j)
     metrics_observe(METRIC_JOB_QUEUE_WAIT_SECONDS, (double)(now - run->job.queued_ms) * 1e-3);
     jobs_announce(j, &run->job);
     if (start_run(j, run, &e) != 0) {
-        fail_claimed(j, &run->job, &e);
+        jobs_fail_claimed(j, &run->job, &e);
         free_run(run);
     }
     return true;
@@ -380,6 +379,8 @@ void *jobs_main(void *arg)
         events_tick(j->p.events, timing_ns());
         while (claim_one(j))
             continue;
+        train_tend(j, timing_wall_ms());
+        train_claim(j);
         wait_a_tick(j);
     }
     return NULL;

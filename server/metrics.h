@@ -42,6 +42,11 @@ enum metric {
     METRIC_CHAIN_SLOTS,                  /* gauge {state} */
     METRIC_CHAIN_STEP_SECONDS,           /* histogram */
     METRIC_MCMC_DIVERGENCES,             /* counter */
+    METRIC_TRAIN_STEPS,                  /* counter */
+    METRIC_TRAIN_IMAGES,                 /* counter */
+    METRIC_TRAIN_ROLLBACKS,              /* counter */
+    METRIC_TRAIN_STEP_SECONDS,           /* histogram */
+    METRIC_MODEL_PROMOTIONS,             /* counter {model} */
     METRIC_MODEL_INFO,                   /* gauge {model,version,digest}, always 1 */
     METRIC_MODEL_MAPPED_BYTES,           /* gauge */
     METRIC_MODEL_PACKED_BYTES,           /* gauge {memory} */

@@ -54,9 +54,14 @@ static const struct problem problems[FAIL_COUNT] = {
     [FAIL_UNSUPPORTED] = {422, "Not supported",
                           "The request is well-formed, but this model or this version of the "
                           "daemon cannot do it; /v1/capabilities lists what it can."},
+    [FAIL_BAD_RECIPE] = {422, "Bad recipe",
+                         "The recipe of a training job does not describe a network that can be "
+                         "trained. The detail says what is wrong with which part."},
     [FAIL_UNAUTHORIZED] = {401, "Unauthorized",
                            "Send a valid key as \"Authorization: Bearer …\" or X-API-Key."},
-    [FAIL_FORBIDDEN] = {403, "Forbidden", "The key is valid but lacks the scope this route needs."},
+    [FAIL_FORBIDDEN] = {403, "Forbidden",
+                        "The key is valid but lacks the scope this needs, or the daemon's "
+                        "settings forbid it to everybody."},
     [FAIL_NOT_FOUND] = {404, "Not found",
                         "There is no such route, model, job or artifact. Paths are listed in "
                         "/openapi.json."},

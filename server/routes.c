@@ -19,7 +19,7 @@ enum route_kind { ROUTE_JSON, ROUTE_OTHER };
 
 struct route {
     const char *method, *pattern;
-    unsigned scope; /* 0 = open to everyone */
+    unsigned scope; /* one of them is needed; 0 = open to everyone */
     enum body body;
     enum route_kind kind; /* JSON routes honour Accept */
     void (*handle)(struct call *c);
@@ -38,16 +38,21 @@ static const struct route routes[] = {
     {"GET", "/v1/models", AUTH_READ, BODY_NONE, ROUTE_JSON, handle_models},
     {"GET", "/v1/models/{}", AUTH_READ, BODY_NONE, ROUTE_JSON, handle_model},
     {"GET", "/v1/models/{}/calibration", AUTH_READ, BODY_NONE, ROUTE_JSON, handle_calibration},
+    {"GET", "/v1/models/{}/versions", AUTH_READ, BODY_NONE, ROUTE_JSON, handle_versions},
+    {"POST", "/v1/models/{}/versions/{}:promote", AUTH_ADMIN, BODY_SMALL, ROUTE_JSON,
+     handle_promote},
     {"POST", "/v1/predict", AUTH_PREDICT, BODY_FULL, ROUTE_JSON, handle_predict},
     {"POST", "/v1/score", AUTH_PREDICT, BODY_FULL, ROUTE_JSON, handle_score},
     {"POST", "/v1/models/{}:predict", AUTH_PREDICT, BODY_FULL, ROUTE_JSON, handle_predict},
     {"POST", "/v1/models/{}:score", AUTH_PREDICT, BODY_FULL, ROUTE_JSON, handle_score},
-    {"POST", "/v1/jobs", AUTH_SAMPLE, BODY_FULL, ROUTE_JSON, handle_job_submit},
-    {"POST", "/v1/jobs:validate", AUTH_SAMPLE, BODY_FULL, ROUTE_JSON, handle_job_validate},
+    {"POST", "/v1/jobs", AUTH_SAMPLE | AUTH_TRAIN, BODY_FULL, ROUTE_JSON, handle_job_submit},
+    {"POST", "/v1/jobs:validate", AUTH_SAMPLE | AUTH_TRAIN, BODY_FULL, ROUTE_JSON,
+     handle_job_validate},
     {"GET", "/v1/jobs", AUTH_READ, BODY_NONE, ROUTE_JSON, handle_job_list},
     {"GET", "/v1/jobs/{}", AUTH_READ, BODY_NONE, ROUTE_JSON, handle_job_get},
-    {"DELETE", "/v1/jobs/{}", AUTH_SAMPLE, BODY_NONE, ROUTE_JSON, handle_job_delete},
-    {"POST", "/v1/jobs/{}:cancel", AUTH_SAMPLE, BODY_SMALL, ROUTE_JSON, handle_job_cancel},
+    {"DELETE", "/v1/jobs/{}", AUTH_SAMPLE | AUTH_TRAIN, BODY_NONE, ROUTE_JSON, handle_job_delete},
+    {"POST", "/v1/jobs/{}:cancel", AUTH_SAMPLE | AUTH_TRAIN, BODY_SMALL, ROUTE_JSON,
+     handle_job_cancel},
     {"GET", "/v1/jobs/{}/events", AUTH_READ, BODY_NONE, ROUTE_OTHER, handle_job_events},
     {"GET", "/v1/jobs/{}/artifacts/{*}", AUTH_READ, BODY_NONE, ROUTE_OTHER, handle_job_artifact},
     {"GET", "/v1/queue", AUTH_READ, BODY_NONE, ROUTE_JSON, handle_queue},
@@ -230,6 +235,17 @@ static unsigned anonymous_scopes(const struct app *a)
     return scopes;
 }
 
+int call_allows(const struct call *c, unsigned scope, struct err *e)
+{
+    char scopes[AUTH_SCOPES];
+    if (c->who.scopes & scope)
+        return 0;
+    auth_format_scopes(scope, scopes);
+    if (!c->app->auth || !c->has_key)
+        return fail(e, FAIL_UNAUTHORIZED, "this needs a key with the scope \"%s\"", scopes);
+    return fail(e, FAIL_FORBIDDEN, "the key \"%s\" lacks the scope \"%s\"", c->who.name, scopes);
+}
+
 static int authorise(struct call *c, struct err *e)
 {
     const char *bearer = request_header(c->request, "Authorization");
@@ -241,14 +257,9 @@ static int authorise(struct call *c, struct err *e)
         const int rc = auth_check(c->app->auth, bearer ? bearer : key, &c->who, e);
         if (rc != 0 && needed)
             return rc;
-    } else if (c->app->auth && (c->who.scopes & needed) != needed) {
-        return fail(e, FAIL_UNAUTHORIZED, "this route needs a key with the scope it names");
+        c->has_key = rc == 0;
     }
-    if ((c->who.scopes & needed) == needed)
-        return 0;
-    char scopes[AUTH_SCOPES];
-    auth_format_scopes(needed, scopes);
-    return fail(e, FAIL_FORBIDDEN, "the key \"%s\" lacks the scope \"%s\"", c->who.name, scopes);
+    return needed ? call_allows(c, needed, e) : 0;
 }
 
 /* A coarse reading of Accept: JSON is refused only if nothing in it could mean JSON. */

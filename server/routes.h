@@ -21,6 +21,7 @@ struct call {
     const struct route *route;
     char params[CALL_PARAMS][CALL_PARAM_SIZE]; /* what the {} of the path stand for */
     struct auth_identity who;                  /* key name, or the peer's address */
+    bool has_key;                              /* it is the former */
     size_t body_bytes;                         /* set aside for the body */
     struct event_watch *watch;                 /* of a long poll */
     atomic_int let_go;                         /* of a long poll: see handlers_jobs.c */
@@ -32,6 +33,8 @@ bool route_match(const char *pattern, const char *path, char params[CALL_PARAMS]
 /* The callbacks to give to http_open; ctx is the app. */
 struct http_handlers routes_handlers(struct app *a);
 
+/* Whether the caller has one of these scopes. Errors: UNAUTHORIZED, FORBIDDEN. */
+int call_allows(const struct call *c, unsigned scope, struct err *e);
 /* Whether the request has the representation with this ETag already: If-None-Match is "*" or lists
  * it (weak comparison, RFC 9110 13.1.2). */
 bool call_knows(const struct call *c, const char *etag);

@@ -309,6 +309,9 @@ static int check_combinations(const struct settings *s, struct err *e)
                     "predict.max_images (%d) is more than predict.queue_max (%d): such a request "
                     "could never be served",
                     s->predict.max_images, s->predict.queue_max);
+    if (s->train.enabled && !s->train.data_root[0])
+        return fail(e, FAIL_BAD_SETTING,
+                    "train.enabled needs train.data_root, the folder of data sets");
     return check_address(s, s->http.address, e);
 }
 
@@ -322,6 +325,8 @@ static void fit_to_machine(struct settings *s)
         s->predict.threads = cores;
     if (s->sampler.workers == 0)
         s->sampler.workers = cores;
+    if (s->train.threads == 0)
+        s->train.threads = cores;
     if (s->memory.budget_bytes == 0)
         s->memory.budget_bytes = sysconf(_SC_PHYS_PAGES) / 2 * sysconf(_SC_PAGESIZE);
 }

@@ -69,6 +69,16 @@ struct settings {
         int lease_ms;
     } jobs;
     struct {
+        bool enabled;
+        char data_root[256]; /* data sets are named below it */
+        char directory[256]; /* a folder for each run */
+        int threads;         /* resolved, never 0 */
+        int nice;
+        long long max_steps, max_parameters, max_recipe_bytes;
+        int max_seconds; /* of a job */
+        long long max_data_bytes, max_memory_bytes;
+    } train;
+    struct {
         char level[16]; /* a word of logger_parse_level */
         bool access;    /* a line per request */
     } log;

@@ -137,6 +137,10 @@ struct store_ops {
      * STORE_FULL (limit), WRONG_TYPE and those of json_parse (labels). */
     int (*insert)(struct store *s, const struct job *j, const char *idempotency_key,
                   const char *body_digest, struct job *existing, struct err *e);
+    /* 1: *existing is the job that the client made with this key and body; 0: there is none.
+     * Errors: IDEMPOTENCY_MISMATCH. */
+    int (*replay)(struct store *s, const char *client, const char *key, const char *body_digest,
+                  struct job *existing, struct err *e);
     /* Errors: NOT_FOUND, EXPIRED (the sentence says what it was). */
     int (*get)(struct store *s, const char *id, struct job *out, struct err *e);
     /* Newest first, after `cursor` ("" = from the start), at most max. Fills out[*n] and the next

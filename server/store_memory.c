@@ -163,6 +163,16 @@ static int memory_insert(struct store *s, const struct job *j, const char *key, 
     return rc;
 }
 
+static int memory_replay(struct store *s, const char *client, const char *key, const char *digest,
+                         struct job *existing, struct err *e)
+{
+    struct memory *m = lock(s);
+    const struct record *same = index_find_key(&m->ix, client, key);
+    const int rc = same ? replay(same, digest, existing, e) : 0;
+    unlock(m);
+    return rc;
+}
+
 static int memory_get(struct store *s, const char *id, struct job *out, struct err *e)
 {
     struct record *r = NULL;
@@ -576,6 +586,7 @@ static const struct store_ops operations = {
     .name = "memory",
     .close = memory_close,
     .insert = memory_insert,
+    .replay = memory_replay,
     .get = memory_get,
     .list = memory_list,
     .claim = memory_claim,

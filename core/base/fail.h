@@ -26,6 +26,7 @@
     X(UNKNOWN_VALUE, unknown_value)                                                                \
     X(EMPTY_VALUE_SET, empty_value_set)                                                            \
     X(UNSUPPORTED, unsupported)                                                                    \
+    X(BAD_RECIPE, bad_recipe)                                                                      \
     X(UNAUTHORIZED, unauthorized)                                                                  \
     X(FORBIDDEN, forbidden)                                                                        \
     X(NOT_FOUND, not_found)                                                                        \

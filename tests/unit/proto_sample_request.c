@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
+#include "proto/job_members.h"
 #include "proto/sample_request.h"
 #include "unit/tiny_model.h"
 
@@ -303,12 +304,12 @@ static void labels_have_limits(void **state)
     snprintf(json, sizeof json, "{" ONE ",\"labels\":{\"%s\":\"\"}}", key);
     const struct refusal bad = {json, FAIL_OUT_OF_RANGE, "/labels", NULL};
     expect(&bad);
-    for (int n = SAMPLE_LABELS_MAX; n <= SAMPLE_LABELS_MAX + 1; n++) {
+    for (int n = JOB_LABELS_MAX; n <= JOB_LABELS_MAX + 1; n++) {
         size_t at = (size_t)snprintf(json, sizeof json, "{" ONE ",\"labels\":{");
         for (int i = 0; i < n; i++)
             at += (size_t)snprintf(json + at, sizeof json - at, "%s\"%d\":\"\"", i ? "," : "", i);
         snprintf(json + at, sizeof json - at, "}}");
-        if (n <= SAMPLE_LABELS_MAX)
+        if (n <= JOB_LABELS_MAX)
             sample_request_free(good(json));
         else
             expect(&bad);

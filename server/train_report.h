@@ -1,0 +1,24 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#pragma once
+/* The end of a training: its model calibrated on the split "calib" of the data and measured on
+ * "test", where there are such splits. Used by train_run.c alone. */
+#include "base/mem.h"
+#include "base/pool.h"
+
+#include <stdbool.h>
+#include <stddef.h>
+
+struct train_report_task {
+    const char *model; /* the file; rewritten when it is calibrated */
+    const char *data;  /* directory */
+    size_t max_data_bytes;
+    struct pool *pool;
+};
+
+struct train_report {
+    struct blob *json; /* as `jemd eval --json`; NULL = there was no split to measure it on */
+    bool calibrated;
+};
+
+/* Errors: those of reading data and model, and of writing it. */
+int train_report(struct train_report *out, const struct train_report_task *t, struct err *e);

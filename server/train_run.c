@@ -1,0 +1,441 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "server/train_run.h"
+
+#include "base/logger.h"
+#include "base/pool.h"
+#include "base/timing.h"
+#include "ebm/model.h"
+#include "learn/export.h"
+#include "learn/gradient.h"
+#include "net/walk.h"
+#include "proto/image.h"
+#include "server/data_open.h"
+#include "server/metrics.h"
+#include "server/run_directory.h"
+#include "server/versions.h"
+
+#include <math.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <unistd.h>
+
+enum {
+    ROW_STEPS = 50, /* a row of metrics.csv */
+    GRID_IMAGES = 64,
+    GRID_COLUMNS = 8,
+    GRID_SIDE = 96,       /* smaller images are enlarged */
+    PREVIEW_MS = 1000,    /* between two pictures */
+    METRICS_MAX = 8 << 20 /* of metrics.csv as an artifact */
+};
+
+struct train_run {
+    struct train_task t;
+    pthread_t thread;
+    bool joined; /* of who closes */
+    atomic_bool stop;
+    atomic_int end; /* enum train_end */
+    struct err error;
+    struct train_result result;
+    pthread_mutex_t mu;
+    struct train_progress progress; /* guarded by mu */
+    struct blob *preview;           /* guarded by mu */
+    /* The thread's own. */
+    int lock;
+    struct source *data;
+    struct pool *pool;
+    struct trainer *trainer;
+    FILE *metrics;
+    int64_t begin_ns, preview_ns;
+};
+
+/* ---- before it begins ---- */
+
+static int open_data(struct source **out, const struct train_task *t, struct pool *pool,
+                     struct err *e)
+{
+    const struct data_request want = {.dir = t->data,
+                                      .split = t->split,
+                                      .attributes = &t->recipe->model.attributes,
+                                      .input = t->recipe->model.input,
+                                      .pool = pool,
+                                      .max_bytes = t->max_data_bytes};
+    return data_open(out, &want, e);
+}
+
+/* What the trainer will take; needs the parameters once. Errors: BAD_MODEL, NO_MEMORY. */
+static int measure(struct train_cost *out, const struct recipe *r, const struct source *d,
+                   struct err *e)
+{
+    struct parameters p;
+    struct net *net;
+    const size_t elements = net_shape_elements(r->model.input);
+    const int images = r->batch + r->chains.count;
+    int rc = parameters_init(&p, r->model.layers, r->model.n_layers, r->model.input, e);
+    if (rc != 0)
+        return rc;
+    const struct net_weights source = parameters_source(&p);
+    rc = net_open(&net, r->model.layers, r->model.n_layers, r->model.input, &source, e);
+    if (rc == 0) {
+        const size_t chunk = walk_estimate(net, ops_openblas(), GRADIENT_CHUNK, WALK_WEIGHTS);
+        size_t sum = mem_times(chunk, (images + GRADIENT_CHUNK - 1) / GRADIENT_CHUNK);
+        sum = mem_sum(sum, mem_times(p.n * sizeof(float), 8 + GRADIENT_SLOTS));
+        sum = mem_sum(
+            sum, mem_times(elements * sizeof(float), images + r->chains.buffer + r->chains.births));
+        sum = mem_sum(sum, mem_times(d->n, (size_t)d->columns));
+        if (d->images)
+            sum = mem_sum(sum, mem_times(d->n, source_image_bytes(d)));
+        *out = (struct train_cost){
+            .images = (long long)d->n, .parameters = (long long)p.n, .memory_bytes = sum};
+        net_close(net);
+    }
+    parameters_fini(&p);
+    return rc;
+}
+
+/* An error about recipe or data where it has no pointer yet. */
+static int blame(struct err *e, const char *pointer)
+{
+    if (!e)
+        return -FAIL_BAD_RECIPE;
+    if (e->code == FAIL_BAD_MODEL)
+        e->code = FAIL_BAD_RECIPE;
+    return e->pointer[0] ? -(int)e->code : fail_at(e, pointer);
+}
+
+int train_run_check(struct train_cost *out, const struct train_task *t, size_t max_memory_bytes,
+                    struct err *e)
+{
+    struct source *data;
+    struct trainer *trainer;
+    int rc = open_data(&data, t, NULL, e);
+    if (rc != 0)
+        return blame(e, rc == -FAIL_NOT_FOUND ? "/data" : "/data/path");
+    const struct trainer_options o = {.recipe = t->recipe, .data = data};
+    rc = measure(out, t->recipe, data, e);
+    if (rc != 0)
+        rc = blame(e, "/recipe/model/layers");
+    if (rc == 0 && out->memory_bytes > max_memory_bytes) {
+        fail(e, FAIL_OUT_OF_RANGE, "the training would take %zu MB, the daemon allows %zu MB",
+             out->memory_bytes >> 20, max_memory_bytes >> 20);
+        fail_limit(e, (long long)max_memory_bytes);
+        rc = fail_at(e, "/recipe");
+    }
+    if (rc == 0) {
+        rc = trainer_open(&trainer, &o, e);
+        if (rc == 0)
+            trainer_close(trainer);
+        else
+            rc = blame(e, "/recipe");
+    }
+    source_close(data);
+    return rc;
+}
+
+/* ---- pictures of the replay buffer ---- */
+
+static void to_pixels(const struct recipe *r, const float *x, unsigned char *out)
+{
+    const struct net_shape in = r->model.input;
+    const size_t area = (size_t)in.h * (size_t)in.w;
+    const float scale = 255 / (r->model.range_hi - r->model.range_lo);
+    for (size_t i = 0; i < area; i++) {
+        for (int c = 0; c < in.c; c++) {
+            const float v = (x[(size_t)c * area + i] - r->model.range_lo) * scale;
+            *out++ = (unsigned char)(!(v > 0) ? 0 : v >= 255 ? 255 : lrintf(v));
+        }
+    }
+}
+
+/* Entries from all over the buffer; NULL without one, or without memory. */
+static struct blob *draw_buffer(const struct trainer *t)
+{
+    const struct recipe *r = trainer_recipe(t);
+    const struct net_shape in = r->model.input;
+    const size_t elements = net_shape_elements(in);
+    const struct image shape = {
+        .width = (uint32_t)in.w, .height = (uint32_t)in.h, .channels = in.c};
+    const int scale = in.w < GRID_SIDE ? (GRID_SIDE + in.w - 1) / in.w : 1;
+    const float *x;
+    const uint8_t *y;
+    struct image grid = {0};
+    struct blob *png = NULL;
+    const int all = trainer_buffer(t, &x, &y), n = all < GRID_IMAGES ? all : GRID_IMAGES;
+    unsigned char *tiles = n > 0 ? malloc((size_t)n * elements) : NULL;
+    for (int i = 0; tiles && i < n; i++)
+        to_pixels(r, x + (size_t)((long long)i * all / n) * elements, tiles + (size_t)i * elements);
+    if (tiles &&
+        image_grid(&grid, tiles, n, &shape, n < GRID_COLUMNS ? n : GRID_COLUMNS, 4, scale, NULL) ==
+            0 &&
+        image_encode_png(&png, &grid, 6, NULL) != 0)
+        png = NULL;
+    image_fini(&grid);
+    free(tiles);
+    return png;
+}
+
+static void make_preview(struct train_run *r, long long step)
+{
+    const int every = r->t.preview_every_steps;
+    const int64_t now = timing_ns();
+    if (every == 0 || step % every != 0 || now - r->preview_ns < (int64_t)PREVIEW_MS * 1000000)
+        return;
+    struct blob *png = draw_buffer(r->trainer);
+    if (!png)
+        return;
+    r->preview_ns = now;
+    pthread_mutex_lock(&r->mu);
+    struct blob *old = r->preview;
+    r->preview = png;
+    r->progress.previews++;
+    pthread_mutex_unlock(&r->mu);
+    blob_put(old);
+}
+
+/* ---- its thread ---- */
+
+static void publish(struct train_run *r, const struct trainer_step *s)
+{
+    const long long steps = r->t.recipe->steps;
+    pthread_mutex_lock(&r->mu);
+    struct train_progress *p = &r->progress;
+    const double seconds = (double)(timing_ns() - r->begin_ns) * 1e-9;
+    const double rate = (double)(s->step - p->first) / (seconds > 0 ? seconds : 1);
+    if (rate > 0) { /* not after a rollback beyond the beginning */
+        p->images_per_second = rate * r->t.recipe->batch;
+        p->eta_seconds = (double)(steps - s->step) / rate;
+    }
+    if (s->trouble == HEALTH_GOOD)
+        p->last = *s;
+    p->last.step = s->step;
+    p->last.rollbacks = s->rollbacks;
+    pthread_mutex_unlock(&r->mu);
+}
+
+static void count(const struct train_run *r, const struct trainer_step *s, double seconds)
+{
+    metrics_add(METRIC_TRAIN_STEPS, 1);
+    metrics_add(METRIC_TRAIN_IMAGES, (uint64_t)r->t.recipe->batch);
+    metrics_observe(METRIC_TRAIN_STEP_SECONDS, seconds);
+    if (s->trouble == HEALTH_GOOD)
+        return;
+    metrics_add(METRIC_TRAIN_ROLLBACKS, 1);
+    logger(LOGGER_WARN, "training_rolled_back", "run=%s step=%lld rollbacks=%d", r->t.directory,
+           s->step, s->rollbacks);
+}
+
+static int begin(struct train_run *r, struct err *e)
+{
+    if (r->t.nice > 0)
+        setpriority(PRIO_PROCESS, (id_t)gettid(), getpriority(PRIO_PROCESS, 0) + r->t.nice);
+    int rc = run_directory_lock(r->t.directory, &r->lock, e);
+    if (rc == 0)
+        rc = run_directory_write(r->t.directory, r->t.request, e);
+    if (rc == 0)
+        rc = pool_open(&r->pool, r->t.threads, e); /* its threads have this one's priority */
+    if (rc == 0)
+        rc = open_data(&r->data, &r->t, r->pool, e);
+    const struct trainer_options o = {
+        .recipe = r->t.recipe, .data = r->data, .pool = r->pool, .directory = r->t.directory};
+    if (rc == 0)
+        rc = trainer_open(&r->trainer, &o, e);
+    if (rc != 0)
+        return rc;
+    pthread_mutex_lock(&r->mu);
+    r->progress.first = r->progress.last.step = trainer_done(r->trainer);
+    r->progress.began = true;
+    pthread_mutex_unlock(&r->mu);
+    r->begin_ns = timing_ns();
+    return run_directory_metrics(&r->metrics, r->t.directory, trainer_done(r->trainer), e);
+}
+
+/* 1 when all steps are done, 0 when stopped. */
+static int make_steps(struct train_run *r, struct err *e)
+{
+    while (!atomic_load(&r->stop)) {
+        struct trainer_step s;
+        const int64_t before = timing_ns();
+        const int rc = trainer_step(r->trainer, &s, e);
+        if (rc != 0)
+            return rc;
+        if (s.trouble == HEALTH_GOOD && s.step % ROW_STEPS == 0)
+            run_directory_row(r->metrics, &s);
+        publish(r, &s);
+        count(r, &s, (double)(timing_ns() - before) * 1e-9);
+        make_preview(r, s.step);
+    }
+    return trainer_save(r->trainer, e);
+}
+
+static struct blob *read_metrics(const struct train_run *r)
+{
+    rewind(r->metrics);
+    struct blob *whole = NULL;
+    char *text = malloc(METRICS_MAX);
+    if (text)
+        whole = blob_copy(text, fread(text, 1, METRICS_MAX, r->metrics));
+    free(text);
+    return whole;
+}
+
+static int look_at_staged(struct train_run *r, const char *path, struct err *e)
+{
+    struct model *m;
+    const int rc = model_open(&m, path, NULL, false, e);
+    if (rc != 0)
+        return rc;
+    memcpy(r->result.digest, m->digest, sizeof r->result.digest);
+    r->result.bytes = (long long)m->file_bytes;
+    model_put(m);
+    return 0;
+}
+
+/* The model file, measured and calibrated, as a staged version. */
+static int stage(struct train_run *r, struct err *e)
+{
+    const struct description *d = &r->t.recipe->model;
+    char path[VERSIONS_PATH];
+    const struct run_directory_data data = {.sha256 = r->data->sha256, .split = r->t.split};
+    json_t *from = run_directory_provenance(r->t.recipe, &data, trainer_done(r->trainer));
+    const struct train_report_task t = {
+        .model = path, .data = r->t.data, .max_data_bytes = r->t.max_data_bytes, .pool = r->pool};
+    int rc = versions_prepare(r->t.models, d->name, d->version, path, e);
+    const bool prepared = rc == 0;
+    if (rc == 0)
+        rc = export_model(r->trainer, r->pool, from, path, e);
+    if (rc == 0)
+        rc = train_report(&r->result.report, &t, e);
+    if (rc == 0)
+        rc = look_at_staged(r, path, e);
+    if (rc == 0)
+        rc = versions_install(r->t.models, d->name, d->version, e);
+    if (rc != 0 && prepared)
+        unlink(path);
+    json_decref(from);
+    return rc;
+}
+
+static int finish(struct train_run *r, struct err *e)
+{
+    pthread_mutex_lock(&r->mu);
+    r->progress.evaluating = true;
+    r->progress.eta_seconds = 0;
+    r->result.rollbacks = r->progress.last.rollbacks;
+    pthread_mutex_unlock(&r->mu);
+    const int rc = stage(r, e);
+    if (rc != 0)
+        return rc;
+    r->result.steps = trainer_done(r->trainer);
+    r->result.grid = draw_buffer(r->trainer);
+    r->result.metrics = read_metrics(r);
+    return 0;
+}
+
+static void let_go(struct train_run *r)
+{
+    if (r->metrics)
+        fclose(r->metrics);
+    trainer_close(r->trainer);
+    pool_close(r->pool);
+    source_close(r->data);
+    if (r->lock >= 0)
+        close(r->lock);
+}
+
+static void *run_main(void *arg)
+{
+    struct train_run *r = arg;
+    enum train_end end = TRAIN_FAILED;
+    int rc = begin(r, &r->error);
+    if (rc == 0)
+        rc = make_steps(r, &r->error);
+    if (rc == 0) {
+        end = TRAIN_STOPPED;
+    } else if (rc > 0) {
+        rc = finish(r, &r->error);
+        if (rc == 0)
+            end = TRAIN_DONE;
+    }
+    let_go(r);
+    atomic_store(&r->end, end);
+    r->t.over(r->t.ctx);
+    return NULL;
+}
+
+/* ---- from outside ---- */
+
+int train_run_open(struct train_run **out, const struct train_task *t, struct err *e)
+{
+    struct train_run *r = calloc(1, sizeof *r);
+    if (!r)
+        return fail(e, FAIL_NO_MEMORY, "cannot allocate a training");
+    r->t = *t;
+    r->lock = -1;
+    r->preview_ns = INT64_MIN / 2;
+    pthread_mutex_init(&r->mu, NULL);
+    *out = r; /* before `over` can be called */
+    if (pthread_create(&r->thread, NULL, run_main, r) == 0)
+        return 0;
+    *out = NULL;
+    pthread_mutex_destroy(&r->mu);
+    free(r);
+    return fail(e, FAIL_IO, "cannot start a thread to train");
+}
+
+void train_run_stop(struct train_run *r)
+{
+    atomic_store(&r->stop, true);
+}
+
+enum train_end train_run_end(struct train_run *r)
+{
+    return (enum train_end)atomic_load(&r->end);
+}
+
+void train_run_progress(struct train_run *r, struct train_progress *out)
+{
+    pthread_mutex_lock(&r->mu);
+    *out = r->progress;
+    pthread_mutex_unlock(&r->mu);
+}
+
+struct blob *train_run_preview(struct train_run *r)
+{
+    pthread_mutex_lock(&r->mu);
+    struct blob *png = r->preview ? blob_get(r->preview) : NULL;
+    pthread_mutex_unlock(&r->mu);
+    return png;
+}
+
+const struct err *train_run_error(const struct train_run *r)
+{
+    return &r->error;
+}
+
+const struct train_result *train_run_result(const struct train_run *r)
+{
+    return &r->result;
+}
+
+void train_run_join(struct train_run *r)
+{
+    train_run_stop(r);
+    if (!r->joined)
+        pthread_join(r->thread, NULL);
+    r->joined = true;
+}
+
+void train_run_close(struct train_run *r)
+{
+    if (!r)
+        return;
+    train_run_join(r);
+    blob_put(r->preview);
+    blob_put(r->result.report.json);
+    blob_put(r->result.grid);
+    blob_put(r->result.metrics);
+    pthread_mutex_destroy(&r->mu);
+    free(r);
+}
