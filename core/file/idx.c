@@ -127,7 +127,9 @@ static int open_stream(gzFile *out, const char *path, const char *label, struct 
     struct stat st;
     int rc = 0;
     /* O_NONBLOCK: a FIFO must be refused, not waited for. */
-    const int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK);
+    const int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK | O_NOFOLLOW);
+    if (fd < 0 && errno == ELOOP)
+        return fail(e, FAIL_FORBIDDEN, "%s: is a symbolic link, which is not followed", label);
     if (fd < 0)
         return fail_errno(e, FAIL_IO, "%s: cannot be opened", label);
     if (fstat(fd, &st))

@@ -12,16 +12,19 @@
 #include <unistd.h>
 
 /* O_NONBLOCK: a FIFO must be refused, not waited for. */
-enum { FLAGS = O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK };
+enum { FLAGS = O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK | O_NOFOLLOW };
 
-/* Takes fd, which may be a failure; below: links were not followed. */
+/* Takes fd, which may be a failure; below: neither were links on the way followed. */
 static int admit(struct regular *out, int fd, const char *path, bool below, struct err *e)
 {
     struct stat st;
     int rc = 0;
     if (fd < 0 && below && (errno == ELOOP || errno == ENOTDIR))
-        return fail(e, FAIL_BAD_FILE,
+        return fail(e, FAIL_FORBIDDEN,
                     "%s: is a symbolic link or below one, which is not followed, or below a file",
+                    clip_path(path).text);
+    if (fd < 0 && errno == ELOOP)
+        return fail(e, FAIL_FORBIDDEN, "%s: is a symbolic link, which is not followed",
                     clip_path(path).text);
     if (fd < 0)
         return fail_errno(e, errno == ENOENT ? FAIL_NOT_FOUND : FAIL_IO, "%s: cannot be opened",
@@ -80,7 +83,7 @@ int regular_open_below(struct regular *out, int dir, const char *path, struct er
         errno = saved;
         at = next;
     }
-    const int fd = at < 0 ? -1 : openat(at, rest, FLAGS | O_NOFOLLOW), saved = errno;
+    const int fd = at < 0 ? -1 : openat(at, rest, FLAGS), saved = errno;
     if (at >= 0 && at != dir)
         close(at);
     errno = saved;

@@ -16,7 +16,8 @@ struct regular {
     uint64_t size_bytes;
 };
 
-/* Errors: NOT_FOUND, IO, BAD_FILE (not a regular file). */
+/* Links on the way are followed, one at the end is not. Errors: NOT_FOUND, IO, FORBIDDEN (a
+ * symbolic link), BAD_FILE (not a regular file). */
 int regular_open(struct regular *out, const char *path, struct err *e);
 /* Whether a path is relative and has no empty, "." or ".." part. */
 bool regular_stays_below(const char *path);

@@ -72,7 +72,8 @@ int source_check_split(const char *split, struct err *e);
  * The first label file of as many columns as there are attributes is taken. Images that are
  * compressed are kept in memory, others read row by row, so that they may be larger than it.
  * Errors: NOT_FOUND (no such split, or no labels of that many columns), BAD_FILE (wrong dimensions,
- * numbers of images that differ, too large), OUT_OF_RANGE (split's name), IO, NO_MEMORY.
+ * numbers of images that differ, too large), OUT_OF_RANGE (split's name), FORBIDDEN (a symbolic
+ * link), IO, NO_MEMORY.
  */
 bool source_idx_found(const char *dir, const char *split);
 int source_idx_open(struct source **out, const struct source_request *r, struct err *e);
@@ -86,7 +87,7 @@ int source_idx_open_columns(struct source **out, const struct source_request *r,
  * the splits are train and test. CIFAR-10 labels an attribute of 10 values; of CIFAR-100 an
  * attribute of 20 values gets the coarse label, one of 100 the fine one. Rows are read one by one.
  * Errors: NOT_FOUND, BAD_FILE (cut off, a label too large: file and row), OUT_OF_RANGE (attributes
- * of other sizes), IO, NO_MEMORY.
+ * of other sizes), FORBIDDEN (a symbolic link), IO, NO_MEMORY.
  */
 bool source_cifar_found(const char *dir);
 int source_cifar_open(struct source **out, const struct source_request *r, struct err *e);
