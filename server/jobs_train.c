@@ -155,6 +155,16 @@ static int complete(struct jobs *j, json_t *root, struct err *e)
     return 0;
 }
 
+/* To the byte, for that is what the trainer asks for. */
+static bool same_text(const json_t *a, const json_t *b)
+{
+    struct blob *x = train_request_text(a), *y = train_request_text(b);
+    const bool same = x && y && x->size == y->size && memcmp(x->bytes, y->bytes, x->size) == 0;
+    blob_put(x);
+    blob_put(y);
+    return same;
+}
+
 /* A run that is there already is of this recipe and data. */
 static int check_run(const struct jobs *j, const json_t *root, const char *run, struct err *e)
 {
@@ -166,7 +176,7 @@ static int check_run(const struct jobs *j, const json_t *root, const char *run, 
     if (rc != 0)
         return rc == -FAIL_NOT_FOUND ? 0 : rc;
     for (int i = 0; rc == 0 && i < 2; i++) {
-        if (json_equal(json_object_get(root, members[i]), json_object_get(old, members[i])))
+        if (same_text(json_object_get(root, members[i]), json_object_get(old, members[i])))
             continue;
         fail(e, FAIL_CONFLICT, "the run \"%s\" was begun with another %s; choose another name", run,
              members[i]);

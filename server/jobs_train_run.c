@@ -93,8 +93,9 @@ static int commit(struct jobs *j, const struct training *t, enum job_state state
     return rc;
 }
 
+/* canceled_ns: when that was asked for. */
 static void end_job(struct jobs *j, const struct training *t, enum job_state state,
-                    const struct err *why)
+                    int64_t canceled_ns, const struct err *why)
 {
     const int64_t now = timing_wall_ms();
     struct err e;
@@ -109,7 +110,7 @@ static void end_job(struct jobs *j, const struct training *t, enum job_state sta
     metrics_observe(METRIC_JOB_RUN_SECONDS, (double)(now - t->job.started_ms) * 1e-3);
     if (state == JOB_CANCELED)
         metrics_observe(METRIC_JOB_CANCEL_LATENCY_SECONDS,
-                        (double)(timing_ns() - t->cancel_ns) * 1e-9);
+                        (double)(timing_ns() - canceled_ns) * 1e-9);
     logger(LOGGER_INFO, "job_ended", "job=%s state=%s ms=%" PRId64 " run=%s", t->job.id,
            job_state_names[state], now - t->job.started_ms, t->q->run);
     jobs_announce_stored(j, t->job.id);
@@ -136,16 +137,19 @@ static void settle(struct jobs *j, struct training *t)
 {
     const enum train_end end = train_run_end(t->run);
     struct err late;
+    pthread_mutex_lock(&j->mu);
+    const int64_t canceled_ns = t->cancel_ns;
+    pthread_mutex_unlock(&j->mu);
     if (end == TRAIN_DONE) {
-        end_job(j, t, JOB_SUCCEEDED, NULL);
+        end_job(j, t, JOB_SUCCEEDED, 0, NULL);
     } else if (end == TRAIN_FAILED) {
-        end_job(j, t, JOB_FAILED, train_run_error(t->run));
+        end_job(j, t, JOB_FAILED, 0, train_run_error(t->run));
     } else if (t->late) {
         fail(&late, FAIL_DEADLINE, "%s after %lld steps; a job with \"resume_from\" goes on",
              t->late, t->job.steps_done);
-        end_job(j, t, JOB_EXPIRED, &late);
-    } else if (t->cancel_ns) {
-        end_job(j, t, JOB_CANCELED, NULL);
+        end_job(j, t, JOB_EXPIRED, 0, &late);
+    } else if (canceled_ns) {
+        end_job(j, t, JOB_CANCELED, canceled_ns, NULL);
     } else {
         give_back(j, t);
     }

@@ -232,8 +232,6 @@ static int begin(struct train_run *r, struct err *e)
         setpriority(PRIO_PROCESS, (id_t)gettid(), getpriority(PRIO_PROCESS, 0) + r->t.nice);
     int rc = run_directory_lock(r->t.directory, &r->lock, e);
     if (rc == 0)
-        rc = run_directory_write(r->t.directory, r->t.request, e);
-    if (rc == 0)
         rc = pool_open(&r->pool, r->t.threads, e); /* its threads have this one's priority */
     if (rc == 0)
         rc = open_data(&r->data, &r->t, r->pool, e);
@@ -241,6 +239,8 @@ static int begin(struct train_run *r, struct err *e)
         .recipe = r->t.recipe, .data = r->data, .pool = r->pool, .directory = r->t.directory};
     if (rc == 0)
         rc = trainer_open(&r->trainer, &o, e);
+    if (rc == 0) /* not before it is known that the checkpoints are of this recipe */
+        rc = run_directory_write(r->t.directory, r->t.request, e);
     if (rc != 0)
         return rc;
     pthread_mutex_lock(&r->mu);

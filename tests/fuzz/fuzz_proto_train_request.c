@@ -6,7 +6,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-static const struct train_limits limits = {.recipe_bytes = 4096, .steps = 5000, .parameters = 100000};
+static const struct train_limits limits = {
+    .recipe_bytes = 4096, .steps = 5000, .parameters = 100000};
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 

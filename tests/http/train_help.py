@@ -92,6 +92,8 @@ class Events(threading.Thread):
                         self.changed.notify_all()
         except (OSError, http.client.HTTPException, ValueError, AttributeError):
             pass  # the daemon has gone
+        self.response.close()
+        self.connection.close()
         with self.changed:
             self.over = True
             self.changed.notify_all()
