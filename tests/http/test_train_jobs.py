@@ -37,7 +37,7 @@ class TrainCase(jemd_test.Case):
         cls.models = os.path.join(cls.root, "models")
         os.mkdir(cls.models)
         cls.FLAGS = ("--train.enabled=yes", "--train.data_root=" + cls.data, "--train.threads=2",
-                     "--train.nice=0",
+                     "--train.nice=0", "--sampler.nice=0",
                      "--train.directory=" + os.path.join(cls.root, "runs"),
                      "--models.directory=" + cls.models, *cls.MORE)
         super().setUpClass()
@@ -264,7 +264,7 @@ class Life(TrainCase):
     def promote_under_load(self, old, new):
         wrk, clients = self.wrk(), Clients(self.daemon)
         queued = submit(self.daemon, {"type": "sample", "model": "stripes", "conditions": [{"count": 4}],
-                                      "sampler": {"steps": 3000}, "seed": "1"})
+                                      "sampler": {"steps": 400}, "seed": "1"})
         wait_until(lambda: all(len(a) > 20 for a in clients.answers), 60, "predictions")
         made = self.good(self.post("/v1/models/stripes/versions/2:promote"))
         self.assertEqual((made["digest"], made["before"]["digest"], made["changed"]), (new, old, True))

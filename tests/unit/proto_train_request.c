@@ -151,8 +151,7 @@ static void what_is_wrong_is_named(void **state)
     refused(request("\"steps\":7", "\"seed\":1.5"), FAIL_OUT_OF_RANGE, "/seed");
     refused(request("\"steps\":7", "\"name\":5"), FAIL_WRONG_TYPE, "/name");
     refused(request("\"steps\":7", "\"version\":\"..\""), FAIL_BAD_RECIPE, "/recipe/model/version");
-    refused(request("\"steps\":7", "\"version\":\"a/b\""), FAIL_BAD_RECIPE,
-            "/recipe/model/version");
+    refused(request("\"steps\":7", "\"version\":\"a/b\""), FAIL_BAD_RECIPE, "/recipe/model");
     refused(request("\"steps\":7", "\"stepz\":5"), FAIL_UNKNOWN_FIELD, "/stepz");
     json_t *root = request("\"steps\":7", "\"version\":\"2\"");
     json_object_del(root, "recipe");

@@ -271,8 +271,9 @@ static void a_request_is_judged_as_a_whole_before_it_is_kept(void **state)
     assert_int_equal(est.chains, 4);
     assert_int_equal(est.chain_steps, 400);
     assert_true(est.memory_bytes > 4 * HELP_ELEMENTS * 4 && est.run_seconds >= 0);
-    assert_int_equal(try("{\"type\":\"train\",\"conditions\":[{}]}", NULL, &job, &e),
+    assert_int_equal(try("{\"type\":\"paint\",\"conditions\":[{}]}", NULL, &job, &e),
                      -FAIL_UNSUPPORTED);
+    assert_int_equal(try("{\"type\":\"train\"}", NULL, &job, &e), -FAIL_FORBIDDEN); /* it is off */
     assert_int_equal(
         try("{\"type\":\"sample\",\"model\":\"ent\",\"conditions\":[{}]}", NULL, &job, &e),
         -FAIL_NOT_FOUND);
