@@ -1,9 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #pragma once
 /* The end of a training: its model calibrated on the split "calib" of the data and measured on
- * "test", where there are such splits. Used by train_run.c alone. */
+ * "test", where there are such splits (server/evaluation.h). Used by train_run.c alone. */
 #include "base/mem.h"
-#include "base/pool.h"
 
 #include <stdbool.h>
 #include <stddef.h>
@@ -12,7 +11,8 @@ struct train_report_task {
     const char *model; /* the file; rewritten when it is calibrated */
     const char *data;  /* directory */
     size_t max_data_bytes;
-    struct pool *pool;
+    int threads; /* 0 = one a core */
+    const _Atomic bool *cancel;
 };
 
 struct train_report {
@@ -20,5 +20,5 @@ struct train_report {
     bool calibrated;
 };
 
-/* Errors: those of reading data and model, and of writing it. */
+/* Errors: those of reading data and model, and of writing it; SHUTTING_DOWN (canceled). */
 int train_report(struct train_report *out, const struct train_report_task *t, struct err *e);

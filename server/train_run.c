@@ -299,8 +299,11 @@ static int stage(struct train_run *r, struct err *e)
     char path[VERSIONS_PATH];
     const struct run_directory_data data = {.sha256 = r->data->sha256, .split = r->t.split};
     json_t *from = run_directory_provenance(r->t.recipe, &data, trainer_done(r->trainer));
-    const struct train_report_task t = {
-        .model = path, .data = r->t.data, .max_data_bytes = r->t.max_data_bytes, .pool = r->pool};
+    const struct train_report_task t = {.model = path,
+                                        .data = r->t.data,
+                                        .max_data_bytes = r->t.max_data_bytes,
+                                        .threads = r->t.threads,
+                                        .cancel = &r->stop};
     int rc = versions_prepare(r->t.models, d->name, d->version, path, e);
     const bool prepared = rc == 0;
     if (rc == 0)
@@ -357,6 +360,8 @@ static void *run_main(void *arg)
         rc = finish(r, &r->error);
         if (rc == 0)
             end = TRAIN_DONE;
+        else if (rc == -FAIL_SHUTTING_DOWN) /* stopped; the last step has its checkpoint */
+            end = TRAIN_STOPPED;
     }
     let_go(r);
     atomic_store(&r->end, end);
