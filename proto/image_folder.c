@@ -86,7 +86,7 @@ static const struct dirent *next_entry(const struct scan *s, DIR *d, const char 
 
 static int refuse_link(const struct scan *s, const char *class, const char *name, struct err *e)
 {
-    return fail(e, FAIL_BAD_FILE,
+    return fail(e, FAIL_FORBIDDEN,
                 "%s: is a symbolic link, which is not followed; copy it, or make a hard link",
                 place(s, class, name).text);
 }

@@ -39,7 +39,8 @@ bool image_rows_is_image(const char *name);
  * attribute of *a; images in DIR/SPLIT itself have no label. a NULL: no labels are wanted, classes
  * may be any. Other files and names with a dot in front are left out. Errors: NOT_FOUND (no such
  * folder, no images), UNKNOWN_VALUE (naming the folder and the nearest value), OUT_OF_RANGE
- * (several attributes), BAD_FILE (a folder in a class's, a symbolic link), IO, NO_MEMORY.
+ * (several attributes), BAD_FILE (a folder in a class's), FORBIDDEN (a symbolic link), IO,
+ * NO_MEMORY.
  */
 int image_rows_scan(struct image_rows *r, int dir_fd, const char *dir, const char *split,
                     const struct attributes *a, struct err *e);

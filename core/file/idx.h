@@ -21,7 +21,7 @@ struct idx {
 /* Reads the whole file. A product of sizes over max_bytes is refused before any allocation; a file
  * that ends early, fails its checksum or goes on after its last element is refused (bytes behind the
  * last gzip member that are no gzip member themselves are ignored, as gzip does). Errors: IO,
- * BAD_FILE (with limit when over max_bytes), NO_MEMORY. */
+ * FORBIDDEN (a symbolic link), BAD_FILE (with limit when over max_bytes), NO_MEMORY. */
 int idx_read(struct idx *out, const char *path, size_t max_bytes, struct err *e);
 void idx_free(struct idx *d);
 
@@ -33,6 +33,6 @@ struct idx_rows {
 };
 
 /* *compressed: the file is gzip'd and was not opened. Header and length are checked as by idx_read.
- * Errors: NOT_FOUND, IO, BAD_FILE. */
+ * Errors: NOT_FOUND, IO, FORBIDDEN, BAD_FILE. */
 int idx_rows_open(struct idx_rows *out, const char *path, bool *compressed, struct err *e);
 void idx_rows_close(struct idx_rows *r);

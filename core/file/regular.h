@@ -23,7 +23,7 @@ int regular_open(struct regular *out, const char *path, struct err *e);
 bool regular_stays_below(const char *path);
 /* A file below the open directory `dir`, by a path that stays below. No symbolic link is followed
  * on the way nor at its end, so that whoever made the directory's content cannot have other files
- * read. Errors: as above, OUT_OF_RANGE (the path). */
+ * read. Errors: as above, OUT_OF_RANGE (the path); FORBIDDEN also below a file. */
 int regular_open_below(struct regular *out, int dir, const char *path, struct err *e);
 void regular_close(struct regular *f);
 

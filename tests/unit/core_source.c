@@ -134,6 +134,34 @@ static void an_idx_file_of_another_length_is_refused_at_once(void **state)
     assert_int_equal(source_idx_open(&s, &r, &e), -FAIL_BAD_FILE);
 }
 
+static void move(const char *from, const char *to)
+{
+    char a[512], b[512];
+    assert_int_equal(rename(files_path(&folder, from, a), files_path(&folder, to, b)), 0);
+}
+
+static void an_idx_file_that_is_a_link_is_refused(void **state)
+{
+    static const char *const names[] = {"train-images.idx3-ubyte", "train-labels.idx1-ubyte"};
+    struct attribute one;
+    struct err e;
+    (void)state;
+    source_close(opened_idx());
+    const struct attributes a = attributes_of(&one, (int[]){3}, 1);
+    const struct source_request r = asked("train", &a);
+    for (int i = 0; i < 2; i++) {
+        struct source *s;
+        move(names[i], "real");
+        files_link(&folder, "real", names[i]);
+        assert_int_equal(source_idx_open(&s, &r, &e), -FAIL_FORBIDDEN);
+        assert_non_null(strstr(e.text, names[i]));
+        assert_non_null(strstr(e.text, "is a symbolic link"));
+        move("real", names[i]);
+        assert_int_equal(source_idx_open(&s, &r, &e), 0);
+        source_close(s);
+    }
+}
+
 static void a_source_becomes_a_dataset_within_the_bound(void **state)
 {
     struct dataset d;
@@ -243,6 +271,9 @@ static void broken_cifar_files_are_named(void **state)
     assert_int_equal(open_cifar(&s, "train", (int[]){10}, 1, &e), -FAIL_NOT_FOUND);
     assert_non_null(strstr(e.text, "data_batch_2.bin"));
     files_remove(&folder, "data_batch_4.bin");
+    files_link(&folder, "test_batch.bin", "data_batch_2.bin");
+    assert_int_equal(open_cifar(&s, "train", (int[]){10}, 1, &e), -FAIL_FORBIDDEN);
+    files_remove(&folder, "data_batch_2.bin");
     assert_int_equal(open_cifar(&s, "train", (int[]){10}, 1, &e), 0);
     files_cut(&folder, "data_batch_1.bin", 3073 * 60);
     unsigned char image[PIXELS];
@@ -367,9 +398,9 @@ static void no_path_leaves_the_folder(void **state)
     assert_int_equal(open_below("in", &e), -FAIL_BAD_FILE);
     files_link(&folder, "/etc/passwd", "in/link");
     files_link(&folder, "in", "way");
-    assert_int_equal(open_below("in/link", &e), -FAIL_BAD_FILE);
+    assert_int_equal(open_below("in/link", &e), -FAIL_FORBIDDEN);
     assert_non_null(strstr(e.text, "symbolic link"));
-    assert_int_equal(open_below("way/a", &e), -FAIL_BAD_FILE);
+    assert_int_equal(open_below("way/a", &e), -FAIL_FORBIDDEN);
     assert_non_null(strstr(e.text, "symbolic link"));
     assert_int_equal(mkfifo(files_path(&folder, "in/pipe", path), 0600), 0);
     assert_int_equal(open_below("in/pipe", &e), -FAIL_BAD_FILE);
@@ -398,6 +429,7 @@ int main(void)
         cmocka_unit_test(plain_idx_files_are_read_where_they_lie),
         cmocka_unit_test(a_file_that_became_shorter_is_named_with_its_row),
         cmocka_unit_test(an_idx_file_of_another_length_is_refused_at_once),
+        cmocka_unit_test(an_idx_file_that_is_a_link_is_refused),
         cmocka_unit_test(a_source_becomes_a_dataset_within_the_bound),
         cmocka_unit_test(cifar_10_is_read_over_its_files),
         cmocka_unit_test(broken_cifar_files_are_named),
