@@ -4,6 +4,7 @@
 #include "ebm/calibrate.h"
 #include "ebm/score.h"
 #include "file/clip.h"
+#include "server/data_open.h"
 #include "server/eval_report.h"
 #include "server/evaluation_internal.h"
 
@@ -12,7 +13,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-static const size_t data_max_bytes = (size_t)8 << 30;
 static const double alphas[] = {0.05, 0.01};
 enum { ALPHAS = sizeof alphas / sizeof *alphas };
 static const char *const resize_words[] = {
@@ -53,44 +53,21 @@ void evaluation_base_name(const char *dir, char out[EVALUATION_NAME_MAX])
     free(path);
 }
 
-static int check_labels(const struct evaluation_state *r, const struct dataset *d, struct err *e)
-{
-    const struct attributes *a = &r->model->d.attributes;
-    int *limits = calloc((size_t)a->n, sizeof *limits);
-    if (!limits)
-        return fail(e, FAIL_NO_MEMORY, "out of memory");
-    for (int k = 0; k < a->n; k++)
-        limits[k] = a->list[k].n_values;
-    const int rc = dataset_check_labels(d, limits, e);
-    free(limits);
-    return rc;
-}
-
 int evaluation_open(const struct evaluation_state *r, struct dataset *out, const char *dir,
                     const char *split, bool labelled, struct err *e)
 {
-    struct dataset d;
-    const struct dataset_request request = {.dir = dir,
-                                            .split = split,
-                                            .columns = labelled ? r->model->d.attributes.n : 0,
-                                            .max_bytes = data_max_bytes};
-    int rc = dataset_open(&d, &request, e);
-    if (rc != 0)
-        return rc;
-    if (labelled)
-        rc = check_labels(r, &d, e);
-    if (rc == 0) {
-        *out = d;
-        return 0;
-    }
-    dataset_close(&d);
-    return evaluation_blame(e, dir, split);
+    const struct data_request request = {.dir = dir,
+                                         .split = split,
+                                         .attributes = labelled ? &r->model->d.attributes : NULL,
+                                         .input = r->model->d.input,
+                                         .resize = r->s->resize,
+                                         .pool = r->pool};
+    return data_read(out, &request, 0, e) == 0 ? 0 : evaluation_blame(e, dir, split);
 }
 
 const char *evaluation_preprocessing(const struct evaluation_state *r, const struct dataset *d)
 {
-    const struct net_shape in = r->model->d.input;
-    return d->height == in.h && d->width == in.w ? "native" : resize_words[r->s->resize];
+    return d->resized ? resize_words[r->s->resize] : "native";
 }
 
 int evaluation_pass(const struct evaluation_state *r, struct eval_pass *out,

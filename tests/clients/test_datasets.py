@@ -3,6 +3,7 @@
 """`jemd train` and `jemd judge` over data of every format, as docs/datasets.md has it: the same images give
 the same weights whatever files they come in, a killed run comes to the same bytes, data larger than
 memory stay outside, and what is wrong is named."""
+import json
 import os
 import signal
 import struct
@@ -82,6 +83,42 @@ class Case(unittest.TestCase):
     def put_classes(self, data):
         for i in range(ROWS):
             self.put(f"{data}/train/{WAYS[i % 2]}/{i:03}.png", png(SIDE, SIDE, stripes(i)))
+
+
+class Evaluation(Case):
+    def figures(self, data, *more):
+        """The report without what says where it comes from."""
+        out = os.path.join(self.folder, "report.json")
+        subprocess.run([JEMD, "eval", os.path.join(self.folder, "a", "model.safetensors"), "--data",
+                        os.path.join(self.folder, data), "--split", "train", "--resamples", "20",
+                        "--json", out, *more], check=True, timeout=300,
+                       stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        with open(out, encoding="utf-8") as stream:
+            report = json.load(stream)
+        origin = [report.pop(name) for name in ("command", "data", "data_sha256")]
+        return report, origin
+
+    def test_the_same_images_give_the_same_figures_from_any_file(self):
+        self.put_csv("csv")
+        self.run_train(".", "a")
+        idx, from_idx = self.figures(".")
+        csv, from_csv = self.figures("csv")
+        self.assertEqual(len(idx["attributes"]), 2)
+        self.assertEqual(idx, csv)
+        self.assertNotEqual(from_idx[2], from_csv[2])
+        self.put("csv/images/0.png", png(SIDE, SIDE, stripes(1)))
+        self.assertNotEqual(self.figures("csv")[0], csv)
+
+    def test_images_of_another_size_are_measured_as_the_option_says(self):
+        self.run_train(".", "a")
+        lines = ["file,way,tone"]
+        for i in range(16):
+            self.put(f"big/images/{i}.png", png(20, 20, stripes(i, 20)))
+            lines.append(f"{i}.png,{i % 2},{i // 2 % 2}")
+        self.put("big/train.csv", "\n".join(lines) + "\n")
+        with self.assertRaises(subprocess.CalledProcessError):
+            self.figures("big")
+        self.assertEqual(self.figures("big", "--resize", "fit")[0]["preprocessing"], "fit")
 
 
 class Formats(Case):
