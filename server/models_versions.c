@@ -49,6 +49,15 @@ static struct entry *serving_entry(const struct models *m, const char *name)
     return NULL;
 }
 
+/* What serves when the file in its place was refused is in memory, and not that file. */
+static void correct(const struct entry *at, struct models_version *v)
+{
+    if (!at->error[0] || !at->model)
+        return;
+    v->state = MODELS_SERVING;
+    v->bytes = (long long)at->model->file_bytes;
+}
+
 /* The versions that are files beside the folders. */
 static void add_files(struct models *m, const char *name, struct listing *l)
 {
@@ -59,8 +68,8 @@ static void add_files(struct models *m, const char *name, struct listing *l)
     if (serving && serving->error[0] && stat(serving->model->path, &l->serving) != 0)
         l->serving.st_ino = 0; /* `seen` is what was refused */
     for (int i = 0; i < m->n; i++)
-        if (is_file_of(m->entries[i], name))
-            add(l, m->entries[i]->version, &m->entries[i]->seen);
+        if (is_file_of(m->entries[i], name) && add(l, m->entries[i]->version, &m->entries[i]->seen))
+            correct(m->entries[i], &l->out[l->n - 1]);
     pthread_mutex_unlock(&m->mu);
 }
 

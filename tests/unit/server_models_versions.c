@@ -275,6 +275,21 @@ static void a_promoted_file_that_is_gone_or_broken_leaves_the_other(void **state
     assert_int_equal(version_of("ant"), 1);
 }
 
+static void a_version_whose_file_was_replaced_by_a_broken_one_serves_with_its_own_size(void **state)
+{
+    (void)state;
+    put_model("a.safetensors", "ant", 1);
+    open_models();
+    assert_string_equal(versions("ant"), "1 serving");
+    const long long bytes = list[0].bytes;
+    assert_true(bytes > 0);
+    put_text("x", "");
+    assert_int_equal(rename(in_folder("x"), in_folder("a.safetensors")), 0);
+    models_rescan(models);
+    assert_string_equal(versions("ant"), "1 serving");
+    assert_int_equal(list[0].bytes, bytes);
+}
+
 static atomic_bool stop;
 
 /* Asks for the model all the time; there is always one. Returns how often another one came. */
@@ -327,6 +342,7 @@ int main(void)
         TEST(what_cannot_serve_changes_nothing),
         TEST(a_promotion_needs_room_for_both),
         TEST(a_promoted_file_that_is_gone_or_broken_leaves_the_other),
+        TEST(a_version_whose_file_was_replaced_by_a_broken_one_serves_with_its_own_size),
         TEST(there_is_always_a_model_while_versions_change),
     };
     return cmocka_run_group_tests_name("models_versions", tests, NULL, NULL);
