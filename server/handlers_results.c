@@ -45,6 +45,11 @@ static int parse_range(const char *text, size_t size, size_t *first, size_t *len
     return 1;
 }
 
+/* A page made by a job has styles and pictures of its own and nothing else. */
+static const char page_policy[] = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
+                                  "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
+                                  "sandbox";
+
 static void add(struct http_reply *reply, const char *name, const char *value)
 {
     reply->headers[reply->n_headers++] = (struct http_header){name, value};
@@ -61,6 +66,8 @@ static void respond_bytes(struct call *c, struct blob *body, const char *type, c
     add(&reply, "ETag", etag);
     add(&reply, "Accept-Ranges", "bytes");
     add(&reply, "Cache-Control", "private, max-age=0, must-revalidate");
+    if (strncmp(type, "text/html", 9) == 0)
+        add(&reply, "Content-Security-Policy", page_policy);
     if (call_knows(c, etag)) {
         blob_put(body);
         reply.status = 304;

@@ -15,7 +15,7 @@
 #include <string.h>
 #include <sys/stat.h>
 
-enum { PROGRESS_MS = 500, ARTIFACTS = 3 };
+enum { PROGRESS_MS = 500, ARTIFACTS = 4 };
 
 static void free_training(struct training *t)
 {
@@ -84,6 +84,7 @@ static int commit(struct jobs *j, const struct training *t, enum job_state state
     if (state == JOB_SUCCEEDED) {
         const struct train_result *r = train_run_result(t->run);
         add(list, &n, "report.json", "application/json", r->report.json);
+        add(list, &n, "report.html", "text/html; charset=utf-8", r->report.html);
         add(list, &n, "grid.png", "image/png", r->grid);
         add(list, &n, "metrics.csv", "text/csv", r->metrics);
         end.result = describe_result(t, r, list, n);

@@ -1,8 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "server/train_report.h"
 
+#include "proto/report.h"
 #include "server/data_open.h"
 #include "server/evaluation.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+enum { PICTURES = 6 }; /* conditions that are drawn on the page */
 
 /* 1: the data have such a split with the model's labels; 0: they have not. */
 static int has_split(const struct train_report_task *t, const struct model *m, const char *split,
@@ -27,6 +33,24 @@ static int has_split(const struct train_report_task *t, const struct model *m, c
     return rc == 0 ? 1 : rc;
 }
 
+static int keep(struct train_report *out, const struct evaluation *v, struct err *e)
+{
+    char *page;
+    int rc = report_html(&page, v->report, v->pictures, v->n_pictures, e);
+    if (rc != 0)
+        return rc;
+    struct blob *json = json_blob(json_incref(v->report)), *html = blob_copy(page, strlen(page));
+    free(page);
+    if (json && html) {
+        out->json = json;
+        out->html = html;
+        return 0;
+    }
+    blob_put(json);
+    blob_put(html);
+    return fail(e, FAIL_NO_MEMORY, "no memory for a report");
+}
+
 static int measure(struct train_report *out, const struct train_report_task *t, struct model *m,
                    struct err *e)
 {
@@ -47,13 +71,14 @@ static int measure(struct train_report *out, const struct train_report_task *t, 
     s.fit = calib ? t->model : NULL;
     s.threads = t->threads;
     s.watch.cancel = t->cancel;
-    const int rc = evaluation_run(&v, &s, e);
+    s.drawn = PICTURES;
+    int rc = evaluation_run(&v, &s, e);
     if (rc != 0)
         return rc;
-    out->json = json_blob(json_incref(v.report));
+    rc = keep(out, &v, e);
     out->calibrated = calib;
     evaluation_free(&v);
-    return out->json ? 0 : fail(e, FAIL_NO_MEMORY, "no memory for a report");
+    return rc;
 }
 
 int train_report(struct train_report *out, const struct train_report_task *t, struct err *e)

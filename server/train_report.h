@@ -17,6 +17,7 @@ struct train_report_task {
 
 struct train_report {
     struct blob *json; /* as `jemd eval --json`; NULL = there was no split to measure it on */
+    struct blob *html; /* the same as a page; NULL with it */
     bool calibrated;
 };
 

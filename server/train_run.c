@@ -439,6 +439,7 @@ void train_run_close(struct train_run *r)
     train_run_join(r);
     blob_put(r->preview);
     blob_put(r->result.report.json);
+    blob_put(r->result.report.html);
     blob_put(r->result.grid);
     blob_put(r->result.metrics);
     pthread_mutex_destroy(&r->mu);
