@@ -97,7 +97,7 @@ static inline struct model *load_model(const char *name, int version)
 #define wait_until(x)                                                                              \
     do {                                                                                           \
         bool wait_ok_ = false;                                                                     \
-        for (int wait_i_ = 0; wait_i_ < 10000 && !(wait_ok_ = (x)); wait_i_++)                     \
+        for (int wait_i_ = 0; wait_i_ < 30000 && !(wait_ok_ = (x)); wait_i_++)                     \
             usleep(2000);                                                                          \
         assert_true(wait_ok_);                                                                     \
     } while (0)
