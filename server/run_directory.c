@@ -87,10 +87,11 @@ int run_directory_write(const char *path, const struct blob *request, struct err
     return 0;
 }
 
-static const char metrics_head[] = "step,loss,cross_entropy,accuracy,log_p_data,log_p_chains,gap,"
-                                   "chain_gradient,parameter_gradient,"
-                                   "rate,log_p_newborn,buffer_age,rollbacks,chain_drift,chain_cosine,"
-                                   "fresh_right,fresh_log_p,fresh_lag,kl,best_step\n";
+static const char metrics_head[] =
+    "step,loss,cross_entropy,accuracy,log_p_data,log_p_chains,gap,"
+    "chain_gradient,parameter_gradient,"
+    "rate,log_p_newborn,buffer_age,rollbacks,chain_drift,chain_cosine,"
+    "fresh_right,fresh_log_p,fresh_lag,kl,best_step\n";
 
 int run_directory_metrics(FILE **out, const char *path, long long first, struct err *e)
 {

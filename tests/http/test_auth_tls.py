@@ -89,31 +89,30 @@ class Keys(Folder):
         return {"Authorization": "Bearer " + self.tokens[name]}
 
     def operations(self):
-        """(method, path, the scope it needs or None)."""
+        """(method, path, the scopes of which it needs one, or None)."""
         self.daemon.get("/livez")
         for method, path, operation in self.daemon.contract.operations():
-            scopes = {tuple(s) for need in operation.get("security", []) for s in need.values()}
-            self.assertLessEqual(len(scopes), 1)
+            scopes = {s for need in operation.get("security", []) for one in need.values() for s in one}
             path = (path.replace("{code}", "io").replace("{model}", "none").replace("{name}", "x")
                     .replace("{job}", "00000000-0000-4000-8000-000000000000"))
-            yield method, path, scopes.pop()[0] if scopes else None
+            yield method, path, scopes or None
 
     def test_every_route_wants_the_scope_that_the_contract_says(self):
         self.serve("--auth.keys=" + self.keys)
         count = 0
-        for method, path, scope in self.operations():
-            count += scope is not None
+        for method, path, scopes in self.operations():
+            count += scopes is not None
             for name in (*SCOPES, "all"):
                 answer = self.daemon.request(method, path, headers=self.bearer(name))
-                if scope in (None, name) or name == "all":
+                if scopes is None or name in scopes or name == "all":
                     self.assertNotIn(answer.status, (401, 403), (method, path, name))
                 else:
                     found = self.problem(answer, 403, "forbidden")
-                    self.assertIn(f'"{scope}"', found["detail"])
+                    self.assertTrue(all(s in found["detail"] for s in scopes), found["detail"])
                     self.assertIn(f"only-{name}", found["detail"])
             for headers in ({}, {"Authorization": "Bearer jemd_" + "A" * 43}, {"X-API-Key": "x"}):
                 answer = self.daemon.request(method, path, headers=headers)
-                if scope is None:
+                if scopes is None:
                     self.assertNotIn(answer.status, (401, 403), (method, path))
                 else:
                     self.problem(answer, 401, "unauthorized")
@@ -284,7 +283,7 @@ class Models(Folder):
     def setUp(self):
         super().setUp()
         with open(MODEL, "rb") as f:
-            self.bytes = f.read()
+            self.bytes = version_of(f.read(), "1")
         self.write("m.safetensors", self.bytes)
         self.serve("--models.directory=" + self.folder)
 

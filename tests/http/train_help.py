@@ -52,7 +52,7 @@ def recipe(version="1", **training):
                          "step_size": 10, "step_norm": 0.02, "noise": 0.01, "clamp": [-1, 1]}}
     chains = {"count": 8, "buffer": 32, "steps": 4, "births": {"every": 5, "count": 4, "steps": 8}}
     return {"model": model, "training": {"steps": 200, "seed": 3, "batch": 8, "checkpoint_every": 50,
-                                         "chains": chains} | training}
+                                         "health": {"fresh": {"every": 0}}, "chains": chains} | training}
 
 
 def by_command(folder, data, document):
