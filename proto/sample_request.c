@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "proto/sample_request.h"
 
+#include "ebm/score.h"
 #include "proto/base64.h"
 #include "proto/condition_message.h"
 #include "proto/job_members.h"
@@ -299,6 +300,23 @@ static int check_sampler(const struct sample_request *q, struct err *e)
     return rc;
 }
 
+/* What depends on conditions, model and sampler together. */
+static int check_together(struct sample_request *q, struct err *e)
+{
+    int rc = 0;
+    for (int i = 0; rc == 0 && i < q->n_conditions; i++) {
+        char pointer[48];
+        snprintf(pointer, sizeof pointer, "/conditions/%d", i);
+        rc = condition_check(&q->conditions[i], sampler_keeps_y(&q->sampler), e);
+        rc = rc == 0 ? 0 : fail_at(e, pointer);
+    }
+    if (rc == 0 && score_check(&q->model->d.attributes, NULL) != 0)
+        q->warnings[q->n_warnings++] =
+            "the model's attributes have too many combinations of values to sum up: energies and "
+            "probabilities are null, and a sample's attributes are its chain's own";
+    return rc;
+}
+
 /* {"b64": …} -> the model's input. */
 static int decode_image(struct sample_request *q, const json_t *value,
                         const struct sample_limits *limits, struct err *e)
@@ -449,6 +467,8 @@ int sample_request_parse(struct sample_request **out, const json_t *root, struct
         rc = read_sampler(q, &r, limits, e);
     if (rc >= 0)
         rc = check_sampler(q, e);
+    if (rc == 0)
+        rc = check_together(q, e);
     if (rc == 0)
         rc = read_image(q, &r, limits, e);
     if (rc == 0)

@@ -90,21 +90,23 @@ static int condition_index(const struct sample_request *q, int chain)
 
 /* Per-chain numbers in arrays of their own, as samples.safetensors wants them. */
 struct columns {
-    float *logits, *energy, *score;
+    float *outputs, *energy, *score;
     int32_t *y, *condition;
     uint8_t *diverged;
 };
 
+/* `logits` is scratch, [model_logits]. */
 static void fill_columns(const struct columns *to, const struct sample_request *q,
-                         const struct chain_group *g)
+                         const struct chain_group *g, float *logits)
 {
     const struct attributes *at = &q->model->d.attributes;
-    const size_t l = (size_t)model_logits(q->model), k = (size_t)at->n;
+    const size_t l = (size_t)model_outputs(q->model), k = (size_t)at->n;
     for (int i = 0; i < q->n_chains; i++) {
         struct chain_result r;
         chain_group_result(g, i, &r);
-        memcpy(to->logits + (size_t)i * l, r.logits, l * sizeof *r.logits);
-        to->energy[i] = -score_log_px(at, r.logits, NULL);
+        memcpy(to->outputs + (size_t)i * l, r.logits, l * sizeof *r.logits);
+        score_read(at, r.logits, NULL, logits);
+        to->energy[i] = -score_log_px(at, logits, NULL);
         to->score[i] = r.score;
         to->condition[i] = condition_index(q, i);
         to->diverged[i] = r.diverged;
@@ -116,7 +118,8 @@ static void fill_columns(const struct columns *to, const struct sample_request *
 static int add_tensor(struct artifacts *a, const struct sample_request *q,
                       const struct chain_group *g, const char *provenance, struct err *e)
 {
-    const uint64_t n = (uint64_t)q->n_chains, l = (uint64_t)model_logits(q->model);
+    const uint64_t n = (uint64_t)q->n_chains, l = (uint64_t)model_outputs(q->model);
+    const size_t scratch = (size_t)model_logits(q->model) * sizeof(float);
     const uint64_t k = (uint64_t)q->model->d.attributes.n;
     const struct net_shape in = q->model->d.input;
     struct arena arena;
@@ -125,17 +128,17 @@ static int add_tensor(struct artifacts *a, const struct sample_request *q,
     size_t size;
     int rc = arena_init(&arena,
                         arena_round(n * l * 4) + 3 * arena_round(n * 4) + arena_round(n * k * 4) +
-                            arena_round(n),
+                            arena_round(n) + arena_round(scratch),
                         e);
     if (rc != 0)
         return rc;
-    const struct columns c = {.logits = arena_take(&arena, n * l * 4),
+    const struct columns c = {.outputs = arena_take(&arena, n * l * 4),
                               .energy = arena_take(&arena, n * 4),
                               .score = arena_take(&arena, n * 4),
                               .y = arena_take(&arena, n * k * 4),
                               .condition = arena_take(&arena, n * 4),
                               .diverged = arena_take(&arena, n)};
-    fill_columns(&c, q, g);
+    fill_columns(&c, q, g, arena_take(&arena, scratch));
     chain_group_result(g, 0, &first);
     const struct tensor tensors[] = {
         {.name = "x",
@@ -143,7 +146,11 @@ static int add_tensor(struct artifacts *a, const struct sample_request *q,
          .n_dims = 4,
          .shape = {n, (uint64_t)in.c, (uint64_t)in.h, (uint64_t)in.w},
          .data = first.x},
-        {.name = "logits", .dtype = TENSOR_F32, .n_dims = 2, .shape = {n, l}, .data = c.logits},
+        {.name = q->model->joint ? "features" : "logits",
+         .dtype = TENSOR_F32,
+         .n_dims = 2,
+         .shape = {n, l},
+         .data = c.outputs},
         {.name = "energy", .dtype = TENSOR_F32, .n_dims = 1, .shape = {n}, .data = c.energy},
         {.name = "score", .dtype = TENSOR_F32, .n_dims = 1, .shape = {n}, .data = c.score},
         {.name = "y", .dtype = TENSOR_I32, .n_dims = 2, .shape = {n, k}, .data = c.y},
@@ -239,41 +246,53 @@ static json_t *conditioned_probabilities(const struct sample_request *q, int cha
     return object;
 }
 
+/* Numbers of one sample, reused: logits[model_logits], their probabilities and the likeliest y. */
+struct evidence {
+    float *logits, *p;
+    uint16_t *best;
+};
+
 static json_t *sample_json(const struct sample_request *q, const struct chain_group *g, int i,
-                           float *p, uint16_t *best)
+                           const struct evidence *room)
 {
     const struct attributes *at = &q->model->d.attributes;
+    const bool summed = score_check(at, NULL) == 0;
+    float *logits = room->logits, *p = room->p;
+    uint16_t *best = room->best;
     struct chain_result r;
     chain_group_result(g, i, &r);
-    score_probabilities(at, r.logits, true, p);
+    score_read(at, r.logits, NULL, logits);
+    score_probabilities(at, logits, true, p);
     json_t *attributes = json_object();
     for (int k = 0; k < at->n; k++) {
         const struct attribute *a = &at->list[k];
-        best[k] = 0;
+        best[k] = summed ? 0 : r.y[k];
         for (uint16_t v = 1; v < a->n_values; v++)
             if (p[a->first + v] > p[a->first + best[k]])
                 best[k] = v;
         json_object_set_new(attributes, a->name, json_string(a->values[best[k]]));
     }
-    return json_pack("{s:i, s:i, s:o, s:o, s:b, s:b, s:i, s:o, s:o}", "index", i, "condition",
-                     condition_index(q, i), "energy",
-                     json_real_or_null((double)-score_log_px(at, r.logits, NULL)), "score",
-                     json_real_or_null((double)r.score), "condition_satisfied",
-                     condition_satisfied(q->of_chain[i], best), "diverged", r.diverged, "steps",
-                     r.steps, "attributes", attributes, "probabilities",
-                     conditioned_probabilities(q, i, p));
+    return json_pack(
+        "{s:i, s:i, s:o, s:o, s:b, s:b, s:i, s:o, s:o}", "index", i, "condition",
+        condition_index(q, i), "energy", json_real_or_null((double)-score_log_px(at, logits, NULL)),
+        "score", json_real_or_null((double)r.score), "condition_satisfied",
+        condition_satisfied(q->of_chain[i], best), "diverged", r.diverged, "steps", r.steps,
+        "attributes", attributes, "probabilities", conditioned_probabilities(q, i, p));
 }
 
 static json_t *samples_json(const struct sample_request *q, const struct chain_group *g)
 {
     const struct attributes *at = &q->model->d.attributes;
-    float *p = malloc((size_t)at->n_logits * sizeof *p);
-    uint16_t *best = malloc((size_t)at->n * sizeof *best);
-    json_t *array = p && best ? json_array() : NULL;
+    const struct evidence room = {.logits =
+                                      malloc((size_t)model_logits(q->model) * sizeof *room.logits),
+                                  .p = malloc((size_t)at->n_logits * sizeof *room.p),
+                                  .best = malloc((size_t)at->n * sizeof *room.best)};
+    json_t *array = room.logits && room.p && room.best ? json_array() : NULL;
     for (int i = 0; array && i < q->n_chains; i++)
-        json_array_append_new(array, sample_json(q, g, i, p, best));
-    free(best);
-    free(p);
+        json_array_append_new(array, sample_json(q, g, i, &room));
+    free(room.logits);
+    free(room.p);
+    free(room.best);
     return array;
 }
 

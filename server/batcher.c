@@ -21,7 +21,7 @@ struct bench {
     struct model *model;           /* one reference; NULL = unused */
     struct workspace **workspaces; /* [threads] */
     struct workspace *together, *single;
-    float **buffers; /* [threads]: x, gradients [SLICE][elements], then [SLICE][logits] */
+    float **buffers; /* [threads]: x, gradients [SLICE][elements], then [SLICE][outputs] */
     int part;        /* images that a core computes together */
     uint64_t used;
 };
@@ -72,7 +72,7 @@ static int part_of(const struct engine *engine)
 
 static size_t buffer_floats(const struct model *m)
 {
-    return (2 * model_elements(m) + (size_t)model_logits(m)) * SLICE;
+    return (2 * model_elements(m) + (size_t)model_outputs(m)) * SLICE;
 }
 
 static int open_bench(struct bench *out, struct model *m, struct pool *pool, struct err *e)
@@ -190,22 +190,24 @@ static void compute_rows(const struct batch *batch, int from, int to, struct wor
                          float *buffer)
 {
     const struct model *m = batch->bench->model;
-    const size_t elements = model_elements(m), l = (size_t)model_logits(m);
+    const struct attributes *a = &m->d.attributes;
+    const size_t elements = model_elements(m), made = (size_t)model_outputs(m);
     const struct row *rows = &batch->rows[from];
     const int n = to - from;
-    float *gradient = buffer + SLICE * elements, *dlogits = gradient + SLICE * elements;
+    float *gradient = buffer + SLICE * elements, *doutputs = gradient + SLICE * elements;
     bool backward = false;
-    const float *logits = net_forward(w, n, images_of(rows, n, elements, buffer));
+    const float *outputs = net_forward(w, n, images_of(rows, n, elements, buffer));
     for (int i = 0; i < n; i++) {
-        memcpy(rows[i].ticket->logits + (size_t)rows[i].image * l, logits + (size_t)i * l,
-               l * sizeof *logits);
+        const struct ticket *t = rows[i].ticket;
+        score_read(a, outputs + (size_t)i * made, t->given,
+                   t->logits + (size_t)rows[i].image * (size_t)model_logits(m));
         backward |= rows[i].ticket->gradient;
     }
     if (!backward)
         return;
     for (int i = 0; i < n; i++)
-        score_log_px(&m->d.attributes, logits + (size_t)i * l, dlogits + (size_t)i * l);
-    net_backward_input(w, n, dlogits, gradient);
+        score_gradient(a, outputs + (size_t)i * made, doutputs + (size_t)i * made);
+    net_backward_input(w, n, doutputs, gradient);
     for (int i = 0; i < n; i++)
         if (rows[i].ticket->gradient)
             rows[i].ticket->approximate_mass[rows[i].image] =

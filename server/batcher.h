@@ -21,7 +21,8 @@ struct ticket {
     int n;                   /* images */
     const float *x;          /* [n][C][H][W] */
     bool gradient;           /* approximate mass is wanted */
-    float *logits;           /* [n][L], filled in */
+    const int *given;        /* [K] for score_read; NULL = nothing is known */
+    float *logits;           /* [n][model_logits], filled in */
     float *approximate_mass; /* [n], filled in when gradient */
     int64_t deadline_ns;     /* monotonic */
     atomic_bool gone;        /* set when nobody wants it any more: it is skipped if not begun */

@@ -89,7 +89,8 @@ static int allocate(struct bench *b, struct err *e)
     const struct rng_stream stream = {.seed = 1};
     const size_t n = BENCH_IMAGES_MAX * model_elements(b->model);
     b->x = malloc(n * sizeof *b->x);
-    b->logits = malloc(BENCH_IMAGES_MAX * (size_t)model_logits(b->model) * sizeof *b->logits);
+    const size_t made = (size_t)model_outputs(b->model), l = (size_t)model_logits(b->model);
+    b->logits = malloc(BENCH_IMAGES_MAX * (made > l ? made : l) * sizeof *b->logits);
     if (!b->x || !b->logits)
         return fail(e, FAIL_NO_MEMORY, "no memory for %d images", BENCH_IMAGES_MAX);
     rng_uniform(&stream, b->x, n);
@@ -103,7 +104,9 @@ static int start(struct bench *b, int threads, enum precision precision, struct 
     const struct chains_settings chains = {
         .workers = threads, .slots = 16, .quantum_steps = 32, .quantum_ms = 50};
     struct pool *pool;
-    int rc = pool_open(&pool, 0, e);
+    int rc = score_check(&b->model->d.attributes, e);
+    if (rc == 0)
+        rc = pool_open(&pool, 0, e);
     if (rc != 0)
         return rc;
     const struct model_compute compute = {.precision = precision, .pool = pool};
@@ -224,7 +227,7 @@ int bench_steps(struct bench *b, int n, double seconds, double *step_seconds, st
 int bench_pass(struct bench *b, const float *x, size_t n, float *logits, float *gradient,
                struct err *e)
 {
-    const size_t elements = model_elements(b->model), l = (size_t)model_logits(b->model);
+    const size_t elements = model_elements(b->model), l = (size_t)model_outputs(b->model);
     const struct engine *engine;
     struct workspace *w = NULL;
     float *dlogits = malloc(SLICE * l * sizeof *dlogits);
@@ -238,7 +241,7 @@ int bench_pass(struct bench *b, const float *x, size_t n, float *logits, float *
         if (logits)
             memcpy(logits + at * l, f, (size_t)k * l * sizeof *f);
         for (size_t i = 0; gradient && i < (size_t)k; i++)
-            score_log_px(&b->model->d.attributes, f + i * l, dlogits + i * l);
+            score_gradient(&b->model->d.attributes, f + i * l, dlogits + i * l);
         if (gradient)
             net_backward_input(w, k, dlogits, gradient + at * elements);
     }
@@ -255,7 +258,7 @@ static int ascending(const void *a, const void *b)
 
 static void run_stages(struct bench *b, struct workspace *w, int n, double *times, size_t stages)
 {
-    const size_t elements = model_elements(b->model), l = (size_t)model_logits(b->model);
+    const size_t elements = model_elements(b->model), l = (size_t)model_outputs(b->model);
     float *dx = b->x + (size_t)n * elements; /* images beyond the first n */
     for (int pass = -1; pass < PASSES; pass++) {
         double *row = times + (size_t)(pass < 0 ? 0 : pass) * stages;
@@ -263,7 +266,7 @@ static void run_stages(struct bench *b, struct workspace *w, int n, double *time
         workspace_profile(w, row);
         const float *f = net_forward(w, n, b->x);
         for (size_t i = 0; i < (size_t)n; i++)
-            score_log_px(&b->model->d.attributes, f + i * l, b->logits + i * l);
+            score_gradient(&b->model->d.attributes, f + i * l, b->logits + i * l);
         net_backward_input(w, n, b->logits, dx);
     }
     workspace_profile(w, NULL);

@@ -73,7 +73,7 @@ static int copy_through(struct bench *b, const struct model *m, const char *line
     if (sscanf(line, "%*s %1023s %1023s %zu", in, out, &n) != 3 || n < 1 || n > FILE_IMAGES_MAX)
         return fail(e, FAIL_BAD_REQUEST, "logits|gradient IN OUT N");
     const size_t read = n * model_elements(m);
-    const size_t made = gradient ? read : n * (size_t)model_logits(m);
+    const size_t made = gradient ? read : n * (size_t)model_outputs(m);
     float *x = malloc(read * sizeof *x), *y = malloc(made * sizeof *y);
     FILE *from = fopen(in, "re"), *to = fopen(out, "we");
     int rc = 0;

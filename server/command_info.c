@@ -7,11 +7,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-static void print_layers(const struct description *d)
+static void print_layers(const struct layer_spec *layers, int n)
 {
-    printf("layers:\n");
-    for (int i = 0; i < d->n_layers; i++) {
-        const struct layer_spec *l = &d->layers[i];
+    for (int i = 0; i < n; i++) {
+        const struct layer_spec *l = &layers[i];
         printf("  %3d %-8s", i, layer_kind_names[l->kind]);
         if (l->kind == LAYER_CONV)
             printf(" %d -> %d, %dx%d stride %d pad %d, %s", l->in, l->out, l->kernel_h, l->kernel_w,
@@ -43,6 +42,23 @@ static void print_attributes(const struct attributes *a)
     }
     if (a->head >= 0)
         printf("  energy: a head of its own (unconditional sampling only)\n");
+}
+
+/* The head of a general energy. */
+static void print_joint(const struct model *m)
+{
+    long long image, label;
+    const size_t labels = joint_labels(m->joint, NULL);
+    joint_macs(m->joint, &image, &label);
+    printf("energy:      %s of %d features and the attributes, %lld parameters, %.3f MMAC an image "
+           "and %.3f a combination of values\n",
+           m->d.energy.kind == JOINT_DOT ? "dot" : "mlp", joint_features(m->joint),
+           joint_parameters(m->joint), (double)image * 1e-6, (double)label * 1e-6);
+    if (labels > 0)
+        printf("             exact sums over %zu combinations\n", labels);
+    else
+        printf("             too many combinations to sum up: sampled by gibbs, no predictions\n");
+    print_layers(m->d.energy.layers, m->d.energy.n_layers);
 }
 
 static void print_sampler(const struct description *d)
@@ -104,7 +120,10 @@ static void print_model(const struct model *m, bool whole)
     print_compute(m);
     print_sampler(d);
     print_attributes(&d->attributes);
-    print_layers(d);
+    printf("layers:\n");
+    print_layers(d->layers, d->n_layers);
+    if (m->joint)
+        print_joint(m);
     if (whole) {
         char *text = json_text(d->root, NULL);
         printf("description: %s\n", text ? text : "");

@@ -21,7 +21,11 @@ static void usage(FILE *out)
         "usage: jemd predict --tensors IN.safetensors --out OUT.safetensors MODEL\n\n"
         "Reads in.x (F32 [N,C,H,W], in the model's input range) and writes out.logits [N,L],\n"
         "out.prob [N,L] (softmax of each attribute, uncalibrated), out.logp_x [N] (up to log Z),\n"
-        "out.grad_logp_x [N,C,H,W] and out.approx_mass [N].\n\n"
+        "out.grad_logp_x [N,C,H,W] and out.approx_mass [N]. A model with an energy head has one "
+        "more\n"
+        "column, one of energy kind dot or mlp three: log p(x) twice and max f(x, y); its logits "
+        "are\n"
+        "log p(x, y_k) + log Z.\n\n"
         "  --threads N   0 = one a core (default)\n"
         "  --ref         plain reference operations instead of the fast ones\n");
 }
@@ -32,7 +36,7 @@ struct offline {
     const float *x;
     size_t n;
     bool ref;
-    float *logits, *prob, *log_px, *grad, *mass;
+    float *logits, *prob, *log_px, *grad, *mass, *doutputs;
 };
 
 static void compute_slice(void *ctx, int item, int worker)
@@ -40,20 +44,21 @@ static void compute_slice(void *ctx, int item, int worker)
     const struct offline *o = ctx;
     const struct attributes *a = &o->model->d.attributes;
     const size_t elements = model_elements(o->model), l = (size_t)model_logits(o->model);
-    const size_t first = (size_t)item * SLICE;
+    const size_t first = (size_t)item * SLICE, made = (size_t)model_outputs(o->model);
     const int n = (int)(o->n - first < SLICE ? o->n - first : SLICE);
     struct workspace *w = o->workspaces[worker];
-    float *dlogits = o->prob + first * l; /* until the probabilities are written */
-    memcpy(o->logits + first * l, net_forward(w, n, o->x + first * elements),
-           (size_t)n * l * sizeof(float));
-    for (size_t i = 0; i < (size_t)n; i++)
-        o->log_px[first + i] = score_log_px(a, o->logits + (first + i) * l, dlogits + i * l);
-    net_backward_input(w, n, dlogits, o->grad + first * elements);
+    float *doutputs = o->doutputs + first * made;
+    const float *outputs = net_forward(w, n, o->x + first * elements);
+    for (size_t i = 0; i < (size_t)n; i++) {
+        score_read(a, outputs + i * made, NULL, o->logits + (first + i) * l);
+        o->log_px[first + i] = score_gradient(a, outputs + i * made, doutputs + i * made);
+    }
+    net_backward_input(w, n, doutputs, o->grad + first * elements);
     for (size_t i = first; i < first + (size_t)n; i++) {
         o->mass[i] = score_approximate_mass(o->grad + i * elements, elements);
         score_probabilities(a, o->logits + i * l, false, o->prob + i * l);
-        if (a->head >= 0)
-            o->prob[i * l + (size_t)a->head] = 0;
+        for (size_t v = (size_t)a->n_logits; v < l; v++)
+            o->prob[i * l + v] = 0;
     }
 }
 
@@ -123,13 +128,16 @@ static int compute(const struct arguments *a, struct model *m, const struct tens
 {
     struct offline o = {.model = m, .n = x->shape[0], .ref = a->ref};
     const size_t elements = model_elements(m), l = (size_t)model_logits(m);
+    const size_t made = (size_t)model_outputs(m);
     struct pool *pool = NULL;
     struct arena arena = {0};
-    int rc = pool_open(&pool, a->threads, e);
+    int rc = score_check(&m->d.attributes, e);
+    if (rc == 0)
+        rc = pool_open(&pool, a->threads, e);
     if (rc == 0)
         rc = arena_init(&arena,
                         2 * arena_round(o.n * elements * 4) + 2 * arena_round(o.n * l * 4) +
-                            2 * arena_round(o.n * 4) +
+                            arena_round(o.n * made * 4) + 2 * arena_round(o.n * 4) +
                             arena_round((size_t)pool_threads(pool) * sizeof(void *)),
                         e);
     if (rc != 0)
@@ -140,6 +148,7 @@ static int compute(const struct arguments *a, struct model *m, const struct tens
     o.grad = arena_take(&arena, o.n * elements * 4);
     o.logits = arena_take(&arena, o.n * l * 4);
     o.prob = arena_take(&arena, o.n * l * 4);
+    o.doutputs = arena_take(&arena, o.n * made * 4);
     o.log_px = arena_take(&arena, o.n * 4);
     o.mass = arena_take(&arena, o.n * 4);
     o.workspaces = arena_take(&arena, (size_t)pool_threads(pool) * sizeof(void *));

@@ -21,7 +21,7 @@ struct worker {
     struct workspace *w;
     float *x, *y;          /* of one batch, and another for what becomes of it */
     float *one, *other;    /* of one image, for a transformation */
-    float *dlogits, *dx;   /* only where there are gradients */
+    float *doutputs, *dx;  /* only where there are gradients */
     float *refined;        /* logits of a batch */
     unsigned char *pixels; /* scratch of eval_input_row */
     struct attack_room *attack;
@@ -54,24 +54,27 @@ static int prepare(const struct run *r, struct worker *w, size_t i, float *x)
     return rc;
 }
 
-/* Logits of n images from `first` on -> scores. */
-static void score(const struct run *r, struct worker *w, size_t first, int n)
+/* Outputs of n images from `first` on -> logits and scores. */
+static void score(const struct run *r, struct worker *w, size_t first, int n, const float *outputs)
 {
     const struct attributes *a = &r->s->model->d.attributes;
     const size_t stride = (size_t)model_logits(r->s->model);
+    const size_t made = (size_t)model_outputs(r->s->model);
     const size_t elements = model_elements(r->s->model);
     float *const *out = r->out->scores;
     for (int j = 0; j < n; j++) {
         const size_t i = first + (size_t)j;
-        const float *f = r->out->logits + i * stride;
-        out[EVAL_LOG_PX][i] =
-            score_log_px(a, f, r->s->gradients ? w->dlogits + (size_t)j * stride : NULL);
+        float *f = r->out->logits + i * stride;
+        score_read(a, outputs + (size_t)j * made, NULL, f);
+        if (r->s->gradients)
+            score_gradient(a, outputs + (size_t)j * made, w->doutputs + (size_t)j * made);
+        out[EVAL_LOG_PX][i] = score_log_px(a, f, NULL);
         out[EVAL_MAX_PROB][i] = score_max_prob(a, f);
         out[EVAL_MAX_LOGIT][i] = score_max_logit(a, f);
     }
     if (!r->s->gradients)
         return;
-    net_backward_input(w->w, n, w->dlogits, w->dx);
+    net_backward_input(w->w, n, w->doutputs, w->dx);
     for (int j = 0; j < n; j++)
         out[EVAL_APPROXIMATE_MASS][first + (size_t)j] =
             score_approximate_mass(w->dx + (size_t)j * elements, elements);
@@ -108,13 +111,11 @@ static int pass(const struct run *r, struct worker *w, size_t first, int n)
                    d->labels + first * (size_t)d->columns, w->y);
         x = w->y;
     }
-    const float *f = net_forward(w->w, n, x);
-    if (!all_finite(f, (size_t)n * stride))
+    score(r, w, first, n, net_forward(w->w, n, x));
+    if (!all_finite(r->out->logits + first * stride, (size_t)n * stride))
         return fail(&w->err, FAIL_BAD_MODEL,
                     "the logits of image %zu or one of the %d after it are not finite", first,
                     n - 1);
-    memcpy(r->out->logits + first * stride, f, (size_t)n * stride * sizeof *f);
-    score(r, w, first, n);
     if (r->s->n_refine)
         refine(r, w, first, n, x);
     return 0;
@@ -162,10 +163,10 @@ static int worker_init(struct worker *w, const struct run *r, struct err *e)
     w->one = calloc(elements, sizeof *w->one);
     w->other = calloc(elements, sizeof *w->other);
     w->pixels = malloc(eval_input_scratch(&r->input));
-    w->dlogits = calloc(BATCH * logits, sizeof *w->dlogits);
+    w->doutputs = calloc(BATCH * (size_t)model_outputs(s->model), sizeof *w->doutputs);
     w->dx = calloc(BATCH * elements, sizeof *w->dx);
     w->refined = calloc(BATCH * logits, sizeof *w->refined);
-    if (!w->x || !w->y || !w->one || !w->other || !w->pixels || !w->dlogits || !w->dx ||
+    if (!w->x || !w->y || !w->one || !w->other || !w->pixels || !w->doutputs || !w->dx ||
         !w->refined)
         return fail(e, FAIL_NO_MEMORY, "cannot allocate a batch of %d images", BATCH);
     return 0;
@@ -181,7 +182,7 @@ static void worker_fini(struct worker *w)
     free(w->one);
     free(w->other);
     free(w->pixels);
-    free(w->dlogits);
+    free(w->doutputs);
     free(w->dx);
     free(w->refined);
 }
@@ -216,6 +217,15 @@ static int open_transform(struct run *r, struct err *e)
     return rc;
 }
 
+/* What the model can be asked. */
+static int check(const struct eval_setup *s, struct err *e)
+{
+    if (s->model->joint && (s->attack || s->n_refine))
+        return fail(e, FAIL_UNSUPPORTED,
+                    "attacks and refinement are not offered for an energy of kind dot or mlp");
+    return score_check(&s->model->d.attributes, e);
+}
+
 int eval_pass_run(struct eval_pass *out, const struct eval_setup *s, const struct dataset *d,
                   struct err *e)
 {
@@ -223,7 +233,9 @@ int eval_pass_run(struct eval_pass *out, const struct eval_setup *s, const struc
     struct eval_pass made = {.n = s->limit && s->limit < d->n ? s->limit : d->n};
     struct run r = {
         .s = s, .input = {.model = s->model, .data = d, .resize = s->resize}, .out = &made};
-    int rc = allocate(&made, s, e);
+    int rc = check(s, e);
+    if (rc == 0)
+        rc = allocate(&made, s, e);
     r.workers = calloc((size_t)threads, sizeof *r.workers);
     if (rc == 0 && !r.workers)
         rc = fail(e, FAIL_NO_MEMORY, "cannot allocate %d workers", threads);

@@ -41,7 +41,8 @@ struct eval_pass {
 };
 
 /* Errors: IMAGE_SIZE_MISMATCH, BAD_MODEL (logits not finite), OUT_OF_RANGE (a mix of one image),
- * SHUTTING_DOWN (cancelled), NO_MEMORY. */
+ * UNSUPPORTED (too many values to sum up; attacks and refinement of a general energy), SHUTTING_DOWN
+ * (cancelled), NO_MEMORY. */
 int eval_pass_run(struct eval_pass *out, const struct eval_setup *s, const struct dataset *d,
                   struct err *e);
 void eval_pass_free(struct eval_pass *p);

@@ -2,6 +2,7 @@
 #include "server/judge.h"
 
 #include "ebm/evaluate.h"
+#include "ebm/score.h"
 
 #include <pthread.h>
 #include <stdlib.h>
@@ -41,24 +42,28 @@ int judge_pair_parse(struct judge_pair *out, const struct attributes *a, const c
 static int see(const struct judge_setup *s, const float *x, size_t n, uint8_t *seen, struct err *e)
 {
     const struct attributes *a = &s->judge->d.attributes;
-    const size_t elements = model_elements(s->judge), l = (size_t)model_logits(s->judge);
+    const size_t elements = model_elements(s->judge), made = (size_t)model_outputs(s->judge);
     const struct engine *engine;
-    struct workspace *w;
-    int rc = model_engine(s->judge, &engine, e);
+    struct workspace *w = NULL;
+    float *logits = malloc((size_t)model_logits(s->judge) * sizeof *logits);
+    int rc = logits ? score_check(a, e) : fail(e, FAIL_NO_MEMORY, "no memory for the judge");
+    if (rc == 0)
+        rc = model_engine(s->judge, &engine, e);
     if (rc == 0)
         rc = workspace_open_engine(&w, engine, PART, false, NULL, e);
-    if (rc != 0)
-        return rc;
-    for (size_t at = 0; at < n; at += PART) {
+    for (size_t at = 0; rc == 0 && at < n; at += PART) {
         const int m = (int)(n - at < PART ? n - at : PART);
-        const float *logits = net_forward(w, m, x + at * elements);
-        for (int i = 0; i < m; i++, logits += l)
+        const float *outputs = net_forward(w, m, x + at * elements);
+        for (int i = 0; i < m; i++) {
+            score_read(a, outputs + (size_t)i * made, NULL, logits);
             for (int k = 0; k < a->n; k++)
                 seen[(at + (size_t)i) * (size_t)a->n + (size_t)k] =
                     (uint8_t)evaluate_top(logits + a->list[k].first, a->list[k].n_values);
+        }
     }
     workspace_close(w);
-    return 0;
+    free(logits);
+    return rc;
 }
 
 /* Chain i counts hits[i] of of[i]. */

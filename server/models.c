@@ -6,6 +6,7 @@
 #include "base/mem.h"
 #include "base/pool.h"
 #include "base/rng.h"
+#include "ebm/joint.h"
 #include "ebm/score.h"
 #include "ops/ops.h"
 #include "server/models_internal.h"
@@ -41,12 +42,25 @@ int models_need_bytes(size_t *out, const struct model *m, enum precision precisi
     return 0;
 }
 
-/* Logits of one fixed image, and its input gradient unless grad is NULL. */
+/* The gradient of a score at the outputs: log p(x), or log p(x, y) of the first y where that is a sum
+ * that may be too long. */
+static void probe_score(const struct model *m, const float *outputs, float *doutputs)
+{
+    static const uint16_t y[ATTRIBUTES_MAX];
+    if (!m->joint) {
+        score_log_px(&m->d.attributes, outputs, doutputs);
+        return;
+    }
+    memset(doutputs, 0, (size_t)model_outputs(m) * sizeof *doutputs);
+    joint_value(m->joint, outputs, y, doutputs, NULL);
+}
+
+/* Outputs of one fixed image, and its input gradient unless grad is NULL. */
 static int look_at_image(struct workspace *w, const struct model *m, float *logits, float *grad,
                          struct err *e)
 {
     const struct rng_stream stream = {.seed = 1, .purpose = RNG_START_UNIFORM};
-    const size_t n = model_elements(m), l = (size_t)model_logits(m);
+    const size_t n = model_elements(m), l = (size_t)model_outputs(m);
     float *x = malloc((n + l) * sizeof *x);
     if (!x)
         return fail(e, FAIL_NO_MEMORY, "cannot allocate a test image");
@@ -54,7 +68,7 @@ static int look_at_image(struct workspace *w, const struct model *m, float *logi
     for (size_t i = 0; i < n; i++)
         x[i] = m->d.range_lo + x[i] * (m->d.range_hi - m->d.range_lo);
     memcpy(logits, net_forward(w, 1, x), l * sizeof *logits);
-    score_log_px(&m->d.attributes, logits, x + n);
+    probe_score(m, logits, x + n);
     if (grad)
         net_backward_input(w, 1, x + n, grad);
     free(x);
@@ -106,7 +120,7 @@ static double difference(const float *a, const float *b, size_t n)
 
 int models_self_test(struct model *m, struct err *e)
 {
-    const size_t n = model_elements(m), l = (size_t)model_logits(m);
+    const size_t n = model_elements(m), l = (size_t)model_outputs(m);
     float *buffer = malloc((2 * n + 3 * l) * sizeof *buffer);
     if (!buffer)
         return fail(e, FAIL_NO_MEMORY, "cannot allocate the self-test");

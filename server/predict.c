@@ -2,6 +2,7 @@
 #include "server/predict.h"
 
 #include "base/timing.h"
+#include "ebm/score.h"
 #include "server/handlers.h"
 #include "server/metrics.h"
 
@@ -98,7 +99,9 @@ static void decode(struct task *t)
     struct app *a = p->call->app;
     struct err e;
     const int64_t begin = timing_ns();
-    int rc = predict_read_options(p, &e);
+    int rc = score_check(&p->model->d.attributes, &e);
+    if (rc == 0)
+        rc = predict_read_options(p, &e);
     p->ticket.deadline_ns = p->begin_ns + (int64_t)p->options.timeout_ms * 1000000;
     if (rc == 0 && (atomic_load(&p->ticket.gone) || begin >= p->ticket.deadline_ns))
         rc = too_late(p, &e);
@@ -115,6 +118,7 @@ static void decode(struct task *t)
     p->ticket.n = p->n;
     p->ticket.x = p->x;
     p->ticket.gradient = p->options.include & PREDICT_APPROXIMATE_MASS;
+    p->ticket.given = p->options.given;
     p->ticket.logits = p->logits;
     p->ticket.approximate_mass = p->approximate_mass;
     p->ticket.done = computed;

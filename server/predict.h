@@ -43,7 +43,7 @@ struct prediction {
     int n;                        /* images */
     struct predict_image *images; /* [n] */
     float *x;                     /* [n][C][H][W] */
-    float *logits;                /* [n][L] */
+    float *logits;                /* [n][model_logits] */
     float *approximate_mass;      /* [n] */
     int result;                   /* of the ticket */
     int64_t begin_ns, decode_ns;

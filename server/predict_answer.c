@@ -106,7 +106,7 @@ static json_t *warnings_json(const struct prediction *p, int i)
     if (p->images[i].resized)
         json_array_append_new(array, json_string("the image was resized; the p-value was "
                                                  "calibrated on images of the model's size"));
-    if (p->options.given)
+    if (p->options.given && !p->model->joint)
         json_array_append_new(array,
                               json_string("in this model family attributes are independent given "
                                           "the image: `given` changes log_px_given only"));

@@ -1,8 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #pragma once
 /* The attributes a model knows and where their logits are: logits[L] is the concatenation of
- * f_k(x)[V_k] in this order. An energy head (JEM --uncond), if any, is one more logit at the end. */
+ * f_k(x)[V_k] in this order. An energy head (JEM --uncond), if any, is one more logit at the end.
+ * In the general family E(x, y) the network makes features instead, and a head of its own takes
+ * these and the attributes (joint.h). */
 #include "base/fail.h"
+
+#include <stdbool.h>
+
+struct joint;
 
 enum { ATTRIBUTE_NAME_MAX = 64, ATTRIBUTES_MAX = 1024, ATTRIBUTE_LOGITS_MAX = 65536 };
 
@@ -19,6 +25,8 @@ struct attributes {
     int n_logits; /* of the attributes, without the head */
     int head;     /* index of the energy head's logit, or -1 */
     struct attribute *list;
+    bool general;              /* E(x, y): `joint` must be there before anything is scored */
+    const struct joint *joint; /* borrowed; NULL = the logits are the energy */
 };
 
 /* Index of the attribute, or UNKNOWN_ATTRIBUTE with did_you_mean. */

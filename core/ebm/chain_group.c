@@ -23,7 +23,7 @@ size_t chain_group_bytes(const struct chain_task *t)
     return arena_round(n * sizeof(struct chain_state)) +
            arena_round(n * model_elements(t->model) * sizeof(float)) +
            arena_round(n * (size_t)t->model->d.attributes.n * sizeof(uint16_t)) +
-           arena_round(n * (size_t)model_logits(t->model) * sizeof(float)) +
+           arena_round(n * (size_t)model_outputs(t->model) * sizeof(float)) +
            2 * arena_round(n * points * sizeof(float)) + arena_round(n * sizeof(int));
 }
 
@@ -42,7 +42,7 @@ int group_new(struct chain_group **out, const struct chain_task *t, struct err *
     g->task.model = model_get(t->model);
     g->elements = model_elements(t->model);
     g->attributes = t->model->d.attributes.n;
-    g->logits = model_logits(t->model);
+    g->logits = model_outputs(t->model);
     g->trace_every = trace_spacing(t->sampler->steps);
     g->trace_points = trace_length(t->sampler->steps);
     const size_t points = (size_t)g->trace_points;

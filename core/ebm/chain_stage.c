@@ -3,6 +3,7 @@
 #include "base/pool.h"
 #include "base/rng.h"
 #include "ebm/chains_internal.h"
+#include "ebm/gwg.h"
 #include "ebm/start.h"
 
 #include <math.h>
@@ -16,13 +17,20 @@ static int few_of(int team, int slots)
     return team - 1 < slots ? team - 1 : slots;
 }
 
+/* Uniforms of a draw of y. */
+static size_t uniforms_of(const struct model *m)
+{
+    const size_t k = (size_t)m->d.attributes.n;
+    return m->joint ? gwg_uniforms((int)k) : k + 1;
+}
+
 static size_t arrays_bytes(const struct model *m, size_t n)
 {
-    const size_t elements = model_elements(m), logits = (size_t)model_logits(m);
+    const size_t elements = model_elements(m), logits = (size_t)model_outputs(m);
     const size_t k = (size_t)m->d.attributes.n;
     return arena_round(n * sizeof(struct slot)) + 2 * arena_round(n * elements * sizeof(float)) +
            arena_round(elements * sizeof(float)) + 2 * arena_round(n * logits * sizeof(float)) +
-           arena_round((k + 1) * sizeof(float)) + arena_round(n * k * sizeof(uint16_t)) +
+           arena_round(uniforms_of(m) * sizeof(float)) + arena_round(n * k * sizeof(uint16_t)) +
            2 * arena_round(n * TRACE_ROW * sizeof(float));
 }
 
@@ -57,7 +65,7 @@ int stage_open(struct stage *s, struct model *m, int slots, struct pool *team, s
 {
     struct stage made = {0};
     const size_t n = (size_t)slots, elements = model_elements(m);
-    const size_t logits = (size_t)model_logits(m), k = (size_t)m->d.attributes.n;
+    const size_t logits = (size_t)model_outputs(m), k = (size_t)m->d.attributes.n;
     int rc = open_workspaces(&made, m, slots, team, e);
     if (rc == 0)
         rc = arena_init(&made.arena, arrays_bytes(m, n), e);
@@ -71,7 +79,7 @@ int stage_open(struct stage *s, struct model *m, int slots, struct pool *team, s
     made.noise = arena_take(&made.arena, elements * sizeof(float));
     made.dlogits = arena_take(&made.arena, n * logits * sizeof(float));
     made.logits = arena_take(&made.arena, n * logits * sizeof(float));
-    made.uniforms = arena_take(&made.arena, (k + 1) * sizeof(float));
+    made.uniforms = arena_take(&made.arena, uniforms_of(m) * sizeof(float));
     made.y = arena_take(&made.arena, n * k * sizeof(uint16_t));
     made.trace_score = arena_take(&made.arena, n * TRACE_ROW * sizeof(float));
     made.trace_grad = arena_take(&made.arena, n * TRACE_ROW * sizeof(float));
@@ -149,6 +157,21 @@ static const struct condition *condition_of(const struct slot *slot)
     return slot->group->task.conditions[slot->chain];
 }
 
+/* The general family: moves from the last y, at first from any that is allowed. */
+static void draw_y_jointly(struct stage *s, int i, const struct rng_stream *stream,
+                           const float *outputs)
+{
+    const struct slot *slot = &s->slots[i];
+    const uint8_t *allowed = condition_allowed(condition_of(slot), 0);
+    const int k = slot->group->attributes;
+    uint16_t *y = s->y + (size_t)i * (size_t)k;
+    rng_uniform(stream, s->uniforms, gwg_uniforms(k));
+    if (slot->state.step == 0)
+        gwg_start(s->model->joint, allowed, s->uniforms, y);
+    gwg_run(s->model->joint, outputs, allowed, slot->group->task.sampler->temperature, s->uniforms,
+            y);
+}
+
 static void draw_y(struct stage *s, int i, const float *logits)
 {
     struct slot *slot = &s->slots[i];
@@ -157,6 +180,10 @@ static void draw_y(struct stage *s, int i, const float *logits)
                                       .step = slot->state.step,
                                       .chain = (uint32_t)slot->chain,
                                       .purpose = RNG_GIBBS};
+    if (s->model->joint) {
+        draw_y_jointly(s, i, &stream, logits);
+        return;
+    }
     struct rng_stream alternative = stream;
     alternative.purpose = RNG_ALTERNATIVE;
     rng_uniform(&stream, s->uniforms, (size_t)k);
@@ -179,7 +206,7 @@ static bool look(struct stage *s, int i, const float *logits)
     const bool last = t >= sampler->steps;
     if (!last && sampler_draws_y(sampler, t))
         draw_y(s, i, logits);
-    if (sampler->kind == SAMPLER_GIBBS && sampler->steps > 0)
+    if (sampler_keeps_y(sampler))
         slot->state.score =
             condition_score_given(condition_of(slot), slot->state.alternative, logits, y, dlogits);
     else
@@ -190,7 +217,7 @@ static bool look(struct stage *s, int i, const float *logits)
         return true;
     memset(dlogits, 0, l * sizeof *dlogits);
     memcpy(s->logits + (size_t)i * l, logits, l * sizeof *logits);
-    if (sampler->kind != SAMPLER_GIBBS || sampler->steps == 0)
+    if (!sampler_keeps_y(sampler))
         condition_most_probable(condition_of(slot), logits, y);
     return false;
 }
@@ -240,7 +267,7 @@ static void begin(struct stage *s, int i)
 
 void stage_iterate(struct stage *s, bool alone)
 {
-    const size_t l = (size_t)model_logits(s->model);
+    const size_t l = (size_t)model_outputs(s->model);
     struct workspace *w = alone && s->n <= s->few ? s->together : s->workspace;
     bool moving[CHAINS_SLOTS_MAX], any = false;
     for (int i = 0; i < s->n; i++)

@@ -466,7 +466,11 @@ int chains_submit(struct chains *c, const struct chain_task *t, const struct blo
 {
     struct chain_group *g;
     invariant(t->n_chains > 0 && t->weight > 0);
-    int rc = group_new(&g, t, e);
+    int rc = 0;
+    for (int i = 0; rc == 0 && i < t->n_chains; i++)
+        rc = condition_check(t->conditions[i], sampler_keeps_y(t->sampler), e);
+    if (rc == 0)
+        rc = group_new(&g, t, e);
     if (rc != 0)
         return rc;
     g->engine = c;

@@ -52,7 +52,7 @@ struct chain_task {
 struct chain_result {
     const float *x;      /* [C][H][W] */
     const uint16_t *y;   /* [K]: the last draw (Gibbs), else the argmax over the allowed values */
-    const float *logits; /* [L] at x */
+    const float *logits; /* [model_outputs] at x */
     float score;         /* of its condition at x */
     int steps;           /* done */
     bool finished;
@@ -93,7 +93,8 @@ void chains_forget(struct chains *c);
 /* Bytes a group of this task will hold. */
 size_t chain_group_bytes(const struct chain_task *t);
 /* Queues a group; `checkpoint` (may be NULL) continues one made by chain_group_checkpoint from the
- * same task. Errors: NO_MEMORY, BAD_FILE (checkpoint of another task or damaged). */
+ * same task. Errors: NO_MEMORY, BAD_FILE (checkpoint of another task or damaged), UNSUPPORTED
+ * (condition_check). */
 int chains_submit(struct chains *c, const struct chain_task *t, const struct blob *checkpoint,
                   struct chain_group **out, struct err *e);
 /* Chains leave their slots within one step; then done is called. Idempotent. */

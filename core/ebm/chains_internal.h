@@ -22,8 +22,8 @@ struct chain_state {
 struct chain_group {
     struct chains *engine;
     struct chain_task task;
-    size_t elements; /* of an image */
-    int attributes, logits;
+    size_t elements;        /* of an image */
+    int attributes, logits; /* logits: outputs of the network (model_outputs) */
     int trace_every, trace_points;
     struct arena arena;
     struct chain_state *state;       /* [n_chains], guarded by mu, as are the arrays below */
@@ -66,7 +66,7 @@ struct stage {
     float *x, *grad;                 /* [slots][elements] */
     float *noise;                    /* [elements] */
     float *dlogits, *logits;         /* [slots][logits] */
-    float *uniforms;                 /* [attributes + 1] */
+    float *uniforms;                 /* of a draw of y */
     uint16_t *y;                     /* [slots][attributes] */
     float *trace_score, *trace_grad; /* [slots][CHAINS_TRACE_MAX + 1] */
     uint64_t used;                   /* for eviction: when it was last chosen */

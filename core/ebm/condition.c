@@ -2,6 +2,8 @@
 #include "ebm/condition.h"
 
 #include "base/fmath.h"
+#include "ebm/joint.h"
+#include "ebm/score.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -150,6 +152,39 @@ bool condition_overlaps(const struct condition *c)
     return false;
 }
 
+const uint8_t *condition_allowed(const struct condition *c, int alternative)
+{
+    return set_of(c, alternative, 0);
+}
+
+static bool has_weights(const struct condition *c)
+{
+    for (int i = 0; i < c->n_alternatives * c->attributes->n; i++)
+        if (c->weights[i] < 1.0f || c->weights[i] > 1.0f)
+            return true;
+    return false;
+}
+
+int condition_check(const struct condition *c, bool draws_y, struct err *e)
+{
+    const struct joint *joint = c->attributes->joint;
+    if (!joint)
+        return 0;
+    if (has_weights(c))
+        return fail(e, FAIL_UNSUPPORTED,
+                    "this model's energy is one number for all attributes: they have no weights");
+    if (draws_y && c->n_alternatives > 1)
+        return fail(e, FAIL_UNSUPPORTED,
+                    "\"gibbs\" cannot walk between alternatives in this model: use \"sgld\"");
+    for (int j = 0; !draws_y && j < c->n_alternatives; j++)
+        if (joint_labels(joint, set_of(c, j, 0)) == 0)
+            return fail(e, FAIL_UNSUPPORTED,
+                        "the condition allows more than %d combinations of values, too many to sum "
+                        "up: use \"gibbs\" or fix more attributes",
+                        JOINT_LABELS_MAX);
+    return 0;
+}
+
 /* logsumexp of scale * f over the allowed values; softmax scaled by `factor` is added to out unless
  * NULL. */
 static float restricted_logsumexp(const float *f, const uint8_t *allowed, int n, float scale,
@@ -179,6 +214,8 @@ static float alternative_score(const struct condition *c, int j, const float *lo
                                float *dlogits)
 {
     float score = 0;
+    if (c->attributes->joint)
+        return joint_log_sum(c->attributes->joint, logits, set_of(c, j, 0), factor, dlogits);
     for (int k = 0; k < c->attributes->n; k++) {
         const struct attribute *a = &c->attributes->list[k];
         const float w = *weight_of(c, j, k);
@@ -199,8 +236,7 @@ static void alternative_scores(const struct condition *c, const float *logits, f
 
 static void clear(const struct condition *c, float *dlogits)
 {
-    const int total = c->attributes->n_logits + (c->attributes->head >= 0);
-    memset(dlogits, 0, (size_t)total * sizeof *dlogits);
+    memset(dlogits, 0, (size_t)score_outputs(c->attributes) * sizeof *dlogits);
 }
 
 float condition_score(const struct condition *c, const float *logits, float *dlogits)
@@ -271,10 +307,27 @@ static int best_value(const struct condition *c, int j, int k, const float *logi
     return best;
 }
 
+static void most_probable_jointly(const struct condition *c, const float *outputs, uint16_t *y)
+{
+    float most = 0;
+    int best = 0;
+    uint16_t tried[ATTRIBUTES_MAX];
+    for (int j = 0; j < c->n_alternatives; j++) {
+        const float f = joint_best(c->attributes->joint, outputs, set_of(c, j, 0), tried);
+        best = j == 0 || f > most ? j : best;
+        most = j == 0 || f > most ? f : most;
+    }
+    joint_best(c->attributes->joint, outputs, set_of(c, best, 0), y);
+}
+
 void condition_most_probable(const struct condition *c, const float *logits, uint16_t *y)
 {
     float most = 0;
     int best = 0;
+    if (c->attributes->joint) {
+        most_probable_jointly(c, logits, y);
+        return;
+    }
     for (int j = 0; j < c->n_alternatives; j++) {
         float sum = 0;
         for (int k = 0; k < c->attributes->n; k++)
@@ -293,6 +346,8 @@ float condition_score_given(const struct condition *c, int j, const float *logit
 {
     float score = 0;
     clear(c, dlogits);
+    if (c->attributes->joint)
+        return joint_value(c->attributes->joint, logits, y, dlogits, NULL);
     for (int k = 0; k < c->attributes->n; k++) {
         const int at = c->attributes->list[k].first + y[k];
         const float w = *weight_of(c, j, k);

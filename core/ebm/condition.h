@@ -6,6 +6,9 @@
  *     score(x | A)        = sum_k w_k logsumexp_{v in A_k} f_k(x)[v]
  *     score(x | any of A) = logsumexp_j score(x | A^j)
  * Free attributes have the full set. Pure functions of logits: nothing here knows the network.
+ * In the general family (joint.h), logits being the network's outputs,
+ *     score(x | A)        = log of the sum over y in A of exp f(x, y)
+ * and there are no weights; y is not drawn at once but by gwg.h.
  */
 #include "base/fail.h"
 #include "ebm/attributes.h"
@@ -42,15 +45,21 @@ int condition_broken(const struct condition *c, const uint8_t *y);
 /* True if two alternatives share a y, so that an OR counts it twice. */
 bool condition_overlaps(const struct condition *c);
 
+/* Whether chains can have this condition. Errors, all of the general family: UNSUPPORTED for weights,
+ * for alternatives when `draws_y` (sampler gibbs), and for too many y in the sum when it does not. */
+int condition_check(const struct condition *c, bool draws_y, struct err *e);
+/* The allowed values of an alternative, [n_logits]. */
+const uint8_t *condition_allowed(const struct condition *c, int alternative);
+
 /* logits[L] -> score; its gradient to dlogits[L] unless NULL (head included). With an energy head
  * only marginal conditions exist and the score is the head's logit. */
 float condition_score(const struct condition *c, const float *logits, float *dlogits);
-/* Block Gibbs: u[n + 1] uniforms in [0,1): u[n] draws the alternative j ~ softmax_j score_j, u[k]
+/* Block Gibbs, not in the general family: u[n + 1] uniforms in [0,1): u[n] draws the alternative j ~ softmax_j score_j, u[k]
  * draws y_k ~ softmax over A_k^j of w_k f_k (for two values: the second iff u < p(second)).
  * Returns j. */
 int condition_draw(const struct condition *c, const float *logits, const float *u, uint16_t *y);
-/* The y with the largest sum_k f_k[y_k] that lies in some alternative. */
+/* The y with the largest sum_k f_k[y_k], or f(x, y), that lies in some alternative. */
 void condition_most_probable(const struct condition *c, const float *logits, uint16_t *y);
-/* sum_k w_k f_k[y_k] under alternative j, and its gradient. */
+/* sum_k w_k f_k[y_k] under alternative j (general family: f(x, y)), and its gradient. */
 float condition_score_given(const struct condition *c, int j, const float *logits,
                             const uint16_t *y, float *dlogits);

@@ -102,12 +102,10 @@ static int read_kernel(struct json_reader *r, struct layer_spec *s, struct err *
     return 0;
 }
 
-static int read_layer(struct layer_spec *s, const json_t *value, int index, struct err *e)
+static int read_layer(struct layer_spec *s, const json_t *value, const char *pointer, struct err *e)
 {
     struct json_reader r;
-    char pointer[48];
     int kind = LAYER_KINDS;
-    snprintf(pointer, sizeof pointer, "/layers/%d", index);
     *s = (struct layer_spec){.stride = 1, .slope = 0.01f};
     int rc = json_reader_init(&r, value, pointer, e);
     if (rc == 0)
@@ -138,16 +136,21 @@ static int read_layer(struct layer_spec *s, const json_t *value, int index, stru
     return rc == 0 ? json_reader_finish(&r, e) : rc;
 }
 
-static int read_layers(struct description *d, const json_t *array, struct err *e)
+/* `where` is the list's own pointer. What is made is the caller's, also on failure. */
+static int read_layers(struct layer_spec **out, int *count, const json_t *array, const char *where,
+                       struct err *e)
 {
     const size_t n = json_array_size(array);
     int rc = 0;
-    d->layers = calloc(n ? n : 1, sizeof *d->layers);
-    if (!d->layers)
+    *out = calloc(n ? n : 1, sizeof **out);
+    if (!*out)
         return fail(e, FAIL_NO_MEMORY, "cannot allocate %zu layers", n);
-    d->n_layers = (int)n;
-    for (size_t i = 0; rc == 0 && i < n; i++)
-        rc = read_layer(&d->layers[i], json_array_get(array, i), (int)i, e);
+    *count = (int)n;
+    for (size_t i = 0; rc == 0 && i < n; i++) {
+        char pointer[48];
+        snprintf(pointer, sizeof pointer, "%s/%zu", where, i);
+        rc = read_layer(&(*out)[i], json_array_get(array, i), pointer, e);
+    }
     return rc;
 }
 
@@ -221,17 +224,35 @@ static int read_attributes(struct attributes *a, const json_t *array, struct err
     return rc;
 }
 
+/* "layers" of a general energy: needed there, and nowhere else. */
+static int read_energy_layers(struct description *d, struct json_reader *r, struct err *e)
+{
+    const json_t *array;
+    const int rc = json_get_array(r, "layers", 2 * JOINT_LINEARS_MAX - 1, &array, e);
+    if (rc < 0)
+        return rc;
+    if (rc == 0)
+        return json_missing(r, "layers", e);
+    return read_layers(&d->energy.layers, &d->energy.n_layers, array, "/energy/layers", e);
+}
+
 static int read_energy(struct description *d, const json_t *value, struct err *e)
 {
-    static const char *const kinds[] = {"logits", "head"};
+    enum { LOGITS, HEAD, DOT, MLP, KINDS };
+    static const char *const kinds[KINDS] = {"logits", "head", "dot", "mlp"};
     struct json_reader r;
-    int kind = 0;
+    int kind = LOGITS;
     int rc = json_reader_init(&r, value, "/energy", e);
     if (rc == 0)
-        rc = json_get_word(&r, "kind", kinds, 2, &kind, e);
+        rc = json_get_word(&r, "kind", kinds, KINDS, &kind, e);
+    if (rc >= 0 && kind >= DOT) {
+        d->energy.kind = kind == DOT ? JOINT_DOT : JOINT_MLP;
+        d->attributes.general = true;
+        rc = read_energy_layers(d, &r, e);
+    }
     if (rc >= 0)
         rc = json_reader_finish(&r, e);
-    if (rc == 0 && kind == 1)
+    if (rc == 0 && kind == HEAD)
         d->attributes.head = d->attributes.n_logits;
     return rc;
 }
@@ -413,7 +434,7 @@ static int read_layer_list(struct description *d, const json_t *value, struct er
 {
     if (!json_is_array(value) || json_array_size(value) > NET_LAYERS_MAX)
         return fail(e, FAIL_BAD_MODEL, "\"layers\" must be an array of at most %d", NET_LAYERS_MAX);
-    return read_layers(d, value, e);
+    return read_layers(&d->layers, &d->n_layers, value, "/layers", e);
 }
 
 static int read_attribute_list(struct description *d, const json_t *value, struct err *e)
@@ -487,6 +508,7 @@ void description_fini(struct description *d)
         free(d->attributes.list[k].values);
     free(d->attributes.list);
     free(d->layers);
+    free(d->energy.layers);
     json_decref(d->root);
     *d = (struct description){0};
 }

@@ -8,6 +8,7 @@
  */
 #include "base/fail.h"
 #include "ebm/attributes.h"
+#include "ebm/joint.h"
 #include "ebm/sampler.h"
 #include "file/json.h"
 #include "net/net.h"
@@ -21,9 +22,10 @@ struct description {
     float pixel_scale, pixel_offset; /* x = pixel_scale * pixel + pixel_offset, pixel 0..255 */
     struct layer_spec *layers;
     int n_layers;
-    struct attributes attributes;
-    struct sampler sampler; /* the model's own defaults */
-    int steps_buffer;       /* steps from a buffer start */
+    struct attributes attributes; /* without the head of a general energy, which needs weights */
+    struct joint_spec energy;     /* JOINT_NONE: logits, or attributes.head */
+    struct sampler sampler;       /* the model's own defaults */
+    int steps_buffer;             /* steps from a buffer start */
     char buffer_x[DESCRIPTION_TENSOR_MAX],
         buffer_y[DESCRIPTION_TENSOR_MAX]; /* "" = no replay buffer */
     float buffer_scale, buffer_offset;

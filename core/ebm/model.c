@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "ebm/model.h"
 
+#include "ebm/score.h"
 #include "file/segment.h"
 #include "ops/kernels.h"
 
@@ -59,6 +60,17 @@ struct net_weights model_weights(struct model *m)
     return (struct net_weights){.ctx = m, .find = find_weight};
 }
 
+static int open_joint(struct model *m, const struct net_weights *weights, struct err *e)
+{
+    struct err why = {0};
+    const int rc =
+        joint_open(&m->joint, &m->d.energy, net_logits(m->net), &m->d.attributes, weights, &why);
+    if (rc != 0)
+        return fail(e, why.code, "%.160s: %.320s", m->path, why.text);
+    m->d.attributes.joint = m->joint;
+    return 0;
+}
+
 static int open_net(struct model *m, struct err *e)
 {
     struct err why = {0};
@@ -67,6 +79,8 @@ static int open_net(struct model *m, struct err *e)
     const int rc = net_open(&m->net, m->d.layers, m->d.n_layers, m->d.input, &weights, &why);
     if (rc != 0)
         return fail(e, why.code, "%.160s: %.320s", m->path, why.text);
+    if (m->d.energy.kind != JOINT_NONE)
+        return open_joint(m, &weights, e);
     const int expected = a->n_logits + (a->head >= 0);
     if (net_logits(m->net) != expected)
         return fail(e, FAIL_BAD_MODEL, "%s: the network has %d outputs, its attributes need %d",
@@ -391,6 +405,7 @@ void model_put(struct model *m)
         return;
     engine_close(m->single);
     engine_close(m->engine);
+    joint_close(m->joint);
     net_close(m->net);
     pthread_mutex_destroy(&m->mu);
     for (struct copy *c = m->copies, *next; c; c = next) {
@@ -407,9 +422,14 @@ size_t model_elements(const struct model *m)
     return net_shape_elements(m->d.input);
 }
 
+int model_outputs(const struct model *m)
+{
+    return score_outputs(&m->d.attributes);
+}
+
 int model_logits(const struct model *m)
 {
-    return net_logits(m->net);
+    return score_logits(&m->d.attributes);
 }
 
 void model_from_pixels(const struct model *m, const unsigned char *pixels, float *x)

@@ -24,6 +24,7 @@ struct model {
     size_t private_bytes; /* weights that had to be copied because the file misaligns them */
     struct description d;
     struct net *net;
+    struct joint *joint;      /* the general family's head, also d.attributes.joint; NULL = none */
     pthread_mutex_t mu;       /* private */
     struct engine *engine;    /* private, guarded by mu until it is there; see model_engine */
     struct engine *single;    /* the same; see model_engine_single */
@@ -85,8 +86,11 @@ enum precision model_precision(const struct model *m);
 struct model *model_get(struct model *m);
 void model_put(struct model *m); /* NULL is allowed */
 
-/* Elements of one input image, logits of one image (energy head included). */
+/* Elements of one input image. */
 size_t model_elements(const struct model *m);
+/* Numbers that the network makes of an image, and those that are read of them (score.h): both the
+ * logits, an energy head's included, but in the general family. */
+int model_outputs(const struct model *m);
 int model_logits(const struct model *m);
 /* pixels[H][W][C] (8 bit) -> x[C][H][W] in the model's range. */
 void model_from_pixels(const struct model *m, const unsigned char *pixels, float *x);

@@ -19,6 +19,11 @@ bool sampler_draws_y(const struct sampler *s, int t)
     return s->kind == SAMPLER_GIBBS && t % s->langevin_steps == 0;
 }
 
+bool sampler_keeps_y(const struct sampler *s)
+{
+    return s->kind == SAMPLER_GIBBS && s->steps > 0;
+}
+
 /* Elements drawn at a time: they stay in the first-level cache. */
 enum { PIECE = 1024 };
 

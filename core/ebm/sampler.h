@@ -57,6 +57,8 @@ struct sampler_step sampler_step_drawn(const struct sampler *s, int t, float *x,
 bool sampler_noiseless(const struct sampler *s, int t);
 /* True if step t begins with a y-draw. */
 bool sampler_draws_y(const struct sampler *s, int t);
+/* True if chains have a y of their own, drawn as they go. */
+bool sampler_keeps_y(const struct sampler *s);
 /* Ranges and combinations, every number finite. Errors: OUT_OF_RANGE with limit; the pointer is
  * the field's name. */
 int sampler_check(const struct sampler *s, struct err *e);

@@ -2,6 +2,7 @@
 #include "ebm/score.h"
 
 #include "base/fmath.h"
+#include "ebm/joint.h"
 
 #include <math.h>
 #include <string.h>
@@ -36,8 +37,50 @@ static float logsumexp(const float *f, int n)
     return m + fm_log(sum);
 }
 
+int score_outputs(const struct attributes *a)
+{
+    invariant(!a->general || a->joint);
+    return a->joint ? joint_features(a->joint) : a->n_logits + (a->head >= 0);
+}
+
+int score_logits(const struct attributes *a)
+{
+    return a->joint ? a->n_logits + JOINT_EVIDENCE : score_outputs(a);
+}
+
+int score_check(const struct attributes *a, struct err *e)
+{
+    if (!a->joint || joint_labels(a->joint, NULL) > 0)
+        return 0;
+    return fail(e, FAIL_UNSUPPORTED,
+                "this model's log p(x) and probabilities are sums over every combination of its %d "
+                "attributes, more than %d: it can be sampled (kind \"gibbs\"), not asked",
+                a->n, JOINT_LABELS_MAX);
+}
+
+void score_read(const struct attributes *a, const float *outputs, const int *given, float *logits)
+{
+    if (a->joint)
+        joint_read(a->joint, outputs, given, logits);
+    else
+        memcpy(logits, outputs, (size_t)score_outputs(a) * sizeof *logits);
+}
+
+float score_gradient(const struct attributes *a, const float *outputs, float *doutputs)
+{
+    if (!a->joint)
+        return score_log_px(a, outputs, doutputs);
+    memset(doutputs, 0, (size_t)score_outputs(a) * sizeof *doutputs);
+    return joint_log_sum(a->joint, outputs, NULL, 1, doutputs);
+}
+
 float score_log_px(const struct attributes *a, const float *logits, float *dlogits)
 {
+    invariant(!a->general || a->joint);
+    if (a->joint) {
+        invariant(!dlogits);
+        return logits[a->n_logits + JOINT_LOG_PX];
+    }
     if (a->head >= 0) {
         if (dlogits) {
             memset(dlogits, 0, (size_t)a->head * sizeof *dlogits);
@@ -57,6 +100,8 @@ float score_log_px(const struct attributes *a, const float *logits, float *dlogi
 
 float score_log_pxy(const struct attributes *a, const float *logits, const int *given)
 {
+    if (a->joint)
+        return logits[a->n_logits + JOINT_LOG_PX_GIVEN];
     float sum = score_log_px(a, logits, NULL);
     for (int k = 0; k < a->n; k++) {
         const float *f = logits + a->list[k].first;
@@ -78,6 +123,8 @@ void score_probabilities(const struct attributes *a, const float *logits, int ca
 float score_max_prob(const struct attributes *a, const float *logits)
 {
     float log_p = 0;
+    if (a->joint)
+        return fm_exp(logits[a->n_logits + JOINT_MOST] - logits[a->n_logits + JOINT_LOG_PX]);
     for (int k = 0; k < a->n; k++) {
         const float *f = logits + a->list[k].first;
         log_p += top(f, a->list[k].n_values) - logsumexp(f, a->list[k].n_values);
@@ -88,6 +135,8 @@ float score_max_prob(const struct attributes *a, const float *logits)
 float score_max_logit(const struct attributes *a, const float *logits)
 {
     float sum = 0;
+    if (a->joint)
+        return logits[a->n_logits + JOINT_MOST];
     for (int k = 0; k < a->n; k++)
         sum += top(logits + a->list[k].first, a->list[k].n_values);
     return sum;

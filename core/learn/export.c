@@ -2,6 +2,7 @@
 #include "learn/export.h"
 
 #include "ebm/evaluate.h"
+#include "ebm/score.h"
 #include "file/safetensors.h"
 #include "learn/loss.h"
 #include "learn/walkers.h"
@@ -17,6 +18,8 @@ struct contents {
     const struct trainer *trainer;
     struct parameters parameters; /* averaged */
     struct net *net;
+    struct joint *head; /* of a general energy, or NULL */
+    struct attributes attributes;
     struct walkers *walkers;
     struct gaussians gaussians; /* where chains may start, values 0 = none */
     int n;                      /* entries of the buffer */
@@ -33,6 +36,7 @@ static size_t elements(const struct contents *c)
 static void fini(struct contents *c)
 {
     walkers_close(c->walkers);
+    joint_close(c->head);
     net_close(c->net);
     parameters_fini(&c->parameters);
     free(c->x);
@@ -74,8 +78,12 @@ static int move_entries(struct contents *c, struct pool *pool, struct err *e)
     int rc = numbers && diverged
                  ? net_open(&c->net, r->model.layers, r->model.n_layers, r->model.input, &source, e)
                  : fail(e, FAIL_NO_MEMORY, "no memory for chains");
+    c->attributes = r->model.attributes;
+    if (rc == 0 && r->model.energy.kind != JOINT_NONE)
+        rc = joint_open(&c->head, &r->model.energy, net_logits(c->net), &c->attributes, &source, e);
+    c->attributes.joint = c->head;
     if (rc == 0)
-        rc = walkers_open(&c->walkers, c->net, &r->model.attributes, pool, e);
+        rc = walkers_open(&c->walkers, c->net, &c->attributes, pool, e);
     s.steps = r->model.steps_buffer;
     s.cool_last = s.cool_last < s.steps ? s.cool_last : s.steps;
     if (rc == 0)
@@ -104,26 +112,31 @@ static void round_entries(struct contents *c)
 
 /* Labels every entry with what the net reads in it as it will be served, so that a start for a
  * condition finds those that agree with it: a chain's own labels may be masked or free, and it may
- * not have got there. */
+ * not have got there. A model of too many labels to sum up keeps the chains' own. */
 static int label_entries(struct contents *c, struct err *e)
 {
     const struct description *d = &trainer_recipe(c->trainer)->model;
-    const struct attributes *a = &d->attributes;
+    const struct attributes *a = &c->attributes;
     const float scale = (d->range_hi - d->range_lo) / STEPS;
-    const size_t l = (size_t)a->n_logits;
-    float *logits = malloc((size_t)c->n * l * sizeof *logits);
+    const size_t l = (size_t)score_outputs(a), most = (size_t)c->n * l;
     uint8_t *y = c->y;
-    if (!logits)
+    if (score_check(a, NULL) != 0)
+        return 0;
+    float *outputs = malloc((most + (size_t)score_logits(a)) * sizeof *outputs);
+    if (!outputs)
         return fail(e, FAIL_NO_MEMORY, "no memory for the logits of the replay buffer");
     for (size_t i = 0; i < (size_t)c->n * elements(c); i++)
         c->x[i] = scale * (float)c->bytes[i] + d->range_lo;
-    walkers_logits(c->walkers, c->n, c->x, logits);
-    for (size_t i = 0; i < (size_t)c->n; i++)
+    float *logits = outputs + most;
+    walkers_logits(c->walkers, c->n, c->x, outputs);
+    for (size_t i = 0; i < (size_t)c->n; i++) {
+        score_read(a, outputs + i * l, NULL, logits);
         for (int k = 0; k < a->n; k++) {
-            const int top = evaluate_top(logits + i * l + a->list[k].first, a->list[k].n_values);
+            const int top = evaluate_top(logits + a->list[k].first, a->list[k].n_values);
             *y++ = (uint8_t)(top < LOSS_MISSING ? top : LOSS_MISSING);
         }
-    free(logits);
+    }
+    free(outputs);
     return 0;
 }
 
@@ -252,7 +265,7 @@ int export_model(const struct trainer *t, struct pool *pool, json_t *provenance,
 {
     const struct description *d = &trainer_recipe(t)->model;
     struct contents c = {.trainer = t, .gaussians = trainer_gaussians(t)};
-    int rc = parameters_init(&c.parameters, d->layers, d->n_layers, d->input, e);
+    int rc = parameters_init_model(&c.parameters, d, e);
     if (rc != 0)
         return rc;
     memcpy(c.parameters.values, trainer_average(t), c.parameters.n * sizeof(float));

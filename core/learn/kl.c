@@ -41,6 +41,9 @@ int kl_open(struct kl **out, struct gradient *g, const struct attributes *a,
             const struct kl_options *o, struct err *e)
 {
     invariant(gradient_batch(g) >= 2);
+    if (a->general)
+        return fail(e, FAIL_UNSUPPORTED,
+                    "the KL term is not offered for an energy of kind dot or mlp");
     struct kl *k = calloc(1, sizeof *k);
     if (!k)
         return fail(e, FAIL_NO_MEMORY, "cannot allocate a KL term");

@@ -56,7 +56,7 @@ struct kl_values {
 struct kl;
 
 /* Works in `g` (borrowed, also its pool), over the same parameters, for at most half its batch.
- * Errors: NO_MEMORY. */
+ * Errors: NO_MEMORY, UNSUPPORTED (general family). */
 int kl_open(struct kl **out, struct gradient *g, const struct attributes *a,
             const struct kl_options *o, struct err *e);
 void kl_close(struct kl *k);

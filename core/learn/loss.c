@@ -3,6 +3,7 @@
 
 #include "base/fail.h"
 #include "ebm/score.h"
+#include "learn/joint_loss.h"
 
 #include <stdbool.h>
 #include <stddef.h>
@@ -111,6 +112,11 @@ void loss_gradient(const struct attributes *a, const struct loss_group *g, float
     const size_t l = (size_t)a->n_logits + (a->head >= 0);
     struct loss_values sum = {.labels = count_labels(a, g)};
     const double n = g->n;
+    invariant(!a->general || a->joint);
+    if (a->joint) {
+        joint_loss_gradient(a, g, dlogits, out);
+        return;
+    }
     for (int i = 0; i < g->n; i++, dlogits += l) {
         struct image at = {.logits = g->logits + (size_t)i * l,
                            .labels = g->labels ? g->labels + (size_t)i * (size_t)a->n : NULL};

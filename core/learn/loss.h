@@ -11,7 +11,7 @@
  * With f_k(x)[v] the logits, log p(x) and log p(x, y) are
  *   log p(x)    = sum_k logsumexp_v f_k(x)[v], or the energy head's logit where there is one
  *   log p(x, y) = log p(x) + sum over the labelled k of log softmax_v(f_k(x))[y_k]
- * up to log Z: attributes without a label are marginalised.
+ * up to log Z: attributes without a label are marginalised. The general family has its own.
  */
 #include "ebm/attributes.h"
 
@@ -31,11 +31,15 @@ struct loss_weights {
     float square_pxy;    /* mean of (log p(x, y))^2 */
 };
 
+struct walk_weights;
+
 struct loss_group {
     struct loss_weights weights;
-    int n;                 /* images, >= 1 */
-    const float *logits;   /* [n][L] */
-    const uint8_t *labels; /* [n][K], below V_k or LOSS_MISSING; NULL = all missing */
+    int n;                            /* images, >= 1 */
+    const float *logits;              /* [n][L] */
+    const uint8_t *labels;            /* [n][K], below V_k or LOSS_MISSING; NULL = all missing */
+    const struct walk_weights *slope; /* general family: the gradient to its head's weights; NULL =
+                                         not wanted */
 };
 
 struct loss_values {
@@ -44,6 +48,7 @@ struct loss_values {
     long labels;                                                  /* labelled pairs */
 };
 
-/* dlogits[n][L] = d loss / d logits, and the values. L = n_logits, and 1 more with a head. */
+/* dlogits[n][L] = d loss / d logits, and the values. L = n_logits, and 1 more with a head; in the
+ * general family the features of the network (learn/joint_loss.h). */
 void loss_gradient(const struct attributes *a, const struct loss_group *g, float *dlogits,
                    struct loss_values *out);

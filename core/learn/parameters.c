@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "learn/parameters.h"
 
+#include "ebm/joint.h"
+
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -75,6 +77,44 @@ int parameters_init(struct parameters *out, const struct layer_spec *layers, int
         if (!p.values)
             rc = fail(e, FAIL_NO_MEMORY, "cannot allocate %zu parameters", p.n);
     }
+    if (rc == 0)
+        *out = p;
+    else
+        parameters_fini(&p);
+    return rc;
+}
+
+/* Appends the head's tensors to the list. */
+static int list_head(struct parameters *p, const struct description *d, struct err *e)
+{
+    struct joint *head;
+    const struct net_weights source = {.ctx = p, .find = note};
+    const int features = joint_spec_features(&d->energy, &d->attributes);
+    const size_t most = (size_t)p->n_tensors + 2 * JOINT_LINEARS_MAX;
+    struct parameter *list = realloc(p->list, most * sizeof *list);
+    if (!list)
+        return fail(e, FAIL_NO_MEMORY, "cannot allocate a list of %zu tensors", most);
+    p->list = list;
+    const int rc = joint_open(&head, &d->energy, features, &d->attributes, &source, e);
+    if (rc == 0)
+        joint_close(head);
+    return rc;
+}
+
+int parameters_init_model(struct parameters *out, const struct description *d, struct err *e)
+{
+    struct parameters p;
+    int rc = parameters_init(&p, d->layers, d->n_layers, d->input, e);
+    if (rc != 0 || d->energy.kind == JOINT_NONE) {
+        if (rc == 0)
+            *out = p;
+        return rc;
+    }
+    rc = list_head(&p, d, e);
+    free(p.values);
+    p.values = rc == 0 ? calloc(p.n + 1, sizeof *p.values) : NULL;
+    if (rc == 0 && !p.values)
+        rc = fail(e, FAIL_NO_MEMORY, "cannot allocate %zu parameters", p.n);
     if (rc == 0)
         *out = p;
     else

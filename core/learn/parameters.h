@@ -6,7 +6,7 @@
  * (parameters_source) reads the array at every pass, so that changing it changes the net.
  * Gradients, moments and averages are arrays that lie the same way. Used by the trainer.
  */
-#include "net/net.h"
+#include "ebm/description.h"
 
 struct parameter {
     char name[LAYER_NAME_MAX + 16]; /* "<weights>.weight" or ".bias" */
@@ -25,6 +25,8 @@ struct parameters {
  * as net_open, and BAD_MODEL for shared weights whose shapes differ. */
 int parameters_init(struct parameters *p, const struct layer_spec *layers, int n_layers,
                     struct net_shape input, struct err *e);
+/* Those of a model: of its network, then of a general energy's head. */
+int parameters_init_model(struct parameters *p, const struct description *d, struct err *e);
 void parameters_fini(struct parameters *p);
 /* NULL when there is none. */
 const struct parameter *parameters_find(const struct parameters *p, const char *name);

@@ -4,6 +4,8 @@
 #include "base/pool.h"
 #include "base/rng.h"
 #include "ebm/evaluate.h"
+#include "ebm/score.h"
+#include "learn/joint_loss.h"
 #include "learn/trainer_internal.h"
 
 #include <errno.h>
@@ -119,6 +121,37 @@ static void lay_out(struct trainer *t, struct arena *a, bool made)
     t->scratch = take(a, made, e * sizeof(float));
     t->uniforms = take(a, made, k * sizeof(float));
     lay_out_data(t, a, made);
+    t->reading = take(a, made, (size_t)score_logits(&t->attributes) * sizeof(float));
+}
+
+/* What the network's outputs mean. */
+static int open_energy(struct trainer *t, const struct net_weights *source, struct err *e)
+{
+    const struct recipe *r = t->recipe;
+    const struct recipe_chains *c = &r->chains;
+    t->attributes = r->model.attributes;
+    if (r->model.energy.kind == JOINT_NONE)
+        return net_logits(t->net) == t->attributes.n_logits
+                   ? 0
+                   : fail(e, FAIL_BAD_MODEL,
+                          "the network makes %d numbers, the attributes have %d values",
+                          net_logits(t->net), t->attributes.n_logits);
+    int rc = joint_open(&t->head, &r->model.energy, net_logits(t->net), &t->attributes, source, e);
+    t->attributes.joint = t->head;
+    const bool smoothed = r->data.smoothing > 0 || r->labelled.smoothing > 0;
+    if (rc == 0 && (smoothed || r->kl.marginal > 0 || r->kl.neighbour > 0))
+        rc = fail(e, FAIL_UNSUPPORTED, "an energy of kind dot or mlp is trained without %s: set %s",
+                  smoothed ? "label smoothing" : "the KL term",
+                  smoothed ? "loss.smoothing to 0" : "loss.kl.marginal and .neighbour to 0");
+    const bool masked =
+        c->count > 0 &&
+        (c->labels == LABELS_FREE || (c->labels == LABELS_DATA && (c->mask > 0 || c->free > 0)));
+    const struct labelled *l = &t->labels;
+    if (rc == 0)
+        rc = joint_loss_check(&t->attributes, &r->data, masked, l->labels, l->rows, e);
+    if (rc == 0)
+        rc = joint_loss_check(&t->attributes, &r->labelled, masked, l->labels, l->rows, e);
+    return rc;
 }
 
 static int open_parts(struct trainer *t, struct err *e)
@@ -129,14 +162,13 @@ static int open_parts(struct trainer *t, struct err *e)
     const int pairs = with_kl ? 2 * trainer_chains(t) : 0;
     const struct gradient_options o = {.batch = pairs > rows(t) ? pairs : rows(t), .pool = t->pool};
     struct arena sizes = {0};
-    int rc = parameters_init(&t->parameters, d->layers, d->n_layers, d->input, e);
+    int rc = parameters_init_model(&t->parameters, d, e);
     if (rc != 0)
         return rc;
     const struct net_weights source = parameters_source(&t->parameters);
     rc = net_open(&t->net, d->layers, d->n_layers, d->input, &source, e);
-    if (rc == 0 && net_logits(t->net) != d->attributes.n_logits)
-        rc = fail(e, FAIL_BAD_MODEL, "the network makes %d numbers, the attributes have %d values",
-                  net_logits(t->net), d->attributes.n_logits);
+    if (rc == 0)
+        rc = open_energy(t, &source, e);
     if (rc == 0)
         rc = gradient_open(&t->gradient, t->net, &t->parameters, &o, e);
     if (rc == 0)
@@ -151,10 +183,10 @@ static int open_parts(struct trainer *t, struct err *e)
     init_parameters(t);
     if (trainer_chains(t) == 0)
         return 0;
-    rc = walkers_open(&t->walkers, t->net, &d->attributes, t->pool, e);
+    rc = walkers_open(&t->walkers, t->net, &t->attributes, t->pool, e);
     if (rc == 0 && t->recipe->chains.gaussian)
         rc = chains_fit(t, e);
-    if (rc == 0 && t->recipe->health.fresh.every > 0)
+    if (rc == 0 && t->recipe->health.fresh.every > 0 && score_check(&t->attributes, NULL) == 0)
         rc = fresh_open(t, e);
     if (rc == 0 && with_kl)
         rc = kl_term_open(t, e);
@@ -217,6 +249,7 @@ void trainer_close(struct trainer *t)
     walkers_close(t->walkers);
     gradient_close(t->gradient);
     optimiser_close(t->optimiser);
+    joint_close(t->head);
     net_close(t->net);
     parameters_fini(&t->parameters);
     arena_fini(&t->arena);
@@ -225,15 +258,19 @@ void trainer_close(struct trainer *t)
 
 /* ---- a step ---- */
 
-/* Right answers over all labels of the data whose labels are learnt. */
-static double accuracy(const struct trainer *t, const float *logits)
+/* Right answers over all labels of the data whose labels are learnt; NAN where the model cannot
+ * answer. */
+static double accuracy(const struct trainer *t, const float *outputs)
 {
-    const struct attributes *a = &t->recipe->model.attributes;
+    const struct attributes *a = &t->attributes;
     long right = 0, all = 0;
+    if (score_check(a, NULL) != 0)
+        return (double)NAN;
     for (int i = t->recipe->labelled_batch > 0 ? t->recipe->batch : 0; i < trainer_data_rows(t);
          i++) {
+        score_read(a, outputs + (size_t)i * (size_t)score_outputs(a), NULL, t->reading);
         for (int k = 0; k < a->n; k++) {
-            const float *f = logits + (size_t)i * (size_t)a->n_logits + a->list[k].first;
+            const float *f = t->reading + a->list[k].first;
             const uint8_t y = t->y[(size_t)i * (size_t)a->n + (size_t)k];
             all += y != LOSS_MISSING;
             right += y == evaluate_top(f, a->list[k].n_values);
@@ -242,17 +279,19 @@ static double accuracy(const struct trainer *t, const float *logits)
     return all ? (double)right / (double)all : 0;
 }
 
-/* The loss of rows [first, first + n), none if n is 0, and its slope at their logits. `pull` scales
- * the weights of log p. */
+/* The loss of rows [first, first + n), none if n is 0, and its slope at their logits; that at a
+ * head's weights is added. `pull` scales the weights of log p. */
 static struct loss_values group_loss(struct trainer *t, const struct loss_weights *weights,
                                      double pull, const float *logits, int first, int n)
 {
-    const struct attributes *a = &t->recipe->model.attributes;
-    const size_t l = (size_t)a->n_logits * (size_t)first;
+    const struct attributes *a = &t->attributes;
+    const size_t l = (size_t)score_outputs(a) * (size_t)first;
+    const struct walk_weights slope = {.base = t->parameters.values, .gradient = t->slope};
     struct loss_group g = {.weights = *weights,
                            .n = n,
                            .logits = logits + l,
-                           .labels = t->y + (size_t)first * (size_t)a->n};
+                           .labels = t->y + (size_t)first * (size_t)a->n,
+                           .slope = &slope};
     struct loss_values v = {0};
     g.weights.log_px *= (float)pull;
     g.weights.log_pxy *= (float)pull;
@@ -265,11 +304,13 @@ struct step_losses {
     struct loss_values data, labelled, chains, paired;
 };
 
-/* The losses of all rows of the step and their slopes at the logits. */
+/* The losses of all rows of the step and their slopes at the logits and, from zero, at a head's
+ * weights. */
 static struct step_losses measure(struct trainer *t, double pull, const float *logits)
 {
     const struct recipe *r = t->recipe;
     const int at = trainer_data_rows(t), pairs = at + r->chains.count;
+    memset(t->slope, 0, t->parameters.n * sizeof *t->slope);
     return (struct step_losses){
         .data = group_loss(t, &r->data, pull, logits, 0, r->batch),
         .labelled = group_loss(t, &r->labelled, pull, logits, r->batch, r->labelled_batch),
@@ -317,7 +358,6 @@ static void descend(struct trainer *t, uint64_t seed, struct trainer_step *out)
         out->loss += r->gap * gap * gap;
         measure(t, pull > -1 ? pull : -1, logits);
     }
-    memset(t->slope, 0, t->parameters.n * sizeof *t->slope);
     gradient_backward(t->gradient, rows(t), t->dlogits, NULL, t->slope);
     if (t->kl_term && t->progress.step >= r->kl.after)
         kl_term_add(t, seed, out);

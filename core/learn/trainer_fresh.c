@@ -17,13 +17,16 @@ enum { VALUES = 256 };
 struct fresh {
     struct parameters averaged; /* a view: the trainer's list and average */
     struct net *net;
+    struct joint *head; /* of a general energy, or NULL */
+    struct attributes attributes;
     struct walkers *walkers;
     struct sampler sampler;
     int count;
     struct arena arena;
     float *x;             /* [count][E]: fresh chains, then entries of the buffer */
     uint8_t *y, *read;    /* [count][K] */
-    float *logits;        /* [count][L] */
+    float *outputs;       /* [count][L], of the net */
+    float *logits;        /* [count][M], that score_read makes of them */
     float *numbers[2];    /* [count] */
     uint8_t *diverged;    /* [count] */
     int (*tally)[VALUES]; /* [2] of one attribute's values: asked for, read */
@@ -33,16 +36,18 @@ static int make_room(struct trainer *t, struct fresh *f, struct err *e)
 {
     const size_t n = (size_t)f->count, k = (size_t)trainer_labels(t);
     const size_t x = n * trainer_elements(t) * sizeof(float);
-    const size_t l = n * (size_t)t->recipe->model.attributes.n_logits * sizeof(float);
+    const size_t l = n * (size_t)score_outputs(&f->attributes) * sizeof(float);
+    const size_t m = n * (size_t)score_logits(&f->attributes) * sizeof(float);
     const int rc = arena_init(&f->arena,
-                              arena_round(x) + arena_round(l) + 2 * arena_round(n * k) +
-                                  2 * arena_round(n * sizeof(float)) + arena_round(n) +
-                                  arena_round(2 * sizeof *f->tally),
+                              arena_round(x) + arena_round(l) + arena_round(m) +
+                                  2 * arena_round(n * k) + 2 * arena_round(n * sizeof(float)) +
+                                  arena_round(n) + arena_round(2 * sizeof *f->tally),
                               e);
     if (rc != 0)
         return rc;
     f->x = arena_take(&f->arena, x);
-    f->logits = arena_take(&f->arena, l);
+    f->outputs = arena_take(&f->arena, l);
+    f->logits = arena_take(&f->arena, m);
     f->y = arena_take(&f->arena, n * k);
     f->read = arena_take(&f->arena, n * k);
     f->numbers[0] = arena_take(&f->arena, n * sizeof(float));
@@ -69,8 +74,12 @@ int fresh_open(struct trainer *t, struct err *e)
         f->sampler.cool_last = f->sampler.steps;
     const struct net_weights source = parameters_source(&f->averaged);
     int rc = net_open(&f->net, d->layers, d->n_layers, d->input, &source, e);
+    f->attributes = d->attributes;
+    if (rc == 0 && d->energy.kind != JOINT_NONE)
+        rc = joint_open(&f->head, &d->energy, net_logits(f->net), &f->attributes, &source, e);
+    f->attributes.joint = f->head;
     if (rc == 0)
-        rc = walkers_open(&f->walkers, f->net, &d->attributes, t->pool, e);
+        rc = walkers_open(&f->walkers, f->net, &f->attributes, t->pool, e);
     if (rc == 0)
         rc = make_room(t, f, e);
     if (rc == 0)
@@ -85,6 +94,7 @@ void fresh_close(struct fresh *f)
     if (!f)
         return;
     walkers_close(f->walkers);
+    joint_close(f->head);
     net_close(f->net);
     arena_fini(&f->arena);
     free(f);
@@ -121,11 +131,14 @@ static void move_chains(struct trainer *t, uint64_t seed)
 static double mean_log_px(const struct trainer *t)
 {
     const struct fresh *f = t->fresh;
-    const struct attributes *a = &t->recipe->model.attributes;
+    const struct attributes *a = &f->attributes;
+    const size_t l = (size_t)score_outputs(a), m = (size_t)score_logits(a);
     double sum = 0;
-    walkers_logits(f->walkers, f->count, f->x, f->logits);
-    for (int i = 0; i < f->count; i++)
-        sum += (double)score_log_px(a, f->logits + (size_t)i * (size_t)a->n_logits, NULL);
+    walkers_logits(f->walkers, f->count, f->x, f->outputs);
+    for (size_t i = 0; i < (size_t)f->count; i++) {
+        score_read(a, f->outputs + i * l, NULL, f->logits + i * m);
+        sum += (double)score_log_px(a, f->logits + i * m, NULL);
+    }
     return sum / f->count;
 }
 
@@ -138,14 +151,14 @@ struct answers {
 static void count_attribute(const struct trainer *t, int k, struct answers *sum)
 {
     const struct fresh *f = t->fresh;
-    const struct attributes *a = &t->recipe->model.attributes;
+    const struct attributes *a = &f->attributes;
+    const size_t m = (size_t)score_logits(a);
     const struct attribute *at = &a->list[k];
     double all = 0, chance = 0;
     memset(f->tally, 0, 2 * sizeof *f->tally);
     for (int i = 0; i < f->count; i++) {
         const uint8_t asked = f->y[(size_t)i * (size_t)a->n + (size_t)k];
-        const int read =
-            evaluate_top(f->logits + (size_t)i * (size_t)a->n_logits + at->first, at->n_values);
+        const int read = evaluate_top(f->logits + (size_t)i * m + at->first, at->n_values);
         if (asked == LOSS_MISSING)
             continue;
         all++;

@@ -40,6 +40,8 @@ struct trainer {
     char directory[1024], identity[2 * DIGEST_HEX]; /* digests of recipe and data */
     struct parameters parameters;
     struct net *net;
+    struct joint *head;           /* of a general energy, or NULL */
+    struct attributes attributes; /* the model's, with the head */
     struct gradient *gradient;
     struct optimiser *optimiser;
     struct walkers *walkers; /* NULL without chains */
@@ -71,6 +73,7 @@ struct trainer {
     float *scratch;                   /* [E] */
     struct data_worker *data_workers; /* [threads] */
     float *uniforms;                  /* [K] */
+    float *reading;                   /* what score_read makes of an image */
 };
 
 /* What random numbers are for: streams of RNG_CHOICE in a step. */

@@ -3,6 +3,7 @@
 
 #include "base/mem.h"
 #include "base/pool.h"
+#include "ebm/gwg.h"
 #include "ebm/score.h"
 #include "learn/loss.h"
 #include "net/engine.h"
@@ -16,7 +17,7 @@ enum { LANES = 16 }; /* partial sums of a product of gradients */
 /* What a thread needs. */
 struct walker {
     struct workspace *workspace;
-    float *dlogits, *gradient, *uniforms, *p; /* [PART][L], [PART][C][H][W], [K], [L] */
+    float *dlogits, *gradient, *uniforms, *p; /* [PART][L], [PART][C][H][W], [3 K], [L] */
     float *before;                            /* [PART][C][H][W], the step before's gradient */
 };
 
@@ -39,14 +40,15 @@ static int make_room(struct walkers *w, struct err *e)
     const size_t part = WALKERS_PART, k = (size_t)w->attributes->n;
     const size_t each = arena_round(part * w->logits * sizeof(float)) +
                         2 * arena_round(part * w->elements * sizeof(float)) +
-                        arena_round(k * sizeof(float)) + arena_round(w->logits * sizeof(float));
+                        arena_round(gwg_uniforms((int)k) * sizeof(float)) +
+                        arena_round(w->logits * sizeof(float));
     const int rc = arena_init(&w->arena, (size_t)w->threads * each, e);
     for (int i = 0; rc == 0 && i < w->threads; i++) {
         struct walker *one = &w->walker[i];
         one->dlogits = arena_take(&w->arena, part * w->logits * sizeof(float));
         one->gradient = arena_take(&w->arena, part * w->elements * sizeof(float));
         one->before = arena_take(&w->arena, part * w->elements * sizeof(float));
-        one->uniforms = arena_take(&w->arena, k * sizeof(float));
+        one->uniforms = arena_take(&w->arena, gwg_uniforms((int)k) * sizeof(float));
         one->p = arena_take(&w->arena, w->logits * sizeof(float));
     }
     return rc;
@@ -56,6 +58,7 @@ int walkers_open(struct walkers **out, const struct net *net, const struct attri
                  struct pool *pool, struct err *e)
 {
     const struct engine_options o = {.backward = true, .changing = true, .pool = pool};
+    invariant(net_logits(net) == score_outputs(a));
     struct walkers *w = calloc(1, sizeof *w);
     if (!w)
         return fail(e, FAIL_NO_MEMORY, "cannot allocate chains");
@@ -93,6 +96,21 @@ void walkers_close(struct walkers *w)
 void walkers_refresh(struct walkers *w)
 {
     engine_repack(w->engine, w->pool);
+}
+
+/* The general family: moves from the labels there are; those that are missing begin anywhere. */
+static void move_labels(const struct walkers *w, struct walker *one, const struct rng_stream *s,
+                        float temperature, const float *features, uint8_t *y)
+{
+    const struct attributes *a = w->attributes;
+    uint16_t at[ATTRIBUTES_MAX];
+    rng_uniform(s, one->uniforms, gwg_uniforms(a->n));
+    gwg_start(a->joint, NULL, one->uniforms, at);
+    for (int k = 0; k < a->n; k++)
+        at[k] = y[k] == LOSS_MISSING ? at[k] : y[k];
+    gwg_run(a->joint, features, NULL, temperature, one->uniforms, at);
+    for (int k = 0; k < a->n; k++)
+        y[k] = (uint8_t)at[k];
 }
 
 /* y_k ~ p(y_k|x), every attribute. */
@@ -169,7 +187,9 @@ static void step_part(const struct walkers *w, struct walker *one, int from, int
                                           .step = (uint32_t)t,
                                           .chain = (uint32_t)(from + i),
                                           .purpose = RNG_GIBBS};
-        if (sampler_draws_y(&s, t))
+        if (sampler_draws_y(&s, t) && w->attributes->joint)
+            move_labels(w, one, &stream, s.temperature, row, y);
+        else if (sampler_draws_y(&s, t))
             draw_labels(w, one, &stream, row, y);
         const struct loss_group g = {.weights = {.log_pxy = 1}, .n = 1, .logits = row, .labels = y};
         struct loss_values values;

@@ -29,7 +29,8 @@ struct walk_task {
     uint64_t seed;
     int n;             /* chains, any number */
     float *x;          /* [n][C][H][W], moved */
-    uint8_t *y;        /* [n][K], 255 = marginalised; with GIBBS: the last draw */
+    uint8_t *y;        /* [n][K], 255 = marginalised; with GIBBS: the last draw (general family:
+                          moves from there, ebm/gwg.h) */
     float *log_p;      /* [n] log p(x, y) before the last step */
     float *cosine;     /* [n] of consecutive gradients, mean over the steps; NULL = not wanted */
     float *gradient;   /* [n] mean |d log p(x, y) / dx| before the last step */

@@ -221,7 +221,7 @@ static inline struct outcome outcome_of(const struct chain_group *g, const struc
         chain_group_result(g, i, &r);
         append(&o, r.x, model_elements(t->model) * sizeof *r.x);
         append(&o, r.y, (size_t)t->model->d.attributes.n * sizeof *r.y);
-        append(&o, r.logits, (size_t)model_logits(t->model) * sizeof *r.logits);
+        append(&o, r.logits, (size_t)model_outputs(t->model) * sizeof *r.logits);
         append(&o, &r.score, sizeof r.score);
         append(&o, &r.steps, sizeof r.steps);
         append(&o, &r.finished, sizeof r.finished);

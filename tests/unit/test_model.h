@@ -38,13 +38,17 @@ static inline void test_model_draw_weights(const char *json, struct test_weights
     struct description d;
     struct err e;
     struct net *net;
+    struct joint *joint = NULL;
     const struct net_weights source = test_weights_source(w);
     w->make = true;
     if (description_parse(&d, json, "test", &e) != 0 ||
-        net_open(&net, d.layers, d.n_layers, d.input, &source, &e) != 0) {
+        net_open(&net, d.layers, d.n_layers, d.input, &source, &e) != 0 ||
+        (d.energy.kind != JOINT_NONE &&
+         joint_open(&joint, &d.energy, net_logits(net), &d.attributes, &source, &e) != 0)) {
         fprintf(stderr, "%s\n", e.text);
         abort();
     }
+    joint_close(joint);
     net_close(net);
     description_fini(&d);
 }

@@ -1,0 +1,287 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* A training of the general family on pictures of one bright cell among 2 x 3, whose column and row
+ * are the labels: exact posteriors tell them, and chains under a condition light the right cell, as
+ * seen by the pixels alone. */
+#include "base/pool.h"
+#include "ebm/score.h"
+#include "learn/export.h"
+#include "learn/trainer.h"
+#include "unit/test_chains.h"
+
+#include <dirent.h>
+#include <math.h>
+
+enum { SIDE = 6, PIXELS = SIDE * SIDE, ROWS = 240, FRESH = 120, SAMPLES = 30 };
+
+#define MODEL(energy)                                                                              \
+    "{\"format\":1,\"name\":\"cells\",\"version\":\"1\",\"family\":\"gibbs-jem\","                 \
+    "\"input\":{\"channels\":1,\"height\":6,\"width\":6,\"range\":[-1,1]},\"layers\":["            \
+    "{\"kind\":\"conv\",\"weights\":\"a\",\"in\":1,\"out\":8,\"kernel\":3,\"pad\":1},"             \
+    "{\"kind\":\"silu\"},{\"kind\":\"conv\",\"weights\":\"b\",\"in\":8,\"out\":12,\"kernel\":2,"   \
+    "\"stride\":2},{\"kind\":\"silu\"},{\"kind\":\"flatten\"},{\"kind\":\"linear\","               \
+    "\"weights\":\"c\",\"in\":108,\"out\":16}],\"energy\":" energy ","                             \
+    "\"attributes\":[{\"name\":\"column\",\"values\":[\"left\",\"right\"]},"                       \
+    "{\"name\":\"row\",\"values\":[\"top\",\"middle\",\"bottom\"]}],"                              \
+    "\"sampler\":{\"kind\":\"gibbs\",\"steps\":120,\"steps_buffer\":20,\"langevin_steps\":2,"      \
+    "\"step_rule\":\"normalised\",\"step_size\":10,\"step_norm\":0.03,\"noise\":0.01,"             \
+    "\"cool_last\":20,\"clamp\":[-1,1],\"start\":{\"kind\":\"noise\",\"grid\":3,\"noise\":0.1}}}"
+
+static const char *const models[] = {
+    MODEL("{\"kind\":\"dot\",\"layers\":[{\"kind\":\"linear\",\"weights\":\"y0\",\"in\":5,"
+          "\"out\":16},{\"kind\":\"silu\"},{\"kind\":\"linear\",\"weights\":\"y1\",\"in\":16,"
+          "\"out\":16}]}"),
+    MODEL("{\"kind\":\"mlp\",\"layers\":[{\"kind\":\"linear\",\"weights\":\"y0\",\"in\":21,"
+          "\"out\":24},{\"kind\":\"silu\"},{\"kind\":\"linear\",\"weights\":\"y1\",\"in\":24,"
+          "\"out\":1}]}")};
+
+static const char training[] =
+    "\"steps\":400,\"seed\":3,\"batch\":24,\"checkpoint_every\":%d,\"export_buffer\":20,"
+    "\"optimiser\":{\"rate\":0.003,\"warm_up\":20},"
+    "\"chains\":{\"count\":16,\"buffer\":160,\"labels\":\"gibbs\",\"steps\":8,\"langevin_steps\":2,"
+    "\"births\":{\"every\":5,\"count\":8,\"steps\":40}},"
+    "\"health\":{\"gap\":1000,\"gradient\":1e6,\"lag\":1000}";
+
+/* Cell (column, row) of images from `seed` on is bright; some labels of the first set are missing. */
+static struct source cells(unsigned seed, int n, unsigned char *images, unsigned char *labels,
+                           bool some_missing)
+{
+    for (int i = 0; i < n; i++) {
+        const int column = i % 2, row = i / 2 % 3;
+        for (int p = 0; p < PIXELS; p++) {
+            const bool in = p % SIDE / 3 == column && p / SIDE / 2 == row;
+            seed = seed * 1664525 + 1013904223;
+            images[i * PIXELS + p] = (unsigned char)((in ? 200 : 20) + (int)(seed >> 27));
+        }
+        labels[2 * i] = (unsigned char)(some_missing && i % 11 == 10 ? SOURCE_MISSING : column);
+        labels[2 * i + 1] = (unsigned char)(some_missing && i % 7 == 6 ? SOURCE_MISSING : row);
+    }
+    return (struct source){.n = (size_t)n,
+                           .height = SIDE,
+                           .width = SIDE,
+                           .channels = 1,
+                           .columns = 2,
+                           .images = images,
+                           .labels = labels,
+                           .sha256 = "cells"};
+}
+
+/* The brightest cell, 2 * row + column. */
+static int brightest(const float *x)
+{
+    float sums[6] = {0};
+    int best = 0;
+    for (int p = 0; p < PIXELS; p++)
+        sums[p / SIDE / 2 * 2 + p % SIDE / 3] += x[p];
+    for (int i = 1; i < 6; i++)
+        best = sums[i] > sums[best] ? i : best;
+    return best;
+}
+
+struct run {
+    struct recipe recipe;
+    struct source data;
+    struct pool *pool;
+    struct trainer *trainer;
+    unsigned char images[ROWS * PIXELS], labels[ROWS * 2];
+};
+
+static void run_open(struct run *r, int model, int threads, int every, const char *directory)
+{
+    char settings[1024], text[4096];
+    struct err e;
+    snprintf(settings, sizeof settings, training, every);
+    const int n =
+        snprintf(text, sizeof text, "{\"model\":%s,\"training\":{%s}}", models[model], settings);
+    *r = (struct run){0};
+    if (recipe_parse(&r->recipe, text, (size_t)n, "test", &e) != 0)
+        fail_msg("%s", e.text);
+    r->data = cells(1, ROWS, r->images, r->labels, true);
+    assert_int_equal(pool_open(&r->pool, threads, &e), 0);
+    const struct trainer_options o = {
+        .recipe = &r->recipe, .data = &r->data, .pool = r->pool, .directory = directory};
+    if (trainer_open(&r->trainer, &o, &e) != 0)
+        fail_msg("%s", e.text);
+}
+
+static void run_until(struct run *r, long long until, struct trainer_step *s)
+{
+    struct err e;
+    while (trainer_done(r->trainer) < until)
+        if (trainer_step(r->trainer, s, &e) != 0)
+            fail_msg("%s", e.text);
+}
+
+static void run_close(struct run *r)
+{
+    trainer_close(r->trainer);
+    pool_close(r->pool);
+    recipe_fini(&r->recipe);
+}
+
+/* Share of fresh images whose labels the model's exact posteriors name. */
+static double accuracy(struct model *m)
+{
+    static unsigned char images[FRESH * PIXELS], labels[FRESH * 2];
+    const struct source d = cells(99, FRESH, images, labels, false);
+    struct workspace *w;
+    const struct engine *engine_of;
+    struct err e;
+    float x[PIXELS], reading[16];
+    int right = 0;
+    assert_int_equal(model_engine(m, &engine_of, &e), 0);
+    assert_int_equal(workspace_open_engine(&w, engine_of, 1, false, NULL, &e), 0);
+    for (int i = 0; i < FRESH; i++) {
+        model_from_pixels(m, d.images + i * PIXELS, x);
+        score_read(&m->d.attributes, net_forward(w, 1, x), NULL, reading);
+        right += (reading[1] > reading[0]) == labels[2 * i];
+        int row = 0;
+        for (int v = 1; v < 3; v++)
+            row = reading[2 + v] > reading[2 + row] ? v : row;
+        right += row == labels[2 * i + 1];
+    }
+    workspace_close(w);
+    return right / (2.0 * FRESH);
+}
+
+/* Share of chains from noise that light the cell they were asked for: right, top or bottom. */
+static double obedience(struct model *m)
+{
+    struct condition c;
+    const struct condition *list[SAMPLES];
+    struct job j;
+    struct err e;
+    int right = 0;
+    assert_int_equal(condition_init(&c, &m->d.attributes, 1, &e), 0);
+    condition_fix(&c, 0, 0, 1);
+    assert_int_equal(condition_set(&c, 0, 1, (uint8_t[]){1, 0, 1}, &e), 0);
+    for (int i = 0; i < SAMPLES; i++)
+        list[i] = &c;
+    const struct chain_task t = {.model = m,
+                                 .n_chains = SAMPLES,
+                                 .conditions = list,
+                                 .sampler = &m->d.sampler,
+                                 .seed = 5,
+                                 .weight = 1};
+    struct chains *engine_of = engine(2, 16, 64);
+    submit(engine_of, &j, &t, NULL);
+    wait_done(&j);
+    for (int i = 0; i < SAMPLES; i++) {
+        struct chain_result r;
+        chain_group_result(j.group, i, &r);
+        assert_true(condition_satisfied(&c, r.y));
+        right += brightest(r.x) == 2 * r.y[1] + r.y[0];
+    }
+    chain_group_free(j.group);
+    chains_close(engine_of);
+    condition_fini(&c);
+    return right / (double)SAMPLES;
+}
+
+static float first_weight(const struct run *r, const char *name)
+{
+    const struct parameters *p = trainer_parameters(r->trainer);
+    const struct parameter *t = parameters_find(p, name);
+    assert_non_null(t);
+    return p->values[t->offset];
+}
+
+static void a_step_moves_the_heads_weights_too(void **state)
+{
+    (void)state;
+    static const char *const names[] = {"a.weight", "c.bias",    "y0.weight",
+                                        "y0.bias",  "y1.weight", "y1.bias"};
+    for (int i = 0; i < 2; i++) {
+        static struct run r;
+        struct trainer_step s;
+        float was[6];
+        run_open(&r, i, 1, 100000, NULL);
+        for (int n = 0; n < 6; n++)
+            was[n] = first_weight(&r, names[n]);
+        run_until(&r, 3, &s);
+        for (int n = 0; n < 6; n++)
+            assert_true(first_weight(&r, names[n]) != was[n]);
+        run_close(&r);
+    }
+}
+
+static void a_training_learns_labels_and_pictures(void **state)
+{
+    (void)state;
+    for (int i = 0; i < 2; i++) {
+        static struct run r;
+        struct trainer_step s;
+        struct model *m;
+        struct err e;
+        char path[64] = "/tmp/jemd-unit-XXXXXX";
+        run_open(&r, i, 2, 100000, NULL);
+        run_until(&r, r.recipe.steps, &s);
+        assert_true(s.accuracy > 0.9 && isfinite(s.cross_entropy));
+        close(mkstemp(path));
+        if (export_model(r.trainer, r.pool, NULL, path, &e) != 0 ||
+            model_open(&m, path, NULL, false, &e) != 0)
+            fail_msg("%s", e.text);
+        unlink(path);
+        assert_int_equal(m->n_buffer, 20);
+        const double known = accuracy(m), obeyed = obedience(m);
+        print_message("model %d: accuracy %.3f, conditions obeyed %.3f\n", i, known, obeyed);
+        assert_true(known >= 0.98);
+        assert_true(obeyed >= 0.8);
+        model_put(m);
+        run_close(&r);
+    }
+}
+
+static void remove_directory(const char *path)
+{
+    char file[512];
+    DIR *d = opendir(path);
+    assert_non_null(d);
+    for (const struct dirent *at; (at = readdir(d));) {
+        snprintf(file, sizeof file, "%s/%s", path, at->d_name);
+        if (at->d_name[0] != '.')
+            unlink(file);
+    }
+    closedir(d);
+    assert_int_equal(rmdir(path), 0);
+}
+
+static void a_run_is_the_same_with_more_threads_and_resumed(void **state)
+{
+    (void)state;
+    for (int i = 0; i < 2; i++) {
+        static struct run one, other;
+        struct trainer_step s;
+        char path[64] = "/tmp/jemd-unit-XXXXXX";
+        assert_non_null(mkdtemp(path));
+        run_open(&one, i, 1, 100000, NULL);
+        run_until(&one, 12, &s);
+        run_open(&other, i, 2, 5, path);
+        run_until(&other, 6, &s);
+        run_close(&other);
+        run_open(&other, i, 2, 5, path);
+        assert_int_equal(trainer_done(other.trainer), 5);
+        run_until(&other, 12, &s);
+        const struct parameters *p = trainer_parameters(one.trainer);
+        assert_memory_equal(p->values, trainer_parameters(other.trainer)->values,
+                            p->n * sizeof *p->values);
+        const float *x, *x_other;
+        const uint8_t *y, *y_other;
+        const int n = trainer_buffer(one.trainer, &x, &y);
+        assert_int_equal(trainer_buffer(other.trainer, &x_other, &y_other), n);
+        assert_memory_equal(x, x_other, (size_t)n * PIXELS * sizeof *x);
+        assert_memory_equal(y, y_other, (size_t)n * 2);
+        run_close(&one);
+        run_close(&other);
+        remove_directory(path);
+    }
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(a_step_moves_the_heads_weights_too),
+        cmocka_unit_test(a_training_learns_labels_and_pictures),
+        cmocka_unit_test(a_run_is_the_same_with_more_threads_and_resumed),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
