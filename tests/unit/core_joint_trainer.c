@@ -39,7 +39,8 @@ static const char training[] =
     "\"optimiser\":{\"rate\":0.003,\"warm_up\":20},"
     "\"chains\":{\"count\":16,\"buffer\":160,\"labels\":\"gibbs\",\"steps\":8,\"langevin_steps\":2,"
     "\"births\":{\"every\":5,\"count\":8,\"steps\":40}},"
-    "\"health\":{\"gap\":1000,\"gradient\":1e6,\"lag\":1000}";
+    "\"health\":{\"gap\":1000,\"gradient\":1e6,\"lag\":1000,\"fresh\":{\"every\":100,\"count\":24}}"
+    "%s";
 
 /* Cell (column, row) of images from `seed` on is bright; some labels of the first set are missing. */
 static struct source cells(unsigned seed, int n, unsigned char *images, unsigned char *labels,
@@ -85,21 +86,28 @@ struct run {
     unsigned char images[ROWS * PIXELS], labels[ROWS * 2];
 };
 
-static void run_open(struct run *r, int model, int threads, int every, const char *directory)
+/* With `more` settings; the result is trainer_open's. */
+static int run_try(struct run *r, int model, int threads, int every, const char *directory,
+                   const char *more, struct err *e)
 {
     char settings[1024], text[4096];
-    struct err e;
-    snprintf(settings, sizeof settings, training, every);
+    snprintf(settings, sizeof settings, training, every, more);
     const int n =
         snprintf(text, sizeof text, "{\"model\":%s,\"training\":{%s}}", models[model], settings);
     *r = (struct run){0};
-    if (recipe_parse(&r->recipe, text, (size_t)n, "test", &e) != 0)
-        fail_msg("%s", e.text);
+    if (recipe_parse(&r->recipe, text, (size_t)n, "test", e) != 0)
+        fail_msg("%s", e->text);
     r->data = cells(1, ROWS, r->images, r->labels, true);
-    assert_int_equal(pool_open(&r->pool, threads, &e), 0);
+    assert_int_equal(pool_open(&r->pool, threads, e), 0);
     const struct trainer_options o = {
         .recipe = &r->recipe, .data = &r->data, .pool = r->pool, .directory = directory};
-    if (trainer_open(&r->trainer, &o, &e) != 0)
+    return trainer_open(&r->trainer, &o, e);
+}
+
+static void run_open(struct run *r, int model, int threads, int every, const char *directory)
+{
+    struct err e;
+    if (run_try(r, model, threads, every, directory, "", &e) != 0)
         fail_msg("%s", e.text);
 }
 
@@ -216,6 +224,9 @@ static void a_training_learns_labels_and_pictures(void **state)
         run_open(&r, i, 2, 100000, NULL);
         run_until(&r, r.recipe.steps, &s);
         assert_true(s.accuracy > 0.9 && isfinite(s.cross_entropy));
+        print_message("model %d: fresh chains' labels right %.3f\n", i, s.right);
+        assert_true(s.right >= 0.8);
+        assert_true(isfinite(s.fresh_log_p) && isfinite(s.fresh_lag));
         close(mkstemp(path));
         if (export_model(r.trainer, r.pool, NULL, path, &e) != 0 ||
             model_open(&m, path, NULL, false, &e) != 0)
@@ -227,6 +238,45 @@ static void a_training_learns_labels_and_pictures(void **state)
         assert_true(known >= 0.98);
         assert_true(obeyed >= 0.8);
         model_put(m);
+        run_close(&r);
+    }
+}
+
+/* The penalty's second look at the slopes does not add to the first: where it weighs nothing, all
+ * stays as it is, and where it weighs something the head moves too. */
+static void the_penalty_on_the_gap_reaches_the_head_once(void **state)
+{
+    (void)state;
+    static const char *const more[] = {"", ",\"loss\":{\"gap\":1e-12}", ",\"loss\":{\"gap\":0.5}"};
+    for (int i = 0; i < 2; i++) {
+        static struct run r[3];
+        struct trainer_step s;
+        struct err e;
+        for (int j = 0; j < 3; j++) {
+            if (run_try(&r[j], i, 1, 100000, NULL, more[j], &e) != 0)
+                fail_msg("%s", e.text);
+            run_until(&r[j], 4, &s);
+        }
+        const struct parameters *p = trainer_parameters(r[0].trainer);
+        assert_memory_equal(p->values, trainer_parameters(r[1].trainer)->values,
+                            p->n * sizeof *p->values);
+        assert_true(first_weight(&r[0], "y0.weight") != first_weight(&r[2], "y0.weight"));
+        for (int j = 0; j < 3; j++)
+            run_close(&r[j]);
+    }
+}
+
+static void refuses_what_it_cannot_train(void **state)
+{
+    (void)state;
+    static const char *const more[] = {",\"loss\":{\"smoothing\":0.1}",
+                                       ",\"loss\":{\"kl\":{\"marginal\":1}}"};
+    static const char *const named[] = {"loss.smoothing", "loss.kl.marginal"};
+    for (int i = 0; i < 2; i++) {
+        static struct run r;
+        struct err e;
+        assert_int_equal(run_try(&r, 0, 1, 100000, NULL, more[i], &e), -FAIL_UNSUPPORTED);
+        assert_non_null(strstr(e.text, named[i]));
         run_close(&r);
     }
 }
@@ -281,6 +331,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_step_moves_the_heads_weights_too),
         cmocka_unit_test(a_training_learns_labels_and_pictures),
+        cmocka_unit_test(the_penalty_on_the_gap_reaches_the_head_once),
+        cmocka_unit_test(refuses_what_it_cannot_train),
         cmocka_unit_test(a_run_is_the_same_with_more_threads_and_resumed),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
