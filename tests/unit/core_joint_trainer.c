@@ -266,6 +266,26 @@ static void the_penalty_on_the_gap_reaches_the_head_once(void **state)
     }
 }
 
+/* log p(x) of all rows, log p(x, y) and cross entropy of a stream of the few that have labels. */
+static void learns_from_few_labels_too(void **state)
+{
+    (void)state;
+    static const char more[] = ",\"data\":{\"labelled_batch\":24,\"labels_per_class\":20},"
+                               "\"loss\":{\"log_px\":1,\"log_pxy\":1}";
+    for (int i = 0; i < 2; i++) {
+        static struct run r;
+        struct trainer_step s;
+        struct err e;
+        if (run_try(&r, i, 2, 100000, NULL, more, &e) != 0)
+            fail_msg("%s", e.text);
+        run_until(&r, r.recipe.steps, &s);
+        print_message("model %d: accuracy %.3f, fresh %.3f\n", i, s.accuracy, s.right);
+        assert_true(s.accuracy > 0.8 && s.right >= 0.6);
+        assert_int_equal(s.rollbacks, 0);
+        run_close(&r);
+    }
+}
+
 static void refuses_what_it_cannot_train(void **state)
 {
     (void)state;
@@ -332,6 +352,7 @@ int main(void)
         cmocka_unit_test(a_step_moves_the_heads_weights_too),
         cmocka_unit_test(a_training_learns_labels_and_pictures),
         cmocka_unit_test(the_penalty_on_the_gap_reaches_the_head_once),
+        cmocka_unit_test(learns_from_few_labels_too),
         cmocka_unit_test(refuses_what_it_cannot_train),
         cmocka_unit_test(a_run_is_the_same_with_more_threads_and_resumed),
     };
