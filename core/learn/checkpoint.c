@@ -134,21 +134,25 @@ int checkpoint_save_best(const struct trainer *t, struct err *e)
     return write_to(t, path, e);
 }
 
-int checkpoint_save(const struct trainer *t, struct err *e)
+/* Removes those that the present one, the newest, has made too old. */
+static int prune(const struct trainer *t, struct err *e)
 {
     long long steps[STEPS_MAX];
-    char path[1200];
-    path_of(t, t->progress.step, path, sizeof path);
-    int rc = write_to(t, path, e);
-    if (rc != 0)
-        return rc;
-    int n = list(t, steps, e);
+    int n = list(t, steps, e), rc = 0;
     if (n > 0)
         n = drop_others(t, steps, n, t->progress.step, e);
     const int most = KEPT + (t->progress.step % t->recipe->checkpoint_every != 0);
     for (int i = most; rc == 0 && i < n; i++)
         rc = drop(t, steps[i], e);
     return n < 0 ? n : rc;
+}
+
+int checkpoint_save(const struct trainer *t, struct err *e)
+{
+    char path[1200];
+    path_of(t, t->progress.step, path, sizeof path);
+    const int rc = write_to(t, path, e);
+    return rc != 0 ? rc : prune(t, e);
 }
 
 static int read_parts(struct trainer *t, const struct safetensors *f, const char *path,
@@ -212,8 +216,10 @@ int checkpoint_load_best(struct trainer *t, struct err *e)
 int checkpoint_load(struct trainer *t, struct err *e)
 {
     long long steps[STEPS_MAX];
-    const int n = list(t, steps, e);
-    return n <= 0 ? n : load(t, steps[0], e);
+    const int n = list(t, steps, e), loaded = n <= 0 ? n : load(t, steps[0], e);
+    /* A run that was killed between writing and removing left one too many. */
+    const int rc = loaded > 0 ? prune(t, e) : 0;
+    return rc != 0 ? rc : loaded;
 }
 
 int checkpoint_back(struct trainer *t, struct err *e)
