@@ -2,7 +2,6 @@
 #include "server/eval_input.h"
 
 #include <stdatomic.h>
-#include <string.h>
 
 bool eval_watch_cancelled(const struct eval_watch *w)
 {
@@ -21,23 +20,6 @@ int eval_watch_check(const struct eval_watch *w, struct err *e)
                                    : 0;
 }
 
-static void convert_channels(const unsigned char *in, int from, int to, size_t n,
-                             unsigned char *out)
-{
-    if (from == to) {
-        memcpy(out, in, n * (size_t)to);
-        return;
-    }
-    for (size_t i = 0; i < n; i++) {
-        if (to == 3)
-            memset(out + 3 * i, in[i], 3);
-        else
-            out[i] = (unsigned char)((299 * in[3 * i] + 587 * in[3 * i + 1] + 114 * in[3 * i + 2] +
-                                      500) /
-                                     1000);
-    }
-}
-
 size_t eval_input_scratch(const struct eval_input *in)
 {
     return (size_t)in->data->height * (size_t)in->data->width * (size_t)in->model->d.input.c;
@@ -54,7 +36,7 @@ int eval_input_row(const struct eval_input *in, size_t i, unsigned char *scratch
                                  .height = (uint32_t)d->height,
                                  .channels = to.c,
                                  .data = scratch};
-    convert_channels(d->images + i * area * (size_t)d->channels, d->channels, to.c, area, scratch);
+    image_convert(scratch, to.c, d->images + i * area * (size_t)d->channels, d->channels, area);
     if (d->height == to.h && d->width == to.w) {
         model_from_pixels(in->model, scratch, x);
         return 0;

@@ -123,15 +123,6 @@ static void over_all(const struct attributes *a, const struct loss_group *g, str
     joint_gradient(a->joint, i->phi, NULL, i->weight, dphi, g->slope);
 }
 
-static long count_labels(const struct attributes *a, const struct loss_group *g)
-{
-    const size_t all = (size_t)g->n * (size_t)a->n;
-    long count = 0;
-    for (size_t i = 0; g->labels && i < all; i++)
-        count += g->labels[i] != LOSS_MISSING;
-    return count;
-}
-
 static void add_image(const struct image *i, struct loss_values *sum)
 {
     sum->log_px += i->log_px;
@@ -150,11 +141,7 @@ static double weighted(float weight, double term)
 static void finish(const struct loss_group *g, struct loss_values *v)
 {
     const struct loss_weights *w = &g->weights;
-    v->log_px /= g->n;
-    v->log_pxy /= g->n;
-    v->square_px /= g->n;
-    v->square_pxy /= g->n;
-    v->cross_entropy /= v->labels ? (double)v->labels : 1;
+    loss_means(g->n, v);
     v->loss = weighted(w->log_px, v->log_px) + weighted(w->log_pxy, v->log_pxy) +
               weighted(w->cross_entropy, v->cross_entropy) + weighted(w->square_px, v->square_px) +
               weighted(w->square_pxy, v->square_pxy);
@@ -164,7 +151,7 @@ void joint_loss_gradient(const struct attributes *a, const struct loss_group *g,
                          struct loss_values *out)
 {
     const size_t d = (size_t)joint_features(a->joint);
-    struct loss_values sum = {.labels = count_labels(a, g)};
+    struct loss_values sum = {.labels = loss_labels(a, g)};
     const float label = sum.labels ? g->weights.cross_entropy / (float)sum.labels : 0;
     struct image i;
     memset(dphi, 0, (size_t)g->n * d * sizeof *dphi);

@@ -21,14 +21,6 @@ void labelled_shuffle(const struct rng_stream *s, uint32_t n, uint32_t *order)
     }
 }
 
-static void read_all(struct labelled *l, const struct label_reader *from)
-{
-    uint8_t *to = l->labels;
-    for (size_t i = 0; i < l->rows; i++)
-        for (int k = 0; k < l->columns; k++)
-            *to++ = from->label(from->ctx, i, k);
-}
-
 /* Of the rows in the order of the list the first per_value of every value of column k keep it. */
 static int hide(struct labelled *l, int k, int values, int per_value, struct err *e)
 {
@@ -59,25 +51,25 @@ static void list_rows(struct labelled *l)
     }
 }
 
-int labelled_init(struct labelled *out, const struct label_reader *from, int per_value,
+int labelled_init(struct labelled *out, const struct source *data, const int *values, int per_value,
                   uint64_t seed, struct err *e)
 {
-    const size_t all = from->rows * (size_t)from->columns;
+    const size_t all = data->n * (size_t)data->columns;
     const struct rng_stream s = {.seed = seed, .chain = CHOICE_CHAIN, .purpose = RNG_ROWS};
     int rc = 0;
-    struct labelled l = {.rows = from->rows,
-                         .columns = from->columns,
+    struct labelled l = {.rows = data->n,
+                         .columns = data->columns,
                          .labels = malloc(all + 1),
-                         .list = malloc((from->rows + 1) * sizeof *l.list)};
+                         .list = malloc((data->n + 1) * sizeof *l.list)};
     if (!l.labels || !l.list) {
         labelled_fini(&l);
-        return fail(e, FAIL_NO_MEMORY, "cannot allocate the labels of %zu rows", from->rows);
+        return fail(e, FAIL_NO_MEMORY, "cannot allocate the labels of %zu rows", data->n);
     }
-    read_all(&l, from);
+    memcpy(l.labels, data->labels, all);
     if (per_value > 0) {
         labelled_shuffle(&s, (uint32_t)l.rows, l.list);
         for (int k = 0; rc == 0 && k < l.columns; k++)
-            rc = hide(&l, k, from->values[k], per_value, e);
+            rc = hide(&l, k, values[k], per_value, e);
     }
     if (rc != 0) {
         labelled_fini(&l);

@@ -7,20 +7,12 @@
  */
 #include "base/fail.h"
 #include "base/rng.h"
+#include "learn/source.h"
 
 #include <stddef.h>
 #include <stdint.h>
 
-enum { LABELLED_MISSING = 255 };
-
-/* The data's labels, in any form: label() is below 255, or LABELLED_MISSING. */
-struct label_reader {
-    void *ctx;
-    size_t rows; /* below 2^31 */
-    int columns;
-    const int *values; /* [columns] labels are below; LABELLED_MISSING at most */
-    uint8_t (*label)(void *ctx, size_t row, int column);
-};
+enum { LABELLED_MISSING = SOURCE_MISSING };
 
 struct labelled {
     size_t rows;
@@ -30,8 +22,9 @@ struct labelled {
     size_t n;
 };
 
-/* per_value 0 = all. Errors: OUT_OF_RANGE (a value has fewer rows: which), NO_MEMORY. */
-int labelled_init(struct labelled *out, const struct label_reader *from, int per_value,
+/* Of data of less than 2^31 rows, whose labels are below values[columns] or missing. per_value 0 =
+ * all. Errors: OUT_OF_RANGE (a value has fewer rows: which), NO_MEMORY. */
+int labelled_init(struct labelled *out, const struct source *data, const int *values, int per_value,
                   uint64_t seed, struct err *e);
 void labelled_fini(struct labelled *l);
 /* order[n] = 0 .. n-1 shuffled (Fisher and Yates, Durstenfeld's algorithm). */

@@ -30,7 +30,7 @@ static int label_of(const struct image *i, const struct attributes *a, int k)
     return i->labels[k];
 }
 
-static long count_labels(const struct attributes *a, const struct loss_group *g)
+long loss_labels(const struct attributes *a, const struct loss_group *g)
 {
     const size_t all = (size_t)g->n * (size_t)a->n;
     long count = 0;
@@ -91,15 +91,20 @@ static void add_image(const struct image *i, struct loss_values *sum)
     sum->square_pxy += i->log_pxy * i->log_pxy;
 }
 
+void loss_means(int n, struct loss_values *v)
+{
+    v->log_px /= n;
+    v->log_pxy /= n;
+    v->square_px /= n;
+    v->square_pxy /= n;
+    v->cross_entropy /= v->labels ? (double)v->labels : 1;
+}
+
 /* Sums to means, and the loss. */
 static void finish(const struct loss_group *g, struct loss_values *v)
 {
     const struct loss_weights *w = &g->weights;
-    v->log_px /= g->n;
-    v->log_pxy /= g->n;
-    v->square_px /= g->n;
-    v->square_pxy /= g->n;
-    v->cross_entropy /= v->labels ? (double)v->labels : 1;
+    loss_means(g->n, v);
     v->loss = (double)w->log_px * v->log_px + (double)w->log_pxy * v->log_pxy +
               (double)w->cross_entropy * v->cross_entropy + (double)w->square_px * v->square_px +
               (double)w->square_pxy * v->square_pxy;
@@ -110,7 +115,7 @@ void loss_gradient(const struct attributes *a, const struct loss_group *g, float
 {
     const struct loss_weights *w = &g->weights;
     const size_t l = (size_t)a->n_logits + (a->head >= 0);
-    struct loss_values sum = {.labels = count_labels(a, g)};
+    struct loss_values sum = {.labels = loss_labels(a, g)};
     const double n = g->n;
     invariant(!a->general || a->joint);
     if (a->joint) {

@@ -52,3 +52,8 @@ struct loss_values {
  * general family the features of the network (learn/joint_loss.h). */
 void loss_gradient(const struct attributes *a, const struct loss_group *g, float *dlogits,
                    struct loss_values *out);
+
+/* For other energies' losses (learn/joint_loss.h): the group's labelled pairs; sums over n images, and
+ * of the cross entropy over v->labels pairs, become means. */
+long loss_labels(const struct attributes *a, const struct loss_group *g);
+void loss_means(int n, struct loss_values *v);

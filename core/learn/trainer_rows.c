@@ -2,12 +2,6 @@
 /* Which rows of the data a step takes: a batch of all, and one of those with labels. */
 #include "learn/trainer_internal.h"
 
-static uint8_t label_of(void *ctx, size_t row, int column)
-{
-    const struct source *s = ctx;
-    return s->labels[row * (size_t)s->columns + (size_t)column];
-}
-
 int rows_open(struct trainer *t, struct err *e)
 {
     const struct recipe *r = t->recipe;
@@ -15,13 +9,8 @@ int rows_open(struct trainer *t, struct err *e)
     int values[ATTRIBUTES_MAX];
     for (int k = 0; k < a->n; k++)
         values[k] = a->list[k].n_values;
-    const struct label_reader from = {.ctx = (void *)(uintptr_t)t->data,
-                                      .rows = t->data->n,
-                                      .columns = t->data->columns,
-                                      .values = values,
-                                      .label = label_of};
-    const int rc =
-        labelled_init(&t->labels, &from, r->labels_per_class, rng_mix((uint64_t)r->seed), e);
+    const int rc = labelled_init(&t->labels, t->data, values, r->labels_per_class,
+                                 rng_mix((uint64_t)r->seed), e);
     if (rc != 0)
         return rc;
     if (r->labelled_batch > 0 && t->labels.n == 0)

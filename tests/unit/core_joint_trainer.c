@@ -7,8 +7,8 @@
 #include "learn/export.h"
 #include "learn/trainer.h"
 #include "unit/test_chains.h"
+#include "unit/test_directory.h"
 
-#include <dirent.h>
 #include <math.h>
 
 enum { SIDE = 6, PIXELS = SIDE * SIDE, ROWS = 240, FRESH = 120, SAMPLES = 30 };
@@ -301,28 +301,14 @@ static void refuses_what_it_cannot_train(void **state)
     }
 }
 
-static void remove_directory(const char *path)
-{
-    char file[512];
-    DIR *d = opendir(path);
-    assert_non_null(d);
-    for (const struct dirent *at; (at = readdir(d));) {
-        snprintf(file, sizeof file, "%s/%s", path, at->d_name);
-        if (at->d_name[0] != '.')
-            unlink(file);
-    }
-    closedir(d);
-    assert_int_equal(rmdir(path), 0);
-}
-
 static void a_run_is_the_same_with_more_threads_and_resumed(void **state)
 {
     (void)state;
     for (int i = 0; i < 2; i++) {
         static struct run one, other;
         struct trainer_step s;
-        char path[64] = "/tmp/jemd-unit-XXXXXX";
-        assert_non_null(mkdtemp(path));
+        char path[64];
+        make_directory(path);
         run_open(&one, i, 1, 100000, NULL);
         run_until(&one, 12, &s);
         run_open(&other, i, 2, 5, path);

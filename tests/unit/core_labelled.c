@@ -14,22 +14,30 @@
 enum { ROWS = 400, K = 2, PER_VALUE = 5 };
 
 /* The first label has three values, of which 2 has 5 rows; the second is often missing. */
-static uint8_t label(void *ctx, size_t row, int k)
+static uint8_t label(size_t row, int k)
 {
-    (void)ctx;
     if (k == 0)
         return row % 80 == 3 ? 2 : (uint8_t)(row / 3 % 2);
     return row % 4 == 0 ? (uint8_t)(row / 4 % 5) : LABELLED_MISSING;
 }
 
-static const struct label_reader reader = {
-    .rows = ROWS, .columns = K, .values = (const int[]){3, 5}, .label = label};
+static const int values[K] = {3, 5};
+
+static struct source rows(void)
+{
+    static uint8_t labels[ROWS * K];
+    for (size_t i = 0; i < ROWS; i++)
+        for (int k = 0; k < K; k++)
+            labels[i * K + (size_t)k] = label(i, k);
+    return (struct source){.n = ROWS, .columns = K, .labels = labels};
+}
 
 static struct labelled chosen(int per_value, uint64_t seed)
 {
+    const struct source data = rows();
     struct labelled l;
     struct err e;
-    assert_int_equal(labelled_init(&l, &reader, per_value, seed, &e), 0);
+    assert_int_equal(labelled_init(&l, &data, values, per_value, seed, &e), 0);
     return l;
 }
 
@@ -39,7 +47,7 @@ static void all_are_seen_unless_few_are_wanted(void **state)
     (void)state;
     for (size_t i = 0; i < ROWS; i++)
         for (int k = 0; k < K; k++)
-            assert_int_equal(l.labels[i * K + (size_t)k], label(NULL, i, k));
+            assert_int_equal(l.labels[i * K + (size_t)k], label(i, k));
     assert_int_equal(l.n, ROWS);
     labelled_fini(&l);
 }
@@ -54,7 +62,7 @@ static void so_many_rows_of_every_value_keep_their_label(void **state)
         bool some = false;
         for (int k = 0; k < K; k++) {
             const uint8_t y = l.labels[i * K + (size_t)k];
-            assert_true(y == LABELLED_MISSING || y == label(NULL, i, k));
+            assert_true(y == LABELLED_MISSING || y == label(i, k));
             if (y == LABELLED_MISSING)
                 continue;
             count[k][y]++;
@@ -73,14 +81,13 @@ static void so_many_rows_of_every_value_keep_their_label(void **state)
 
 static void a_value_of_too_few_rows_is_named(void **state)
 {
-    struct label_reader more = reader;
+    const struct source data = rows();
     struct labelled l;
     struct err e;
     (void)state;
-    assert_int_equal(labelled_init(&l, &reader, 6, 1, &e), -FAIL_OUT_OF_RANGE);
+    assert_int_equal(labelled_init(&l, &data, values, 6, 1, &e), -FAIL_OUT_OF_RANGE);
     assert_non_null(strstr(e.text, "value 2 of label 0 has only 5"));
-    more.values = (const int[]){3, 6};
-    assert_int_equal(labelled_init(&l, &more, 1, 1, &e), -FAIL_OUT_OF_RANGE);
+    assert_int_equal(labelled_init(&l, &data, (const int[]){3, 6}, 1, 1, &e), -FAIL_OUT_OF_RANGE);
     assert_non_null(strstr(e.text, "value 5 of label 1 has only 0"));
 }
 

@@ -1,6 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-#include "server/models.h"
-#include "unit/server_help.h"
+#include "unit/models_help.h"
 
 static struct models *models;
 static struct models_settings settings;
@@ -13,13 +12,7 @@ static int set_up(void **state)
     alarm(120);
     make_folder();
     models = NULL;
-    settings = (struct models_settings){
-        .directory = folder,
-        .file = "",
-        .default_model = "",
-        .cache = "",
-        .budget_bytes = 1LL << 30,
-        .users = {.batcher = {.threads = 2}, .chains = {.workers = 2, .slots = 4}}};
+    settings = settings_of_folder();
     return 0;
 }
 

@@ -4,8 +4,8 @@
  * by all that they come to. */
 #include "base/pool.h"
 #include "learn/trainer.h"
+#include "unit/test_directory.h"
 
-#include <dirent.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -27,26 +27,6 @@ static inline struct recipe test_recipe(const char *model, const char *training)
     if (recipe_parse(&r, text, (size_t)n, "test", &e) != 0)
         fail_msg("%s", e.text);
     return r;
-}
-
-static inline void make_directory(char path[64])
-{
-    strcpy(path, "/tmp/jemd-unit-XXXXXX");
-    assert_non_null(mkdtemp(path));
-}
-
-static inline void remove_directory(const char *path)
-{
-    char file[512];
-    DIR *d = opendir(path);
-    assert_non_null(d);
-    for (const struct dirent *at; (at = readdir(d));) {
-        snprintf(file, sizeof file, "%s/%s", path, at->d_name);
-        if (at->d_name[0] != '.')
-            unlink(file);
-    }
-    closedir(d);
-    assert_int_equal(rmdir(path), 0);
 }
 
 struct run {
