@@ -141,39 +141,41 @@ static void judged_row(struct html *h, const char *name, const json_t *share)
     html_put(h, "</tr>\n");
 }
 
-static void judged_start(struct html *h, const json_t *s)
+/* What the judge saw: in samples, or in the real images. */
+static void judged_shares(struct html *h, const json_t *s, const char *what)
 {
     const char *name;
     json_t *share;
-    html_put(h, "<figure><figcaption><b>");
-    html_text(h,
-              strcmp(report_word(s, "start"), "noise") ? "from the replay buffer" : "from noise");
-    html_format(h, "</b>, %lld steps</figcaption><div class=\"wide\"><table>",
-                report_count(s, "steps"));
-    report_head(h, "|samples|share");
+    html_put(h, "</figcaption><div class=\"wide\"><table>");
+    report_head(h, what);
     html_put(h, "<tbody>");
-    judged_row(h, "conditioned attributes right", json_object_get(s, "right"));
-    judged_row(h, "all of a sample right", json_object_get(s, "all"));
+    judged_row(h, "labels right", json_object_get(s, "right"));
+    judged_row(h, "all of an image right", json_object_get(s, "all"));
     json_object_foreach(json_object_get(s, "attributes"), name, share) judged_row(h, name, share);
     json_object_foreach(json_object_get(s, "pairs"), name, share) judged_row(h, name, share);
     html_put(h, "</tbody></table></div></figure>\n");
 }
 
+static void judged_start(struct html *h, const json_t *s)
+{
+    html_put(h, "<figure><figcaption>Samples <b>");
+    html_text(h,
+              strcmp(report_word(s, "start"), "noise") ? "from the replay buffer" : "from noise");
+    html_format(h, "</b>, %lld steps", report_count(s, "steps"));
+    judged_shares(h, s, "|samples|share");
+}
+
 static void judged(struct html *h, const json_t *c)
 {
-    const json_t *right = json_object_get(c, "judge_right"), *all = json_object_get(c, "judge_all");
     json_t *s;
     size_t i;
     html_put(h, "<h3>Conditioned on the labels of split ");
     html_text(h, report_word(c, "split"));
     html_put(h, strcmp(report_word(c, "kind"), "novel") ? "" : ", combinations never seen");
-    html_format(h,
-                "</h3>\n<p class=\"soft\">The judge itself on the %lld real images: labels right ",
-                report_count(right, "n"));
-    report_value(h, report_number(right, "share"), 4);
-    html_put(h, ", all of an image right ");
-    report_value(h, report_number(all, "share"), 4);
-    html_put(h, ".</p>\n<div class=\"side\">\n");
+    html_put(h, "</h3>\n<p class=\"soft\">The judge’s own shares on these rows’ real images stand "
+                "first: what it misses there it misses in samples.</p>\n<div class=\"side\">\n"
+                "<figure><figcaption>The <b>real images</b>");
+    judged_shares(h, json_object_get(c, "real"), "|images|share");
     json_array_foreach(json_object_get(c, "samples"), i, s) judged_start(h, s);
     html_put(h, "</div>\n");
 }

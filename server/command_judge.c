@@ -128,13 +128,22 @@ static void print_share(const char *name, const struct judge_share *s)
                s->share.hi);
 }
 
+static void print_shares(const struct judge_setup *s, const struct judge_shares *t)
+{
+    const struct attributes *a = &s->model->d.attributes;
+    print_share("labels right", &t->right);
+    print_share("all of an image right", &t->all);
+    for (int k = 0; k < a->n; k++)
+        print_share(a->list[k].name, &t->by_attribute[k]);
+    for (int i = 0; i < s->n_pairs; i++)
+        print_share(s->pairs[i].text, &t->pairs[i]);
+}
+
 static void print_result(const struct judge_setup *s, const char *split,
                          const struct judge_result *r)
 {
-    const struct attributes *a = &s->model->d.attributes;
     printf("\nsplit %s: the judge on real images\n", split);
-    print_share("labels right", &r->real_right);
-    print_share("all of an image right", &r->real_all);
+    print_shares(s, &r->real);
     for (int i = 0; i < JUDGE_STARTS; i++) {
         const struct judge_start *t = &r->starts[i];
         if (t->steps == 0)
@@ -142,13 +151,7 @@ static void print_result(const struct judge_setup *s, const char *split,
         printf("%d steps from %s%s\n", t->steps,
                t->start == START_NOISE ? "noise" : "the replay buffer",
                t->diverged ? " (some diverged)" : "");
-        print_share("conditioned attributes right", &t->right);
-        print_share("all of a sample right", &t->all);
-        for (int k = 0; k < a->n; k++)
-            print_share(a->list[k].name, &t->by_attribute[k]);
-        for (int j = 0; j < s->n_pairs; j++)
-            if (t->pairs[j].n > 0)
-                print_share(s->pairs[j].text, &t->pairs[j]);
+        print_shares(s, &t->samples);
     }
 }
 

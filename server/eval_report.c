@@ -305,25 +305,31 @@ static void print_judged_row(FILE *out, const char *name, const json_t *share)
     fputc('\n', out);
 }
 
-static void print_judged(FILE *out, const json_t *c)
+static void print_judged_rows(FILE *out, const json_t *shares)
 {
     const char *name;
-    json_t *start, *share;
+    json_t *share;
+    print_judged_row(out, "labels right", json_object_get(shares, "right"));
+    print_judged_row(out, "all of an image right", json_object_get(shares, "all"));
+    json_object_foreach(json_object_get(shares, "attributes"), name, share)
+        print_judged_row(out, name, share);
+    json_object_foreach(json_object_get(shares, "pairs"), name, share)
+        print_judged_row(out, name, share);
+}
+
+static void print_judged(FILE *out, const json_t *c)
+{
+    json_t *start;
     size_t i;
     fprintf(out, "\nsamples by the labels of split %s (%s combinations)\n", text(c, "split"),
             text(c, "kind"));
-    print_judged_row(out, "judge on real images: labels right", json_object_get(c, "judge_right"));
-    print_judged_row(out, "judge on real images: all right", json_object_get(c, "judge_all"));
+    fprintf(out, "the judge on these rows' real images\n");
+    print_judged_rows(out, json_object_get(c, "real"));
     json_array_foreach(json_object_get(c, "samples"), i, start)
     {
         fprintf(out, "%lld steps from %s\n", count(start, "steps"),
                 strcmp(text(start, "start"), "noise") ? "the replay buffer" : "noise");
-        print_judged_row(out, "conditioned attributes right", json_object_get(start, "right"));
-        print_judged_row(out, "all of a sample right", json_object_get(start, "all"));
-        json_object_foreach(json_object_get(start, "attributes"), name, share)
-            print_judged_row(out, name, share);
-        json_object_foreach(json_object_get(start, "pairs"), name, share)
-            print_judged_row(out, name, share);
+        print_judged_rows(out, start);
     }
 }
 

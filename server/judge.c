@@ -281,23 +281,17 @@ static int check(const struct judge_setup *s, struct err *e)
     return 0;
 }
 
-static int run_start(struct judge_start *out, const struct judge_setup *s, struct room *r,
-                     struct err *e)
+/* What the judge sees in the room's images. */
+static int look(struct judge_shares *out, const struct judge_setup *s, struct room *r,
+                struct err *e)
 {
     const int k = s->model->d.attributes.n;
-    struct sampler sampler = s->model->d.sampler;
-    sampler.start = out->start;
-    sampler.steps = out->steps;
-    sampler.cool_last = sampler.cool_last < out->steps ? sampler.cool_last : out->steps;
     out->by_attribute = calloc((size_t)k, sizeof *out->by_attribute);
     if (!out->by_attribute)
         return fail(e, FAIL_NO_MEMORY, "no memory for %d attributes", k);
-    int rc = sample(s, &sampler, r->list, r->n, r->x, &out->diverged, e);
+    int rc = see(s, r->x, r->n, r->seen, e);
     if (rc == 0)
-        rc = see(s, r->x, r->n, r->seen, e);
-    if (rc != 0)
-        return rc;
-    rc = answer(&out->right, s, r, &(struct question){.end = k}, e);
+        rc = answer(&out->right, s, r, &(struct question){.end = k}, e);
     if (rc == 0)
         rc = answer(&out->all, s, r, &(struct question){.end = k, .whole = true}, e);
     for (int i = 0; rc == 0 && i < k; i++)
@@ -305,13 +299,25 @@ static int run_start(struct judge_start *out, const struct judge_setup *s, struc
     for (int i = 0; rc == 0 && i < s->n_pairs; i++)
         rc = answer(&out->pairs[i], s, r, &(struct question){.pair = &s->pairs[i], .whole = true},
                     e);
+    return rc;
+}
+
+static int run_start(struct judge_start *out, const struct judge_setup *s, struct room *r,
+                     struct err *e)
+{
+    struct sampler sampler = s->model->d.sampler;
+    sampler.start = out->start;
+    sampler.steps = out->steps;
+    sampler.cool_last = sampler.cool_last < out->steps ? sampler.cool_last : out->steps;
+    int rc = sample(s, &sampler, r->list, r->n, r->x, &out->diverged, e);
+    if (rc == 0)
+        rc = look(&out->samples, s, r, e);
     return rc == 0 && s->samples ? s->samples(s->ctx, out->start, r->x, r->n, e) : rc;
 }
 
 int judge_run(struct judge_result *out, const struct judge_setup *s, struct err *e)
 {
     static const enum start_kind starts[JUDGE_STARTS] = {START_NOISE, START_BUFFER};
-    const int k = s->model->d.attributes.n;
     const size_t elements = model_elements(s->model);
     struct room r = {0};
     *out = (struct judge_result){0};
@@ -321,11 +327,7 @@ int judge_run(struct judge_result *out, const struct judge_setup *s, struct err 
     for (size_t i = 0; rc == 0 && i < r.n; i++)
         model_from_pixels(s->model, s->data->images + i * elements, r.x + i * elements);
     if (rc == 0)
-        rc = see(s, r.x, r.n, r.seen, e);
-    if (rc == 0)
-        rc = answer(&out->real_right, s, &r, &(struct question){.end = k}, e);
-    if (rc == 0)
-        rc = answer(&out->real_all, s, &r, &(struct question){.end = k, .whole = true}, e);
+        rc = look(&out->real, s, &r, e);
     for (int i = 0; rc == 0 && i < JUDGE_STARTS; i++) {
         out->starts[i].start = starts[i];
         out->starts[i].steps =
@@ -342,6 +344,7 @@ int judge_run(struct judge_result *out, const struct judge_setup *s, struct err 
 void judge_free(struct judge_result *r)
 {
     for (int i = 0; i < JUDGE_STARTS; i++)
-        free(r->starts[i].by_attribute);
+        free(r->starts[i].samples.by_attribute);
+    free(r->real.by_attribute);
     *r = (struct judge_result){0};
 }

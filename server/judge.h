@@ -39,17 +39,22 @@ struct judge_setup {
     void *ctx;
 };
 
-struct judge_start {
-    enum start_kind start;
-    int steps, diverged;
-    struct judge_share right;              /* of all conditioned attributes */
-    struct judge_share all;                /* chains with every one right */
+/* What the judge sees in one image a row, against the row's labels. */
+struct judge_shares {
+    struct judge_share right;              /* of all labels */
+    struct judge_share all;                /* images with every one right */
     struct judge_share *by_attribute;      /* [K] */
     struct judge_share pairs[JUDGE_PAIRS]; /* with all terms right; rows that have them all */
 };
 
+struct judge_start {
+    enum start_kind start;
+    int steps, diverged;
+    struct judge_shares samples;
+};
+
 struct judge_result {
-    struct judge_share real_right, real_all; /* the judge on the rows' own images */
+    struct judge_shares real;                /* the rows' own images */
     struct judge_start starts[JUDGE_STARTS]; /* noise, buffer; steps 0 = not run */
 };
 

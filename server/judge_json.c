@@ -8,19 +8,25 @@ json_t *judge_share_json(const struct judge_share *s)
                      json_real_or_null(s->share.hi));
 }
 
-static json_t *start_json(const struct judge_setup *s, const struct judge_start *t)
+/* {"right", "all", "attributes": {..}, "pairs": {..}} */
+static json_t *shares_json(const struct judge_setup *s, const struct judge_shares *t)
 {
     const struct attributes *a = &s->model->d.attributes;
-    json_t *o = json_pack("{s:s, s:i, s:i, s:o, s:o}", "start", start_kind_names[t->start], "steps",
-                          t->steps, "diverged", t->diverged, "right", judge_share_json(&t->right),
-                          "all", judge_share_json(&t->all));
     json_t *by = json_object(), *pairs = json_object();
     for (int k = 0; k < a->n; k++)
         json_object_set_new(by, a->list[k].name, judge_share_json(&t->by_attribute[k]));
     for (int i = 0; i < s->n_pairs; i++)
         json_object_set_new(pairs, s->pairs[i].text, judge_share_json(&t->pairs[i]));
-    json_object_set_new(o, "attributes", by);
-    json_object_set_new(o, "pairs", pairs);
+    return json_pack("{s:o, s:o, s:o, s:o}", "right", judge_share_json(&t->right), "all",
+                     judge_share_json(&t->all), "attributes", by, "pairs", pairs);
+}
+
+static json_t *start_json(const struct judge_setup *s, const struct judge_start *t)
+{
+    json_t *o = shares_json(s, &t->samples);
+    json_object_set_new(o, "start", json_string(start_kind_names[t->start]));
+    json_object_set_new(o, "steps", json_integer(t->steps));
+    json_object_set_new(o, "diverged", json_integer(t->diverged));
     return o;
 }
 
@@ -31,7 +37,6 @@ json_t *judge_result_json(const struct judge_setup *s, const char *split,
     for (int i = 0; i < JUDGE_STARTS; i++)
         if (r->starts[i].steps > 0)
             json_array_append_new(starts, start_json(s, &r->starts[i]));
-    return json_pack("{s:s, s:o, s:o, s:o}", "split", split, "judge_right",
-                     judge_share_json(&r->real_right), "judge_all", judge_share_json(&r->real_all),
-                     "samples", starts);
+    return json_pack("{s:s, s:o, s:o}", "split", split, "real", shares_json(s, &r->real), "samples",
+                     starts);
 }

@@ -6,6 +6,7 @@
 
 /* {"n", "share", "lo", "hi"}, null where there is nothing. */
 json_t *judge_share_json(const struct judge_share *s);
-/* {"split", "judge_right", "judge_all", "samples": [..]}; NULL when out of memory. */
+/* {"split", "real": {..}, "samples": [{"start", "steps", "diverged", ..}]}, each .. being "right", "all",
+ * "attributes", "pairs"; NULL when out of memory. */
 json_t *judge_result_json(const struct judge_setup *s, const char *split,
                           const struct judge_result *r);

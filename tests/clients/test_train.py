@@ -159,6 +159,15 @@ class Train(unittest.TestCase):
         with open(out, encoding="utf-8") as stream:
             (split,) = json.load(stream)
         self.assertEqual([s["start"] for s in split["samples"]], ["noise", "buffer"])
+        self.assertEqual(split["real"]["pairs"]["way=down,tone=dark"]["n"], 5)
+        measured = os.path.join(self.folder, "measured.json")
+        done = subprocess.run([JEMD, "eval", path, "--data", self.folder, "--split", "train", "--limit", "20",
+                               "--json", measured], capture_output=True, text=True, timeout=120)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        with open(measured, encoding="utf-8") as stream:
+            for attribute in json.load(stream)["attributes"]:
+                self.assertAlmostEqual(split["real"]["attributes"][attribute["name"]]["share"],
+                                       attribute["accuracy"])
         for start in split["samples"]:
             self.assertEqual(start["right"]["n"], 20)
             self.assertEqual(start["pairs"]["way=down,tone=dark"]["n"], 5)

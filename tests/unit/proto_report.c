@@ -102,7 +102,8 @@ static const char evil[] =
     "1}]},"
     "\"points\":[{\"norm\":\"" EVIL "\",\"eps\":0.1},{\"norm\":\"linf\",\"eps\":0.1}]},"
     "\"samples\":{\"judge\":{\"name\":\"" EVIL "\"},\"conditions\":[{\"split\":\"" EVIL
-    "\",\"kind\":\"novel\",\"samples\":[{\"start\":\"noise\",\"attributes\":{\"" EVIL
+    "\",\"kind\":\"novel\",\"real\":{\"attributes\":{\"" EVIL
+    "\":{\"n\":1,\"share\":1}}},\"samples\":[{\"start\":\"noise\",\"attributes\":{\"" EVIL
     "\":{\"n\":1,\"share\":1}},\"pairs\":{\"" EVIL "\":{\"n\":1,\"share\":1}}}]}],"
     "\"frechet\":[{\"of\":\"" EVIL "\",\"distance\":1}]},"
     "\"pictures\":[{\"kind\":\"samples\",\"start\":\"noise\",\"split\":\"" EVIL
