@@ -75,7 +75,7 @@ enum health_state health_look(struct health *h, const struct recipe_health *limi
     mean(&h->chance, f->chance, h->fresh, FORGET_LOOK);
     mean(&h->fresh_lag, f->lag, h->fresh, FORGET_LOOK);
     h->fresh++;
-    if (h->steps < limits->warm_up)
+    if (h->steps < limits->warm_up || h->fresh < 2) /* one look is no average */
         return HEALTH_GOOD;
     if (h->right - h->chance < limits->fresh.right * (1 - h->chance))
         return HEALTH_FRESH;

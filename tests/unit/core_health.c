@@ -180,6 +180,9 @@ static void fresh_chains_are_held_against_chance_and_old_ones(void **state)
     few = (struct health){.steps = 100};
     assert_int_equal(health_look(&few, &limits, &same), HEALTH_GOOD);
     assert_int_equal(health_look(&few, &limits, &broken), HEALTH_NOT_FINITE);
+    few = (struct health){.steps = 100};
+    assert_int_equal(health_look(&few, &limits, &guesses), HEALTH_GOOD); /* the first of a run */
+    assert_int_equal(health_look(&few, &limits, &guesses), HEALTH_FRESH);
 }
 
 static void quality_is_answers_less_lag_and_gap(void **state)
