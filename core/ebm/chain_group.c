@@ -1,30 +1,55 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The storage of the chain engine: what a group keeps, and its checkpoint. */
 #include "ebm/chains_internal.h"
+#include "ebm/metropolis.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-static int trace_spacing(int steps)
+/* HMC is only traced where a trajectory ends. */
+static int trace_spacing(const struct sampler *s)
 {
-    return steps / CHAINS_TRACE_MAX + 1;
+    const int leaps = metropolis_leaps(s);
+    return (s->steps / leaps / CHAINS_TRACE_MAX + 1) * leaps;
 }
 
-static int trace_length(int steps)
+static int trace_length(const struct sampler *s)
 {
-    return steps / trace_spacing(steps) + 1;
+    return s->steps / trace_spacing(s) + 1;
+}
+
+static size_t carried_of(const struct chain_task *t)
+{
+    return sampler_is_metropolis(t->sampler) ? CARRIED * model_elements(t->model) : 0;
 }
 
 size_t chain_group_bytes(const struct chain_task *t)
 {
     const size_t n = (size_t)t->n_chains;
-    const size_t points = (size_t)trace_length(t->sampler->steps);
+    const size_t points = (size_t)trace_length(t->sampler);
     return arena_round(n * sizeof(struct chain_state)) +
            arena_round(n * model_elements(t->model) * sizeof(float)) +
+           arena_round(n * carried_of(t) * sizeof(float)) +
            arena_round(n * (size_t)t->model->d.attributes.n * sizeof(uint16_t)) +
            arena_round(n * (size_t)model_outputs(t->model) * sizeof(float)) +
            2 * arena_round(n * points * sizeof(float)) + arena_round(n * sizeof(int));
+}
+
+/* What image and mask say: what moves, and a digest that tells a checkpoint of another start. */
+static void read_start(struct chain_group *g, const struct chain_task *t)
+{
+    char digests[2 * DIGEST_HEX] = "";
+    g->moving = g->elements;
+    if (t->mask) {
+        g->moving = 0;
+        for (size_t i = 0; i < g->elements; i++)
+            g->moving += t->mask[i] != 0;
+        digest_bytes(t->mask, g->elements, digests);
+    }
+    if (t->image && (t->mask || t->sampler->start == START_IMAGE))
+        digest_bytes(t->image, g->elements * sizeof *t->image, digests + DIGEST_HEX);
+    digest_bytes(digests, sizeof digests, g->start);
 }
 
 int group_new(struct chain_group **out, const struct chain_task *t, struct err *e)
@@ -41,13 +66,16 @@ int group_new(struct chain_group **out, const struct chain_task *t, struct err *
     g->task = *t;
     g->task.model = model_get(t->model);
     g->elements = model_elements(t->model);
+    g->carried = carried_of(t);
+    read_start(g, t);
     g->attributes = t->model->d.attributes.n;
     g->logits = model_outputs(t->model);
-    g->trace_every = trace_spacing(t->sampler->steps);
-    g->trace_points = trace_length(t->sampler->steps);
+    g->trace_every = trace_spacing(t->sampler);
+    g->trace_points = trace_length(t->sampler);
     const size_t points = (size_t)g->trace_points;
     g->state = arena_take(&g->arena, n * sizeof *g->state);
     g->x = arena_take(&g->arena, n * g->elements * sizeof *g->x);
+    g->carry = arena_take(&g->arena, n * g->carried * sizeof *g->carry);
     g->y = arena_take(&g->arena, n * (size_t)g->attributes * sizeof *g->y);
     g->final_logits = arena_take(&g->arena, n * (size_t)g->logits * sizeof *g->final_logits);
     g->trace_score = arena_take(&g->arena, n * points * sizeof *g->trace_score);
@@ -88,7 +116,8 @@ struct checkpoint_head {
     char magic[8];
     char content[DIGEST_HEX]; /* of all bytes behind the head */
     char model[DIGEST_HEX];
-    char sampler[302];
+    char start[DIGEST_HEX];
+    char sampler[357];
     uint64_t seed;
     uint64_t elements;
     int32_t n_chains, attributes, logits, trace_points;
@@ -97,19 +126,21 @@ struct checkpoint_head {
 /* Every setting of a sampler, exactly. */
 static void write_sampler(const struct sampler *s, char *out, size_t size)
 {
-    snprintf(out, size, "%d %d %d %d %d %a %a %a %a %d %a %a %a %d %d %a", (int)s->kind,
+    snprintf(out, size, "%d %d %d %d %d %a %a %a %a %d %a %a %a %d %d %a %d %a %a", (int)s->kind,
              (int)s->rule, s->steps, s->langevin_steps, s->cool_last, (double)s->step_size,
              (double)s->step_norm, (double)s->noise, (double)s->temperature, s->clamp,
              (double)s->clamp_lo, (double)s->clamp_hi, (double)s->pixel_clamp, (int)s->start,
-             s->start_grid, (double)s->start_noise);
+             s->start_grid, (double)s->start_noise, s->leapfrog_steps, (double)s->range_lo,
+             (double)s->range_hi);
 }
 
 static struct checkpoint_head head_of(const struct chain_group *g)
 {
     struct checkpoint_head h;
     memset(&h, 0, sizeof h);
-    memcpy(h.magic, "jemdchk2", sizeof h.magic);
+    memcpy(h.magic, "jemdchk3", sizeof h.magic);
     memcpy(h.model, g->task.model->digest, sizeof h.model);
+    memcpy(h.start, g->start, sizeof h.start);
     write_sampler(g->task.sampler, h.sampler, sizeof h.sampler);
     h.seed = g->task.seed;
     h.elements = g->elements;
@@ -125,7 +156,7 @@ struct part {
     void *data;
     size_t size;
 };
-enum { PARTS = 6 };
+enum { PARTS = 7 };
 
 static void parts_of(const struct chain_group *g, struct part parts[PARTS])
 {
@@ -136,6 +167,7 @@ static void parts_of(const struct chain_group *g, struct part parts[PARTS])
     parts[3] = (struct part){g->final_logits, n * (size_t)g->logits * sizeof *g->final_logits};
     parts[4] = (struct part){g->trace_score, points * sizeof *g->trace_score};
     parts[5] = (struct part){g->trace_grad, points * sizeof *g->trace_grad};
+    parts[6] = (struct part){g->carry, n * g->carried * sizeof *g->carry};
 }
 
 size_t group_checkpoint_bytes(const struct chain_group *g)
@@ -169,6 +201,18 @@ void group_seal_checkpoint(struct blob *checkpoint)
     memcpy(checkpoint->bytes, &h, sizeof h);
 }
 
+/* What a chain of MALA or HMC counts; nothing in one of another kind. */
+static bool trajectories_are_possible(const struct chain_group *g, const struct chain_state *s)
+{
+    const uint32_t leaps = (uint32_t)metropolis_leaps(g->task.sampler);
+    if (g->carried == 0)
+        return s->doomed == 0 && s->proposals == 0 && s->accepted == 0 && s->leaps == 0;
+    return s->doomed <= 1 && s->accepted <= s->proposals && s->leaps <= leaps &&
+           s->proposals == (s->finished ? (s->step + leaps - 1) / leaps
+                            : s->step   ? (s->step - 1) / leaps
+                                        : 0);
+}
+
 static bool state_is_possible(const struct chain_group *g, int chain)
 {
     const struct chain_state *s = &g->state[chain];
@@ -178,7 +222,8 @@ static bool state_is_possible(const struct chain_group *g, int chain)
     if (s->step > (uint32_t)steps || s->started > 1 || s->finished > 1 || s->diverged > 1 ||
         s->alternative >= c->n_alternatives || (!s->started && s->step > 0) || s->n_trace < 0 ||
         s->n_trace > g->trace_points ||
-        s->n_trace > (evaluated + g->trace_every - 1) / g->trace_every)
+        s->n_trace > (evaluated + g->trace_every - 1) / g->trace_every ||
+        !trajectories_are_possible(g, s))
         return false;
     for (int k = 0; k < g->attributes; k++)
         if (g->y[chain * g->attributes + k] >= g->task.model->d.attributes.list[k].n_values)
@@ -243,6 +288,8 @@ void chain_group_result(const struct chain_group *g, int chain, struct chain_res
         .steps = (int)s->step,
         .finished = s->finished,
         .diverged = s->diverged,
+        .proposals = (int)s->proposals,
+        .accepted = (int)s->accepted,
         .trace_score = g->trace_score + i * (size_t)g->trace_points,
         .trace_grad = g->trace_grad + i * (size_t)g->trace_points,
         .n_trace = s->n_trace,

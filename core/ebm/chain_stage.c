@@ -28,8 +28,8 @@ static size_t arrays_bytes(const struct model *m, size_t n)
 {
     const size_t elements = model_elements(m), logits = (size_t)model_outputs(m);
     const size_t k = (size_t)m->d.attributes.n;
-    return arena_round(n * sizeof(struct slot)) + 2 * arena_round(n * elements * sizeof(float)) +
-           arena_round(elements * sizeof(float)) + 2 * arena_round(n * logits * sizeof(float)) +
+    return arena_round(n * sizeof(struct slot)) + 5 * arena_round(n * elements * sizeof(float)) +
+           arena_round(elements * sizeof(float)) + 3 * arena_round(n * logits * sizeof(float)) +
            arena_round(uniforms_of(m) * sizeof(float)) + arena_round(n * k * sizeof(uint16_t)) +
            2 * arena_round(n * TRACE_ROW * sizeof(float));
 }
@@ -76,9 +76,13 @@ int stage_open(struct stage *s, struct model *m, int slots, struct pool *team, s
     made.slots = arena_take(&made.arena, n * sizeof(struct slot));
     made.x = arena_take(&made.arena, n * elements * sizeof(float));
     made.grad = arena_take(&made.arena, n * elements * sizeof(float));
+    made.kept = arena_take(&made.arena, n * elements * sizeof(float));
+    made.kept_grad = arena_take(&made.arena, n * elements * sizeof(float));
+    made.momentum = arena_take(&made.arena, n * elements * sizeof(float));
     made.noise = arena_take(&made.arena, elements * sizeof(float));
     made.dlogits = arena_take(&made.arena, n * logits * sizeof(float));
     made.logits = arena_take(&made.arena, n * logits * sizeof(float));
+    made.new_logits = arena_take(&made.arena, n * logits * sizeof(float));
     made.uniforms = arena_take(&made.arena, uniforms_of(m) * sizeof(float));
     made.y = arena_take(&made.arena, n * k * sizeof(uint16_t));
     made.trace_score = arena_take(&made.arena, n * TRACE_ROW * sizeof(float));
@@ -113,6 +117,8 @@ void stage_enter(struct stage *s, struct chain_group *g, int chain, int64_t now_
                                   .trace_first = g->state[chain].n_trace};
     memcpy(s->x + row * g->elements, g->x + from * g->elements, g->elements * sizeof *s->x);
     memcpy(s->y + row * k, g->y + from * k, k * sizeof *s->y);
+    if (metropolis_in(&s->slots[row]))
+        metropolis_enter(s, s->n);
     s->n++;
 }
 
@@ -124,7 +130,10 @@ void stage_save(struct stage *s, int i)
     const size_t logits = (size_t)g->logits;
     slot->state.n_trace = slot->trace_first + slot->trace_count;
     g->state[slot->chain] = slot->state;
-    memcpy(g->x + to * g->elements, s->x + row * g->elements, g->elements * sizeof *g->x);
+    if (metropolis_in(slot))
+        metropolis_save(s, i);
+    else
+        memcpy(g->x + to * g->elements, s->x + row * g->elements, g->elements * sizeof *g->x);
     memcpy(g->y + to * k, s->y + row * k, k * sizeof *g->y);
     if (slot->state.finished || slot->state.diverged)
         memcpy(g->final_logits + to * logits, s->logits + row * logits, logits * sizeof *s->logits);
@@ -145,6 +154,8 @@ void stage_remove(struct stage *s, int i)
     const size_t k = (size_t)g->attributes, logits = (size_t)g->logits;
     const size_t bytes = (size_t)s->slots[from].trace_count * sizeof(float);
     s->slots[to] = s->slots[from];
+    if (metropolis_in(&s->slots[to]))
+        metropolis_put(s, i, s->n);
     memcpy(s->x + to * g->elements, s->x + from * g->elements, g->elements * sizeof *s->x);
     memcpy(s->y + to * k, s->y + from * k, k * sizeof *s->y);
     memcpy(s->logits + to * logits, s->logits + from * logits, logits * sizeof *s->logits);
@@ -152,7 +163,7 @@ void stage_remove(struct stage *s, int i)
     memcpy(s->trace_grad + to * TRACE_ROW, s->trace_grad + from * TRACE_ROW, bytes);
 }
 
-static const struct condition *condition_of(const struct slot *slot)
+const struct condition *stage_condition(const struct slot *slot)
 {
     return slot->group->task.conditions[slot->chain];
 }
@@ -162,7 +173,7 @@ static void draw_y_jointly(struct stage *s, int i, const struct rng_stream *stre
                            const float *outputs)
 {
     const struct slot *slot = &s->slots[i];
-    const uint8_t *allowed = condition_allowed(condition_of(slot), 0);
+    const uint8_t *allowed = condition_allowed(stage_condition(slot), 0);
     const int k = slot->group->attributes;
     uint16_t *y = s->y + (size_t)i * (size_t)k;
     rng_uniform(stream, s->uniforms, gwg_uniforms(k));
@@ -188,7 +199,7 @@ static void draw_y(struct stage *s, int i, const float *logits)
     alternative.purpose = RNG_ALTERNATIVE;
     rng_uniform(&stream, s->uniforms, (size_t)k);
     rng_uniform(&alternative, s->uniforms + k, 1);
-    slot->state.alternative = (uint16_t)condition_draw(condition_of(slot), logits, s->uniforms,
+    slot->state.alternative = (uint16_t)condition_draw(stage_condition(slot), logits, s->uniforms,
                                                        s->y + (size_t)i * (size_t)k);
 }
 
@@ -207,10 +218,10 @@ static bool look(struct stage *s, int i, const float *logits)
     if (!last && sampler_draws_y(sampler, t))
         draw_y(s, i, logits);
     if (sampler_keeps_y(sampler))
-        slot->state.score =
-            condition_score_given(condition_of(slot), slot->state.alternative, logits, y, dlogits);
+        slot->state.score = condition_score_given(stage_condition(slot), slot->state.alternative,
+                                                  logits, y, dlogits);
     else
-        slot->state.score = condition_score(condition_of(slot), logits, dlogits);
+        slot->state.score = condition_score(stage_condition(slot), logits, dlogits);
     slot->state.diverged = !isfinite(slot->state.score);
     slot->state.finished = last && !slot->state.diverged;
     if (!last && !slot->state.diverged)
@@ -218,11 +229,11 @@ static bool look(struct stage *s, int i, const float *logits)
     memset(dlogits, 0, l * sizeof *dlogits);
     memcpy(s->logits + (size_t)i * l, logits, l * sizeof *logits);
     if (!sampler_keeps_y(sampler))
-        condition_most_probable(condition_of(slot), logits, y);
+        condition_most_probable(stage_condition(slot), logits, y);
     return false;
 }
 
-static void trace(struct stage *s, int i, float grad)
+void stage_trace(struct stage *s, int i, float grad)
 {
     struct slot *slot = &s->slots[i];
     if (slot->state.step % (uint32_t)slot->group->trace_every != 0)
@@ -230,6 +241,13 @@ static void trace(struct stage *s, int i, float grad)
     const size_t at = (size_t)i * TRACE_ROW + (size_t)slot->trace_count++;
     s->trace_score[at] = slot->state.score;
     s->trace_grad[at] = grad;
+}
+
+/* Pixels that do not move pull nothing. */
+static void mask_gradient(const uint8_t *mask, float *grad, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        grad[i] = mask[i] ? grad[i] : 0;
 }
 
 /* The Langevin step of row i, from its gradient. */
@@ -244,9 +262,14 @@ static void move(struct stage *s, int i)
                                       .step = slot->state.step,
                                       .chain = (uint32_t)slot->chain,
                                       .purpose = RNG_LANGEVIN};
+    const uint8_t *mask = g->task.mask;
+    if (mask)
+        mask_gradient(mask, s->grad + at, g->elements);
     const struct sampler_step r =
-        sampler_step_drawn(sampler, t, s->x + at, s->grad + at, &stream, g->elements);
-    trace(s, i, r.mean_abs_grad);
+        sampler_step_masked(sampler, t, s->x + at, s->grad + at, &stream, g->elements, g->moving);
+    if (mask)
+        start_hold(mask, g->task.image, s->x + at, g->elements);
+    stage_trace(s, i, r.mean_abs_grad);
     if (r.finite)
         slot->state.step++;
     else
@@ -258,10 +281,13 @@ static void begin(struct stage *s, int i)
 {
     struct slot *slot = &s->slots[i];
     const struct chain_task *t = &slot->group->task;
+    float *x = s->x + (size_t)i * slot->group->elements;
     if (slot->state.started)
         return;
-    start_chain(t->model, t->sampler, condition_of(slot), t->image, t->seed, (uint32_t)slot->chain,
-                s->x + (size_t)i * slot->group->elements, s->noise);
+    start_chain(t->model, t->sampler, stage_condition(slot), t->image, t->seed,
+                (uint32_t)slot->chain, x, s->noise);
+    if (t->mask)
+        start_hold(t->mask, t->image, x, slot->group->elements);
     slot->state.started = 1;
 }
 
@@ -274,15 +300,19 @@ void stage_iterate(struct stage *s, bool alone)
         begin(s, i);
     const float *logits = net_forward(w, s->n, s->x);
     for (int i = 0; i < s->n; i++) {
-        moving[i] = look(s, i, logits + (size_t)i * l);
+        if (metropolis_in(&s->slots[i]))
+            metropolis_look(s, i, logits + (size_t)i * l);
+        moving[i] = metropolis_in(&s->slots[i]) || look(s, i, logits + (size_t)i * l);
         any |= moving[i];
     }
     if (any)
         net_backward_input(w, s->n, s->dlogits, s->grad);
     for (int i = 0; i < s->n; i++) {
-        if (moving[i])
+        if (metropolis_in(&s->slots[i]))
+            metropolis_move(s, i);
+        else if (moving[i])
             move(s, i);
         else
-            trace(s, i, 0);
+            stage_trace(s, i, 0);
     }
 }

@@ -473,6 +473,7 @@ int chains_submit(struct chains *c, const struct chain_task *t, const struct blo
         rc = group_new(&g, t, e);
     if (rc != 0)
         return rc;
+    invariant(g->moving > 0);
     g->engine = c;
     if (checkpoint)
         rc = group_restore(g, checkpoint, e);

@@ -38,7 +38,10 @@ struct chain_task {
     int n_chains;
     const struct condition *const *conditions; /* [n_chains] */
     const struct sampler *sampler;
-    const float *image; /* START_IMAGE: [C][H][W] */
+    const float *image; /* START_IMAGE, or with a mask: [C][H][W] */
+    /* [C][H][W]: where it is 0, chains have the image's value from start to end, bit for bit; not 0
+     * everywhere. NULL = all move. */
+    const uint8_t *mask;
     uint64_t seed;
     double weight; /* share against other groups, > 0 */
     /* Once, from a worker or from the caller of chain_group_cancel or chains_submit (a checkpoint
@@ -56,9 +59,11 @@ struct chain_result {
     float score;         /* of its condition at x */
     int steps;           /* done */
     bool finished;
-    bool diverged;            /* a gradient or score was not finite: x is the last finite state */
-    const float *trace_score; /* [n_trace] score before steps 0, e, 2e, ... */
-    const float *trace_grad;  /* [n_trace] mean |d score / dx| at those steps */
+    bool diverged;           /* a gradient or score was not finite: x is the last finite state */
+    int proposals, accepted; /* MALA, HMC: trajectories; else 0 */
+    /* [n_trace] score before steps 0, e, 2e, ... (HMC: at ends of trajectories), and mean
+     * |d score / dx| / T of the pixels that move at those steps. */
+    const float *trace_score, *trace_grad;
     int n_trace, trace_every;
 };
 

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #pragma once
-/* Shared by chains.c (scheduling), chain_stage.c (arithmetic) and chain_group.c (storage); private
- * to these three. */
+/* Shared by chains.c (scheduling), chain_stage.c and chain_metropolis.c (arithmetic) and chain_group.c
+ * (storage); private to these four. */
 #include "base/mem.h"
 #include "ebm/chains.h"
 
@@ -14,20 +14,33 @@ struct chain_state {
     uint32_t step;
     uint16_t alternative; /* of the last y-draw */
     uint8_t started, finished, diverged;
-    uint8_t zero[3]; /* no padding: a checkpoint's bytes are all defined */
+    uint8_t doomed;  /* MALA, HMC: the trajectory under way will be rejected */
+    uint8_t zero[2]; /* no padding: a checkpoint's bytes are all defined */
     int32_t n_trace;
     float score;
+    /* MALA, HMC: trajectories ended and accepted; leapfrog steps and first kinetic energy of the one
+     * under way */
+    uint32_t proposals, accepted, leaps;
+    double kinetic;
 };
+
+/* Arrays of elements beside x of a chain of MALA or HMC: d score / dx at x, and of the trajectory under
+ * way position and momentum. */
+enum { CARRIED = 3 };
 
 struct chain_group {
     struct chains *engine;
     struct chain_task task;
     size_t elements;        /* of an image */
+    size_t moving;          /* those that the mask lets move */
+    size_t carried;         /* elements beside x: CARRIED of them, or 0 */
+    char start[DIGEST_HEX]; /* of image and mask */
     int attributes, logits; /* logits: outputs of the network (model_outputs) */
     int trace_every, trace_points;
     struct arena arena;
     struct chain_state *state;       /* [n_chains], guarded by mu, as are the arrays below */
     float *x;                        /* [n_chains][elements] */
+    float *carry;                    /* [n_chains][carried] */
     uint16_t *y;                     /* [n_chains][attributes] */
     float *final_logits;             /* [n_chains][logits] */
     float *trace_score, *trace_grad; /* [n_chains][trace_points] */
@@ -51,6 +64,7 @@ struct slot {
     int held_steps;
     int64_t entered_ns;
     int trace_first, trace_count; /* segment not yet saved */
+    float new_score;              /* MALA, HMC: of the point looked at */
 };
 
 /* A worker's memory for one model; slot i is row i of every array. */
@@ -63,7 +77,10 @@ struct stage {
     struct arena arena;
     int n; /* occupied */
     struct slot *slots;
-    float *x, *grad;                 /* [slots][elements] */
+    float *x, *grad;                 /* [slots][elements]: what the network looks at */
+    float *kept, *kept_grad;         /* [slots][elements]: MALA, HMC: where the chain is */
+    float *momentum;                 /* [slots][elements] */
+    float *new_logits;               /* [slots][logits]: MALA, HMC: at x; `logits` are at kept */
     float *noise;                    /* [elements] */
     float *dlogits, *logits;         /* [slots][logits] */
     float *uniforms;                 /* of a draw of y */
@@ -87,6 +104,21 @@ void stage_remove(struct stage *s, int i);
 /* One step of every chain in the stage, `alone`: by the whole team if there are few. The bits are
  * the same. No lock, no allocation. */
 void stage_iterate(struct stage *s, bool alone);
+
+/* The condition of the chain in a slot. */
+const struct condition *stage_condition(const struct slot *slot);
+/* The slot's score is a point of the trace if it is the step for one. */
+void stage_trace(struct stage *s, int i, float grad);
+
+/* Chains of MALA and HMC. Their part of enter, save and remove: */
+bool metropolis_in(const struct slot *slot);
+void metropolis_enter(struct stage *s, int i);
+void metropolis_save(const struct stage *s, int i);
+void metropolis_put(struct stage *s, int to, int from);
+/* After the forward pass: the score at the point looked at, and its gradient at the logits. */
+void metropolis_look(struct stage *s, int i, const float *logits);
+/* After the backward pass: the end of a leapfrog step, of a trajectory, of the chain; the next one. */
+void metropolis_move(struct stage *s, int i);
 
 /* Allocates a group, all chains ready at step 0. */
 int group_new(struct chain_group **out, const struct chain_task *t, struct err *e);

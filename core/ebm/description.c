@@ -333,6 +333,9 @@ static int read_sampler(struct description *d, const json_t *value, struct err *
         rc = read_start(s, &r, e);
     if (rc == 0)
         rc = json_reader_finish(&r, e);
+    if (rc == 0 && sampler_is_metropolis(s))
+        rc = fail(e, FAIL_BAD_MODEL,
+                  "a model's own sampler is sgld, ula or gibbs: mala and hmc are for jobs");
     if (rc == 0)
         rc = sampler_check(s, e);
     return rc == 0 ? check_defaults(d, e) : rc;

@@ -5,7 +5,7 @@
 
 #include <math.h>
 
-const char *const sampler_kind_names[SAMPLER_KINDS] = {"sgld", "ula", "gibbs"};
+const char *const sampler_kind_names[SAMPLER_KINDS] = {"sgld", "ula", "gibbs", "mala", "hmc"};
 const char *const sampler_rule_names[SAMPLER_RULES] = {"fixed", "normalised"};
 const char *const start_kind_names[START_KINDS] = {"noise", "buffer", "image", "gaussian"};
 
@@ -24,12 +24,35 @@ bool sampler_keeps_y(const struct sampler *s)
     return s->kind == SAMPLER_GIBBS && s->steps > 0;
 }
 
+bool sampler_is_metropolis(const struct sampler *s)
+{
+    return s->kind == SAMPLER_MALA || s->kind == SAMPLER_HMC;
+}
+
+struct sampler sampler_metropolis_like(const struct sampler *s, enum sampler_kind kind, float lo,
+                                       float hi)
+{
+    const bool hmc = kind == SAMPLER_HMC;
+    return (struct sampler){.kind = kind,
+                            .steps = s->steps,
+                            .langevin_steps = 1,
+                            .step_size = hmc ? s->noise : 0.5f * s->noise * s->noise,
+                            .temperature = s->temperature,
+                            .start = s->start,
+                            .start_grid = s->start_grid,
+                            .start_noise = s->start_noise,
+                            .leapfrog_steps = hmc ? SAMPLER_LEAPFROG_STEPS : 0,
+                            .range_lo = lo,
+                            .range_hi = hi};
+}
+
 /* Elements drawn at a time: they stay in the first-level cache. */
 enum { PIECE = 1024 };
 
 /* What the gradient's size makes of step t. */
 static struct loops_move plan(const struct sampler *s, int t, struct sampler_step *r)
 {
+    invariant(!sampler_is_metropolis(s));
     float a = s->step_size;
     if (s->rule == SAMPLER_NORMALISED && s->step_norm < a * r->mean_abs_grad)
         a = s->step_norm / r->mean_abs_grad;
@@ -46,17 +69,18 @@ static struct loops_move plan(const struct sampler *s, int t, struct sampler_ste
                                .hi = s->clamp ? s->clamp_hi : INFINITY};
 }
 
-static struct sampler_step measure(const struct sampler *s, const float *grad, size_t n)
+static struct sampler_step measure(const struct sampler *s, const float *grad, size_t n,
+                                   size_t moving)
 {
     const float inverse = 1.0f / s->temperature;
-    const float mean = loops_best()->sum_abs(grad, n) / (float)n * inverse;
+    const float mean = loops_best()->sum_abs(grad, n) / (float)moving * inverse;
     return (struct sampler_step){.mean_abs_grad = mean, .finite = isfinite(mean)};
 }
 
 struct sampler_step sampler_step(const struct sampler *s, int t, float *x, const float *grad,
                                  const float *normal, size_t n)
 {
-    struct sampler_step r = measure(s, grad, n);
+    struct sampler_step r = measure(s, grad, n, n);
     if (!r.finite)
         return r;
     const struct loops_move move = plan(s, t, &r);
@@ -67,7 +91,13 @@ struct sampler_step sampler_step(const struct sampler *s, int t, float *x, const
 struct sampler_step sampler_step_drawn(const struct sampler *s, int t, float *x, const float *grad,
                                        const struct rng_stream *stream, size_t n)
 {
-    struct sampler_step r = measure(s, grad, n);
+    return sampler_step_masked(s, t, x, grad, stream, n, n);
+}
+
+struct sampler_step sampler_step_masked(const struct sampler *s, int t, float *x, const float *grad,
+                                        const struct rng_stream *stream, size_t n, size_t moving)
+{
+    struct sampler_step r = measure(s, grad, n, moving);
     if (!r.finite)
         return r;
     const struct loops *loops = loops_best();
@@ -99,6 +129,56 @@ static int count(struct err *e, const char *field, int v, int lo, int hi)
     return fail_at(e, field);
 }
 
+/* What kinds cannot have: the field is not as if it had been left out. */
+static int unsupported(struct err *e, const struct sampler *s, const char *field, const char *why)
+{
+    fail(e, FAIL_UNSUPPORTED, "kind \"%s\" %s", sampler_kind_names[s->kind], why);
+    return fail_at(e, field);
+}
+
+static int check_others(const struct sampler *s, struct err *e)
+{
+    if (s->leapfrog_steps != 0)
+        return unsupported(e, s, "leapfrog_steps", "has no leapfrog steps: use \"hmc\"");
+    if (s->range_lo != 0 || s->range_hi != 0)
+        return unsupported(e, s, "range",
+                           "rejects nothing: set \"clamp\", or use \"mala\" or \"hmc\"");
+    return 0;
+}
+
+static int check_metropolis(const struct sampler *s, struct err *e)
+{
+    if (s->rule != SAMPLER_FIXED)
+        return unsupported(e, s, "step_rule",
+                           "needs a step that no gradient changes: use \"fixed\"");
+    if (s->step_norm != 0)
+        return unsupported(e, s, "step_norm", "has no normalised steps: set \"step_size\" alone");
+    if (s->noise != 0)
+        return unsupported(e, s, "noise", "takes its noise from the step size");
+    if (s->clamp)
+        return unsupported(e, s, "clamp", "never clamps: it rejects what leaves \"range\"");
+    if (s->pixel_clamp != 0)
+        return unsupported(e, s, "pixel_clamp", "never clamps: make \"step_size\" smaller");
+    if (s->cool_last != 0)
+        return unsupported(e, s, "cool_last", "never cools: its law would not be the model's");
+    if (s->langevin_steps != 1)
+        return unsupported(e, s, "langevin_steps", "draws no y between its steps: use \"gibbs\"");
+    if (s->kind != SAMPLER_HMC && s->leapfrog_steps != 0)
+        return unsupported(e, s, "leapfrog_steps", "has one step: use \"hmc\" for more");
+    if (!(s->step_size > 0)) {
+        fail(e, FAIL_OUT_OF_RANGE, "sampler step_size must be above 0 for kind \"%s\"",
+             sampler_kind_names[s->kind]);
+        return fail_at(e, "step_size");
+    }
+    if (!(s->range_lo < s->range_hi)) {
+        fail(e, FAIL_OUT_OF_RANGE, "sampler range must be [low, high] with low < high");
+        return fail_at(e, "range");
+    }
+    return s->kind == SAMPLER_HMC
+               ? count(e, "leapfrog_steps", s->leapfrog_steps, 1, SAMPLER_LEAPFROG_MAX)
+               : 0;
+}
+
 int sampler_check(const struct sampler *s, struct err *e)
 {
     int rc = count(e, "steps", s->steps, 0, 10000000);
@@ -125,5 +205,7 @@ int sampler_check(const struct sampler *s, struct err *e)
         fail(e, FAIL_OUT_OF_RANGE, "sampler clamp must be [low, high] with low < high");
         rc = fail_at(e, "clamp");
     }
-    return rc;
+    if (rc != 0)
+        return rc;
+    return sampler_is_metropolis(s) ? check_metropolis(s, e) : check_others(s, e);
 }

@@ -106,12 +106,33 @@ static void start_gaussian(const struct model *m, const struct condition *c, uin
                    chain, x, scratch);
 }
 
+static float clamped(float v, float lo, float hi)
+{
+    return v < lo ? lo : v > hi ? hi : v;
+}
+
+static void mirror(float lo, float hi, float *x, size_t n)
+{
+    for (size_t i = 0; i < n; i++) {
+        if (x[i] < lo)
+            x[i] = clamped(lo + (lo - x[i]), lo, hi);
+        else if (x[i] > hi)
+            x[i] = clamped(hi - (x[i] - hi), lo, hi);
+    }
+}
+
+void start_hold(const uint8_t *mask, const float *image, float *x, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        x[i] = mask[i] ? x[i] : image[i];
+}
+
 void start_clamp(const struct sampler *s, float *x, size_t n)
 {
-    for (size_t i = 0; s->clamp && i < n; i++) {
-        const float v = x[i];
-        x[i] = v < s->clamp_lo ? s->clamp_lo : v > s->clamp_hi ? s->clamp_hi : v;
-    }
+    if (sampler_is_metropolis(s))
+        mirror(s->range_lo, s->range_hi, x, n);
+    for (size_t i = 0; s->clamp && i < n; i++)
+        x[i] = clamped(x[i], s->clamp_lo, s->clamp_hi);
 }
 
 void start_chain(const struct model *m, const struct sampler *s, const struct condition *c,

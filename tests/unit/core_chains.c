@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The chain engine: results depend on nothing but the task; steps allocate nothing. */
 #include "base/pool.h"
+#include "ebm/metropolis.h"
 #include "unit/pinned.h"
 #include "unit/test_allocations.h"
 #include "unit/test_chains.h"
@@ -18,7 +19,9 @@ static void every_chain_moved_finished_and_was_traced(void **state)
             chain_group_result(j.group, k, &r);
             assert_true(r.finished && !r.diverged);
             assert_int_equal(r.steps, samplers[i].steps);
-            assert_int_equal(r.trace_every, samplers[i].steps / CHAINS_TRACE_MAX + 1);
+            const int leaps = samplers[i].leapfrog_steps > 0 ? samplers[i].leapfrog_steps : 1;
+            assert_int_equal(r.trace_every,
+                             (samplers[i].steps / leaps / CHAINS_TRACE_MAX + 1) * leaps);
             assert_int_equal(r.n_trace, samplers[i].steps / r.trace_every + 1);
             assert_true(isfinite(r.score));
             assert_true(condition_satisfied(&conditions[i][k], r.y));
@@ -65,6 +68,110 @@ static void a_chain_is_what_its_parts_make(void **state)
     assert_memory_equal(alone[0].bytes + chain, x, sizeof x);
 }
 
+/* The same of MALA and HMC: kept is where the chain is, x what the network looks at. */
+static void check_trajectories(int job, int chain)
+{
+    const struct chain_task *t = &tasks[job];
+    const size_t n = model_elements(faces);
+    const struct engine *of_faces;
+    struct workspace *w;
+    struct err e;
+    float x[60], grad[60], p[60], dlogits[7], kept[60], kept_grad[60];
+    int accepted = 0, proposals = 0;
+    assert_int_equal(model_engine(faces, &of_faces, &e), 0);
+    assert_int_equal(workspace_open_engine(&w, of_faces, 1, true, NULL, &e), 0);
+    start_chain(faces, t->sampler, &conditions[job][chain], t->image, t->seed, (uint32_t)chain,
+                kept, p);
+    if (t->mask)
+        start_hold(t->mask, t->image, kept, n);
+    float score = condition_score(&conditions[job][chain], net_forward(w, 1, kept), dlogits);
+    net_backward_input(w, 1, dlogits, kept_grad);
+    for (int step = 0; step < t->sampler->steps; proposals++) {
+        struct rng_stream s = {.seed = t->seed,
+                               .step = (uint32_t)step,
+                               .chain = (uint32_t)chain,
+                               .purpose = RNG_MOMENTUM};
+        const double kinetic = metropolis_momentum(&s, t->mask, p, n);
+        float end = score;
+        bool inside = true;
+        memcpy(x, kept, sizeof x);
+        metropolis_kick(t->sampler, 0.5f, t->mask, kept_grad, p, n);
+        for (int leap = 1;; leap++) {
+            inside = inside && metropolis_drift(t->sampler, t->mask, p, x, n);
+            const bool last = ++step == t->sampler->steps || leap == metropolis_leaps(t->sampler);
+            end = condition_score(&conditions[job][chain], net_forward(w, 1, x), dlogits);
+            net_backward_input(w, 1, dlogits, grad);
+            metropolis_kick(t->sampler, last ? 0.5f : 1, t->mask, grad, p, n);
+            if (last)
+                break;
+        }
+        s.purpose = RNG_ACCEPT;
+        s.step = (uint32_t)step;
+        if (inside && metropolis_accepts(&s, metropolis_log_odds(t->sampler, score, kinetic, end,
+                                                                 metropolis_kinetic(p, n)))) {
+            accepted++;
+            score = end;
+            memcpy(kept, x, sizeof x);
+            memcpy(kept_grad, grad, sizeof x);
+        }
+    }
+    workspace_close(w);
+    struct chains *c = engine(1, 1, 3);
+    struct job j;
+    struct chain_result r;
+    submit(c, &j, t, NULL);
+    wait_done(&j);
+    chain_group_result(j.group, chain, &r);
+    assert_memory_equal(r.x, kept, sizeof kept);
+    assert_true(r.score == score);
+    assert_int_equal(r.accepted, accepted);
+    assert_int_equal(r.proposals, proposals);
+    assert_true(accepted > 0 && accepted < proposals); /* else nothing is shown */
+    chain_group_free(j.group);
+    chains_close(c);
+}
+
+static void a_trajectory_is_what_its_parts_make(void **state)
+{
+    (void)state;
+    check_trajectories(7, 1);
+    check_trajectories(8, 2);
+    check_trajectories(9, 0);
+}
+
+/* Pixels that the mask holds are the image's, whatever the kind, and some that it does not have moved. */
+static void masked_pixels_stay_bit_for_bit(void **state)
+{
+    (void)state;
+    for (int kind = 0; kind < SAMPLER_KINDS; kind++) {
+        struct sampler s = samplers[kind >= SAMPLER_MALA ? 9 : 10];
+        struct chain_task t = tasks[9];
+        struct job j;
+        struct chains *c = engine(1, 3, 4);
+        s.kind = (enum sampler_kind)kind;
+        s.steps = 37;
+        s.step_size = kind == SAMPLER_MALA ? 0.005f : 0.1f;
+        s.leapfrog_steps = kind == SAMPLER_HMC ? 4 : 0;
+        t.sampler = &s;
+        submit(c, &j, &t, NULL);
+        wait_done(&j);
+        for (int i = 0; i < t.n_chains; i++) {
+            struct chain_result r;
+            int moved = 0;
+            chain_group_result(j.group, i, &r);
+            assert_true(r.finished);
+            for (int k = 0; k < 60; k++) {
+                const bool same = memcmp(&r.x[k], &image[k], sizeof image[k]) == 0;
+                assert_true(same || mask[k]);
+                moved += !same;
+            }
+            assert_true(moved > 10);
+        }
+        chain_group_free(j.group);
+        chains_close(c);
+    }
+}
+
 static void run_crowd(int workers, int slots, int quantum, const int *order, const char *what)
 {
     struct job jobs[JOBS];
@@ -79,7 +186,7 @@ static void run_crowd(int workers, int slots, int quantum, const int *order, con
 static void results_do_not_depend_on_neighbours_slots_workers_or_quantum(void **state)
 {
     (void)state;
-    static const int order[JOBS] = {0, 1, 2, 3, 4, 5, 6};
+    static const int order[JOBS] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10};
     static const int slots[] = {1, 3, 16}, quanta[] = {1, 2, 7};
     for (int workers = 1; workers <= 3; workers++)
         for (int s = 0; s < 3; s++)
@@ -94,8 +201,9 @@ static void results_do_not_depend_on_neighbours_slots_workers_or_quantum(void **
 static void results_do_not_depend_on_the_order_of_submission(void **state)
 {
     (void)state;
-    static const int orders[3][JOBS] = {
-        {6, 5, 4, 3, 2, 1, 0}, {2, 0, 6, 1, 5, 3, 4}, {4, 2, 3, 6, 0, 5, 1}};
+    static const int orders[3][JOBS] = {{10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0},
+                                        {2, 9, 0, 7, 6, 1, 10, 5, 3, 8, 4},
+                                        {8, 4, 2, 10, 3, 6, 0, 7, 5, 9, 1}};
     for (int i = 0; i < 3; i++)
         run_crowd(2, 3, 5, orders[i], "another order");
 }
@@ -216,21 +324,25 @@ static void a_running_engine_allocates_nothing(void **state)
         print_message("skipped: a sanitizer has the allocator\n");
         return;
     }
-    struct sampler s[2] = {endless_sampler(0), endless_sampler(1)};
-    struct chain_task t[2] = {tasks[0], tasks[1]};
-    struct job jobs[2];
+    enum { RUN = 5 };
+    static const int which[RUN] = {0, 1, 7, 9, 10};
+    struct sampler s[RUN];
+    struct chain_task t[RUN];
+    struct job jobs[RUN];
     struct chains *c = engine(2, 2, 3);
-    for (int i = 0; i < 2; i++) {
+    for (int i = 0; i < RUN; i++) {
+        s[i] = endless_sampler(which[i]);
+        t[i] = tasks[which[i]];
         t[i].sampler = &s[i];
         submit(c, &jobs[i], &t[i], NULL);
     }
-    for (int i = 0; i < 2; i++)
-        wait_steps(jobs[i].group, 500);
+    for (int i = 0; i < RUN; i++)
+        wait_steps(jobs[i].group, 300);
     const long before = allocations_made;
-    for (int i = 0; i < 2; i++)
-        wait_steps(jobs[i].group, steps_of(jobs[i].group) + 2000);
+    for (int i = 0; i < RUN; i++)
+        wait_steps(jobs[i].group, steps_of(jobs[i].group) + 1000);
     assert_int_equal(allocations_made, before);
-    for (int i = 0; i < 2; i++) {
+    for (int i = 0; i < RUN; i++) {
         chain_group_cancel(jobs[i].group);
         wait_done(&jobs[i]);
         chain_group_free(jobs[i].group);
@@ -297,6 +409,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_chain_moved_finished_and_was_traced),
         cmocka_unit_test(a_chain_is_what_its_parts_make),
+        cmocka_unit_test(a_trajectory_is_what_its_parts_make),
+        cmocka_unit_test(masked_pixels_stay_bit_for_bit),
         cmocka_unit_test(results_do_not_depend_on_neighbours_slots_workers_or_quantum),
         cmocka_unit_test(results_do_not_depend_on_the_order_of_submission),
         cmocka_unit_test(a_quantum_may_be_a_time),

@@ -48,13 +48,47 @@ static void stopped_and_resumed_jobs_give_the_same_bytes(void **state)
     assert_true(resumed > 20);
 }
 
+/* Stopped after every step or two, whatever a trajectory is doing just then. */
+static void a_job_parked_at_every_quantum_gives_the_same_bytes(void **state)
+{
+    (void)state;
+    static const int jobs[4] = {1, 7, 8, 10};
+    for (int i = 0; i < 4; i++) {
+        const int job = jobs[i];
+        struct blob *kept = NULL;
+        int stops = 0;
+        for (bool over = false; !over; stops++) {
+            struct job j;
+            struct chain_progress p;
+            struct chains *c = engine(1, 1 + stops % 2, 1);
+            submit(c, &j, &tasks[job], kept);
+            const long long before = steps_of(j.group);
+            if (before < (long long)tasks[job].n_chains * samplers[job].steps)
+                wait_steps(j.group, before + 1);
+            else
+                wait_done(&j);
+            chains_stop(c);
+            blob_put(kept);
+            kept = checkpoint_of(j.group);
+            chain_group_progress(j.group, &p);
+            over = p.chains_finished == tasks[job].n_chains;
+            if (over)
+                check_outcome(outcome_of(j.group, &tasks[job]), job, "parked at every quantum");
+            chain_group_free(j.group);
+            chains_close(c);
+        }
+        blob_put(kept);
+        assert_true(stops > samplers[job].steps);
+    }
+}
+
 /* Taken while the workers run, each continues to the same end. */
 static void checkpoints_of_running_jobs_are_consistent(void **state)
 {
     (void)state;
     enum { KEPT = 12 };
-    static const int jobs[3] = {0, 1, 6};
-    for (int i = 0; i < 3; i++) {
+    static const int jobs[5] = {0, 1, 6, 8, 9};
+    for (int i = 0; i < 5; i++) {
         const int job = jobs[i];
         struct blob *kept[KEPT];
         struct job j;
@@ -62,7 +96,7 @@ static void checkpoints_of_running_jobs_are_consistent(void **state)
         submit(c, &j, &tasks[job], NULL);
         for (int k = 0; k < KEPT; k++) {
             kept[k] = checkpoint_of(j.group);
-            pause_us(job == 6 ? 150 : 10);
+            pause_us(job == 6 || job == 9 ? 150 : 10);
         }
         finish(&j, job, "with checkpoints taken");
         for (int k = 0; k < KEPT; k++) {
@@ -192,6 +226,8 @@ static void a_checkpoint_of_another_task_is_refused(void **state)
     w = (struct test_weights){.seed = 98};
     same_shape = make_faces();
     struct chain_task t[5] = {tasks[0], tasks[0], tasks[0], tasks[0], tasks[0]};
+    uint8_t other_mask[60];
+    float other_image[60];
     struct sampler s = samplers[0], warm = samplers[0];
     s.steps++;
     warm.step_size *= 2;
@@ -202,6 +238,25 @@ static void a_checkpoint_of_another_task_is_refused(void **state)
     t[4].sampler = &warm;
     for (int i = 0; i < 5; i++)
         assert_int_equal(restore(c, &t[i], b, &e), -FAIL_BAD_FILE);
+    blob_put(b);
+    submit(c, &j, &tasks[10], NULL);
+    wait_done(&j);
+    b = checkpoint_of(j.group);
+    chain_group_free(j.group);
+    memcpy(other_mask, mask, sizeof mask);
+    memcpy(other_image, image, sizeof image);
+    other_mask[1] = 1;
+    other_image[1] += 0.5f;
+    t[0] = t[1] = tasks[10];
+    t[0].mask = other_mask;
+    t[1].image = other_image;
+    for (int i = 0; i < 2; i++)
+        assert_int_equal(restore(c, &t[i], b, &e), -FAIL_BAD_FILE);
+    blob_put(b);
+    submit(c, &j, &tasks[0], NULL);
+    wait_done(&j);
+    b = checkpoint_of(j.group);
+    chain_group_free(j.group);
     /* the same file's bytes loaded again are the same model */
     struct chain_task again = tasks[0];
     again.model = same_shape;
@@ -236,6 +291,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(stopped_and_resumed_jobs_give_the_same_bytes),
+        cmocka_unit_test(a_job_parked_at_every_quantum_gives_the_same_bytes),
         cmocka_unit_test(checkpoints_of_running_jobs_are_consistent),
         cmocka_unit_test(the_checkpoint_of_an_ended_job_has_the_same_bytes_however_it_ran),
         cmocka_unit_test(a_parked_job_holds_nothing_of_its_neighbours),

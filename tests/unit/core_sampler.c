@@ -3,19 +3,9 @@
  * is known: a Gaussian exactly, a mixture by iterating the sampler's own kernel on a grid. Seeds
  * are fixed; each comparison allows 5.7 standard deviations, a false alarm in 1.2e-8; all 60 of
  * them together stay below 1e-6. */
-#include "ebm/chains.h"
-#include "unit/test_model.h"
-
-#include <pthread.h>
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-
-#include <cmocka.h>
+#include "unit/law_help.h"
 
 enum { N = 37, DRAWN = 3333 };
-static const double BOUND = 5.7;
 
 static const struct sampler plain = {
     .steps = 10, .langevin_steps = 1, .step_size = 0.3f, .noise = 0.1f, .temperature = 1};
@@ -163,7 +153,7 @@ static void a_step_that_draws_its_noise_is_the_same_step(void **state)
     struct sampler s = plain;
     s.cool_last = 4;
     s.pixel_clamp = 0.2f;
-    for (int kind = 0; kind < SAMPLER_KINDS; kind++) {
+    for (int kind = 0; kind < SAMPLER_MALA; kind++) {
         s.kind = (enum sampler_kind)kind;
         for (size_t i = 0; i < sizeof lengths / sizeof *lengths; i++) {
             check_drawn(&s, 2, lengths[i]);
@@ -230,101 +220,6 @@ static void every_setting_is_checked(void **state)
         assert_int_equal(sampler_check(&s, &e), -FAIL_OUT_OF_RANGE);
         assert_string_equal(e.pointer, f);
     }
-}
-
-/* A model with f_v(x) = -|x - mu_v|^2/2 scaled per pixel by p: from its layers. */
-static struct model *quadratic(int d, int values, const float *p, const float *linear,
-                               const float *bias)
-{
-    char text[2048], names[256] = "\"v0\"";
-    struct test_weights w = {0};
-    float *square = calloc((size_t)(d * values), sizeof *square);
-    const float none[16] = {0};
-    for (int v = 1; v < values; v++)
-        snprintf(names + strlen(names), sizeof names - strlen(names), ",\"v%d\"", v);
-    for (int i = 0; i < d * values; i++)
-        square[i] = -0.5f * p[i % d];
-    const int shape[2] = {values, d};
-    test_weights_add(&w, "square.weight", shape, 2, square);
-    test_weights_add(&w, "square.bias", shape, 1, none);
-    test_weights_add(&w, "linear.weight", shape, 2, linear);
-    test_weights_add(&w, "linear.bias", shape, 1, bias);
-    snprintf(text, sizeof text,
-             "{\"format\":1,\"name\":\"q\",\"version\":\"1\",\"input\":{\"channels\":1,"
-             "\"height\":1,\"width\":%d,\"range\":[-2,2]},\"layers\":[{\"kind\":\"square\"},"
-             "{\"kind\":\"flatten\"},{\"kind\":\"linear\",\"weights\":\"square\",\"in\":%d,"
-             "\"out\":%d,\"id\":\"q\"},{\"kind\":\"flatten\",\"from\":\"input\"},"
-             "{\"kind\":\"linear\",\"weights\":\"linear\",\"in\":%d,\"out\":%d},"
-             "{\"kind\":\"add\",\"with\":\"q\"}],"
-             "\"attributes\":[{\"name\":\"y\",\"values\":[%s]}]}",
-             d, d, values, d, values, names);
-    struct model *m = test_model(text, &w, NULL, 0);
-    free(square);
-    return m;
-}
-
-/* Runs n chains of one condition to their end. */
-struct runs {
-    struct chain_group *g;
-    pthread_mutex_t mu;
-    pthread_cond_t cond;
-    bool done;
-};
-
-static void on_done(void *ctx, struct chain_group *g)
-{
-    struct runs *r = ctx;
-    (void)g;
-    pthread_mutex_lock(&r->mu);
-    r->done = true;
-    pthread_cond_signal(&r->cond);
-    pthread_mutex_unlock(&r->mu);
-}
-
-static struct chains *run_chains(struct runs *r, struct model *m, const struct condition *c,
-                                 const struct sampler *s, int n)
-{
-    struct chains *engine;
-    struct err e;
-    const struct condition **list = calloc((size_t)n, sizeof *list);
-    const struct chains_settings settings = {.workers = 2, .slots = 64, .quantum_steps = 32};
-    for (int i = 0; i < n; i++)
-        list[i] = c;
-    const struct chain_task t = {.model = m,
-                                 .n_chains = n,
-                                 .conditions = list,
-                                 .sampler = s,
-                                 .seed = 2026,
-                                 .weight = 1,
-                                 .done = on_done,
-                                 .ctx = r};
-    pthread_mutex_init(&r->mu, NULL);
-    pthread_cond_init(&r->cond, NULL);
-    r->done = false;
-    assert_int_equal(chains_open(&engine, &settings, &e), 0);
-    assert_int_equal(chains_submit(engine, &t, NULL, &r->g, &e), 0);
-    pthread_mutex_lock(&r->mu);
-    while (!r->done)
-        pthread_cond_wait(&r->cond, &r->mu);
-    pthread_mutex_unlock(&r->mu);
-    free(list);
-    chains_stop(engine); /* after the callback has returned */
-    return engine;
-}
-
-static void end_runs(struct runs *r, struct chains *engine)
-{
-    chain_group_free(r->g);
-    chains_close(engine);
-    pthread_mutex_destroy(&r->mu);
-    pthread_cond_destroy(&r->cond);
-}
-
-static void check_mean(const char *what, double value, double expected, double sd)
-{
-    const double z = (value - expected) / sd;
-    if (!(fabs(z) < BOUND))
-        fail_msg("%s: %.5f, expected %.5f (z = %.1f)", what, value, expected, z);
 }
 
 /* x' = x + a p (mu - x) + sqrt(2 a) n: the mean is mu, the variance 2 a / (1 - (1 - a p)^2)

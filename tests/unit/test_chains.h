@@ -17,7 +17,7 @@
 
 #include <cmocka.h>
 
-enum { JOBS = 7, CHAINS_MOST = 6, BUFFER = 5 };
+enum { JOBS = 11, CHAINS_MOST = 6, BUFFER = 5 };
 
 static const char faces_json[] =
     "{\"format\":1,\"name\":\"faces\",\"version\":\"1\",\"family\":\"mixed\","
@@ -45,6 +45,7 @@ static const struct condition *condition_list[JOBS][CHAINS_MOST];
 static struct sampler samplers[JOBS];
 static struct chain_task tasks[JOBS];
 static float image[60];
+static uint8_t mask[60]; /* one in three moves */
 
 /* What a group left, as bytes. */
 struct outcome {
@@ -136,6 +137,43 @@ static inline void define_jobs(void)
                             .noise = 0.05f,
                             .clamp = true,
                             .clamp_hi = 1});
+    define(7, faces, 5,
+           (struct sampler){.kind = SAMPLER_MALA,
+                            .steps = 29,
+                            .step_size = 0.002f,
+                            .temperature = 1.5f,
+                            .range_lo = -1,
+                            .range_hi = 1});
+    define(8, faces, 4,
+           (struct sampler){.kind = SAMPLER_HMC,
+                            .steps = 43, /* the last trajectory is short */
+                            .leapfrog_steps = 5,
+                            .step_size = 0.02f,
+                            .range_lo = -1,
+                            .range_hi = 1,
+                            .start_grid = 2,
+                            .start_noise = 0.3f});
+    define(9, faces, 2,
+           (struct sampler){.kind = SAMPLER_HMC,
+                            .steps = 1100,
+                            .leapfrog_steps = 2,
+                            .step_size = 0.1f,
+                            .range_lo = -1.5f,
+                            .range_hi = 1.5f,
+                            .start = START_IMAGE});
+    define(10, faces, 4,
+           (struct sampler){.rule = SAMPLER_NORMALISED,
+                            .steps = 15,
+                            .step_size = 10,
+                            .step_norm = 0.02f,
+                            .noise = 0.05f,
+                            .clamp = true,
+                            .clamp_lo = -0.5f,
+                            .clamp_hi = 0.5f,
+                            .start = START_BUFFER});
+    for (int i = 0; i < 60; i++)
+        mask[i] = (uint8_t)(i % 3 == 0);
+    tasks[9].mask = tasks[10].mask = mask;
     for (int job = 0; job < JOBS; job++)
         free_conditions(job, tasks[job].model, job == 3 ? 2 : 1);
     condition_fix(&conditions[0][1], 0, 1, 1);
@@ -146,6 +184,10 @@ static inline void define_jobs(void)
     condition_fix(&conditions[3][0], 1, 1, 1);
     condition_fix(&conditions[4][1], 0, 2, 1);
     condition_fix(&conditions[6][2], 0, 0, 3);
+    condition_fix(&conditions[7][1], 0, 0, 1);
+    condition_weigh(&conditions[8][2], 0, 1, 4);
+    condition_fix(&conditions[8][3], 0, 1, 0);
+    condition_fix(&conditions[10][0], 0, 2, 1);
 }
 
 /* A group in an engine, and the end it reports. */
@@ -226,6 +268,8 @@ static inline struct outcome outcome_of(const struct chain_group *g, const struc
         append(&o, &r.steps, sizeof r.steps);
         append(&o, &r.finished, sizeof r.finished);
         append(&o, &r.diverged, sizeof r.diverged);
+        append(&o, &r.proposals, sizeof r.proposals);
+        append(&o, &r.accepted, sizeof r.accepted);
         append(&o, &r.n_trace, sizeof r.n_trace);
         append(&o, r.trace_score, (size_t)r.n_trace * sizeof *r.trace_score);
         append(&o, r.trace_grad, (size_t)r.n_trace * sizeof *r.trace_grad);
