@@ -2,12 +2,13 @@
 #include "proto/sample_request.h"
 
 #include "ebm/score.h"
-#include "proto/base64.h"
 #include "proto/condition_message.h"
 #include "proto/job_members.h"
+#include "proto/sample_picture.h"
 
 #include <errno.h>
 #include <inttypes.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -190,24 +191,50 @@ static int read_start(struct sampler *s, struct json_reader *parent, struct err 
     return rc < 0 ? rc : json_reader_finish(&r, e);
 }
 
+/* [low, high]: 1; left out or null: 0. */
+static int get_pair(struct json_reader *r, const char *name, float *lo, float *hi, struct err *e)
+{
+    const json_t *value;
+    char pointer[48];
+    if (!json_get(r, name, &value))
+        return 0;
+    const json_t *first = json_array_get(value, 0), *second = json_array_get(value, 1);
+    if (json_array_size(value) != 2 || !json_is_number(first) || !json_is_number(second)) {
+        json_reader_pointer(r, name, pointer, sizeof pointer);
+        fail(e, FAIL_WRONG_TYPE, "\"%s\" must be [low, high] or null", name);
+        return fail_at(e, pointer);
+    }
+    *lo = (float)json_number_value(first);
+    *hi = (float)json_number_value(second);
+    return 1;
+}
+
+static bool is_null(const struct json_reader *r, const char *name)
+{
+    return json_is_null(json_object_get(r->object, name));
+}
+
 /* null switches the clamp off, [low, high] sets it. */
 static int read_clamp(struct sampler *s, struct json_reader *r, struct err *e)
 {
-    const json_t *value;
-    if (!json_get(r, "clamp", &value)) {
-        if (json_is_null(json_object_get(r->object, "clamp")))
-            s->clamp = false;
-        return 0;
+    const int rc = get_pair(r, "clamp", &s->clamp_lo, &s->clamp_hi, e);
+    s->clamp = rc > 0 || (s->clamp && !is_null(r, "clamp"));
+    return rc;
+}
+
+/* null lets MALA and HMC go anywhere. */
+static int read_range(struct sampler *s, struct json_reader *r, struct err *e)
+{
+    const int rc = get_pair(r, "range", &s->range_lo, &s->range_hi, e);
+    if (rc > 0 && !(isfinite(s->range_lo) && isfinite(s->range_hi))) {
+        fail(e, FAIL_OUT_OF_RANGE, "\"range\" must be two numbers that a float can hold, or null");
+        return fail_at(e, "/sampler/range");
     }
-    s->clamp = true;
-    const json_t *lo = json_array_get(value, 0), *hi = json_array_get(value, 1);
-    if (json_array_size(value) != 2 || !json_is_number(lo) || !json_is_number(hi)) {
-        fail(e, FAIL_WRONG_TYPE, "\"clamp\" must be [low, high] or null");
-        return fail_at(e, "/sampler/clamp");
+    if (rc == 0 && is_null(r, "range") && sampler_is_metropolis(s)) {
+        s->range_lo = -INFINITY;
+        s->range_hi = INFINITY;
     }
-    s->clamp_lo = (float)json_number_value(lo);
-    s->clamp_hi = (float)json_number_value(hi);
-    return 0;
+    return rc;
 }
 
 static int read_sampler_numbers(struct sampler *s, struct json_reader *r, struct err *e)
@@ -225,7 +252,11 @@ static int read_sampler_numbers(struct sampler *s, struct json_reader *r, struct
     if (rc >= 0)
         rc = get_count(r, "langevin_steps", 1, 1000, &s->langevin_steps, e);
     if (rc >= 0)
+        rc = get_count(r, "leapfrog_steps", 1, SAMPLER_LEAPFROG_MAX, &s->leapfrog_steps, e);
+    if (rc >= 0)
         rc = read_clamp(s, r, e);
+    if (rc >= 0)
+        rc = read_range(s, r, e);
     if (rc >= 0 && s->kind == SAMPLER_ULA && noise_given > 0) {
         fail(e, FAIL_UNSUPPORTED,
              "kind \"ula\" takes its noise from the step size (sqrt(2 a)); "
@@ -256,13 +287,17 @@ static int read_sampler(struct sample_request *q, struct json_reader *root,
     int rc = json_get_object(root, "sampler", &value, e);
     if (rc <= 0)
         return rc;
-    int kind = (int)s->kind, rule = (int)s->rule;
+    int kind = (int)s->kind;
     rc = json_reader_init(&r, value, "/sampler", e);
     if (rc == 0)
         rc = json_get_word(&r, "kind", sampler_kind_names, SAMPLER_KINDS, &kind, e);
+    s->kind = (enum sampler_kind)kind;
+    if (sampler_is_metropolis(s))
+        *s = sampler_metropolis_like(&q->model->d.sampler, s->kind, q->model->d.range_lo,
+                                     q->model->d.range_hi);
+    int rule = (int)s->rule;
     if (rc >= 0)
         rc = json_get_word(&r, "step_rule", sampler_rule_names, SAMPLER_RULES, &rule, e);
-    s->kind = (enum sampler_kind)kind;
     s->rule = (enum sampler_rule)rule;
     if (rc >= 0)
         rc = read_start(s, &r, e);
@@ -317,61 +352,6 @@ static int check_together(struct sample_request *q, struct err *e)
     return rc;
 }
 
-/* {"b64": …} -> the model's input. */
-static int decode_image(struct sample_request *q, const json_t *value,
-                        const struct sample_limits *limits, struct err *e)
-{
-    struct json_reader r;
-    const char *text = NULL;
-    unsigned char *bytes = NULL;
-    size_t size = 0;
-    struct image raw = {0}, sized = {0};
-    const struct net_shape in = q->model->d.input;
-    int rc = json_reader_init(&r, value, "/image", e);
-    if (rc == 0)
-        rc = json_get_string(&r, "b64", SIZE_MAX, &text, e);
-    if (rc == 0 && !text)
-        return json_missing(&r, "b64", e);
-    if (rc > 0)
-        rc = json_reader_finish(&r, e);
-    if (rc == 0)
-        rc = base64_to_bytes(text, strlen(text), &bytes, &size, e);
-    if (rc == 0)
-        rc = image_decode(&raw, bytes, size, in.c, &limits->image, e);
-    if (rc == 0)
-        rc = image_resize(&sized, &raw, (uint32_t)in.w, (uint32_t)in.h, IMAGE_FIT, e);
-    if (rc == 0) {
-        q->image = malloc(model_elements(q->model) * sizeof *q->image);
-        if (q->image)
-            model_from_pixels(q->model, sized.data, q->image);
-        else
-            rc = fail(e, FAIL_NO_MEMORY, "cannot allocate the start image");
-    }
-    if (rc < 0 && e && !e->pointer[0])
-        fail_at(e, "/image/b64");
-    image_fini(&sized);
-    image_fini(&raw);
-    free(bytes);
-    return rc;
-}
-
-static int read_image(struct sample_request *q, struct json_reader *root,
-                      const struct sample_limits *limits, struct err *e)
-{
-    const json_t *value;
-    int rc = json_get_object(root, "image", &value, e);
-    if (rc < 0)
-        return rc;
-    const bool wanted = q->sampler.start == START_IMAGE;
-    if (rc == 0)
-        return wanted ? json_missing(root, "image", e) : 0;
-    if (!wanted) {
-        fail(e, FAIL_UNSUPPORTED, "\"image\" needs \"start\": \"image\" in the sampler");
-        return fail_at(e, "/image");
-    }
-    return decode_image(q, value, limits, e);
-}
-
 /* A string of digits (any 64-bit number) or an integer. */
 static int read_seed(struct sample_request *q, struct json_reader *root, struct err *e)
 {
@@ -424,7 +404,6 @@ static int read_rest(struct sample_request *q, struct json_reader *root,
                      const struct sample_limits *limits, struct err *e)
 {
     struct job_members m;
-    const json_t *ignored;
     int rc = read_seed(q, root, e);
     if (rc >= 0)
         rc = read_outputs(q, root, e);
@@ -437,10 +416,6 @@ static int read_rest(struct sample_request *q, struct json_reader *root,
         q->priority = m.priority;
         q->deadline_ms = m.deadline_ms;
         q->labels = m.labels;
-    }
-    if (rc >= 0 && json_get(root, "mask", &ignored) && !json_is_null(ignored)) {
-        fail(e, FAIL_UNSUPPORTED, "inpainting with a \"mask\" is not offered here");
-        rc = fail_at(e, "/mask");
     }
     return rc < 0 ? rc : 0;
 }
@@ -470,7 +445,7 @@ int sample_request_parse(struct sample_request **out, const json_t *root, struct
     if (rc == 0)
         rc = check_together(q, e);
     if (rc == 0)
-        rc = read_image(q, &r, limits, e);
+        rc = sample_picture_read(q, &r, limits, e);
     if (rc == 0)
         rc = read_rest(q, &r, limits, e);
     if (rc == 0)
@@ -490,6 +465,7 @@ void sample_request_free(struct sample_request *r)
         condition_fini(&r->conditions[i]);
     free(r->of_chain);
     free(r->image);
+    free(r->mask);
     model_put(r->model);
     free(r);
 }

@@ -37,7 +37,8 @@ struct sample_request {
     int n_chains;                      /* sum of counts */
     const struct condition **of_chain; /* [n_chains] */
     struct sampler sampler;
-    float *image; /* START_IMAGE: [C][H][W], else NULL */
+    float *image;  /* START_IMAGE or with a mask: [C][H][W], else NULL */
+    uint8_t *mask; /* [C][H][W], 0 = stays as in the image; NULL = all move */
     bool seed_given;
     uint64_t seed;
     unsigned outputs;        /* of enum sample_output */

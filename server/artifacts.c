@@ -6,8 +6,10 @@
 #include "file/digest.h"
 #include "file/safetensors.h"
 #include "proto/image.h"
+#include "server/mixing_json.h"
 
 #include <inttypes.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -198,14 +200,22 @@ static json_t *sampler_json(const struct sampler *s)
 {
     json_t *clamp =
         s->clamp ? json_pack("[f, f]", (double)s->clamp_lo, (double)s->clamp_hi) : json_null();
-    return json_pack("{s:s, s:s, s:i, s:i, s:i, s:f, s:f, s:f, s:f, s:f, s:o, s:{s:s, s:i, s:f}}",
-                     "kind", sampler_kind_names[s->kind], "step_rule", sampler_rule_names[s->rule],
-                     "steps", s->steps, "langevin_steps", s->langevin_steps, "cool_last",
-                     s->cool_last, "step_size", (double)s->step_size, "step_norm",
-                     (double)s->step_norm, "noise", (double)s->noise, "temperature",
-                     (double)s->temperature, "pixel_clamp", (double)s->pixel_clamp, "clamp", clamp,
-                     "start", "kind", start_kind_names[s->start], "grid", s->start_grid, "noise",
-                     (double)s->start_noise);
+    json_t *root = json_pack(
+        "{s:s, s:s, s:i, s:i, s:i, s:f, s:f, s:f, s:f, s:f, s:o, s:{s:s, s:i, s:f}}", "kind",
+        sampler_kind_names[s->kind], "step_rule", sampler_rule_names[s->rule], "steps", s->steps,
+        "langevin_steps", s->langevin_steps, "cool_last", s->cool_last, "step_size",
+        (double)s->step_size, "step_norm", (double)s->step_norm, "noise", (double)s->noise,
+        "temperature", (double)s->temperature, "pixel_clamp", (double)s->pixel_clamp, "clamp",
+        clamp, "start", "kind", start_kind_names[s->start], "grid", s->start_grid, "noise",
+        (double)s->start_noise);
+    if (sampler_is_metropolis(s))
+        json_object_set_new(root, "range",
+                            isfinite(s->range_lo)
+                                ? json_pack("[f, f]", (double)s->range_lo, (double)s->range_hi)
+                                : json_null());
+    if (s->kind == SAMPLER_HMC)
+        json_object_set_new(root, "leapfrog_steps", json_integer(s->leapfrog_steps));
+    return root;
 }
 
 static json_t *provenance_json(const struct sample_request *q, const struct blob *request_text)
@@ -301,6 +311,10 @@ static int render_result(struct artifacts *a, const struct sample_request *q,
 {
     long long steps = 0;
     int satisfied = 0;
+    json_t *mixing;
+    const int rc = mixing_json(&mixing, q, g, e);
+    if (rc != 0)
+        return rc;
     json_t *samples = samples_json(q, g), *sample;
     size_t i;
     json_array_foreach(samples, i, sample)
@@ -312,16 +326,22 @@ static int render_result(struct artifacts *a, const struct sample_request *q,
     json_t *warnings = json_array();
     for (int w = 0; w < q->n_warnings; w++)
         json_array_append_new(warnings, json_string(q->warnings[w]));
+    if (mixing_is_stuck(q, g))
+        json_array_append_new(
+            warnings,
+            json_string("no proposal was accepted: make \"step_size\" smaller, or \"range\" "
+                        "wider if pixels of the start lie on its bounds"));
     json_t *files = json_array();
     for (int f = 0; f < a->n; f++)
         json_array_append_new(files, json_pack("{s:s, s:s, s:I, s:s}", "name", a->list[f].name,
                                                "content_type", a->list[f].content_type,
                                                "size_bytes", (json_int_t)a->list[f].body->size,
                                                "sha256", a->list[f].sha256));
-    a->result = json_blob(json_pack(
-        "{s:o, s:o, s:{s:I, s:i, s:i, s:i}, s:o}", "artifacts", files, "samples", samples,
-        "diagnostics", "chain_steps", (json_int_t)steps, "chains", q->n_chains, "diverged_chains",
-        a->diverged, "conditions_satisfied", satisfied, "warnings", warnings));
+    a->result = json_blob(json_pack("{s:o, s:o, s:{s:I, s:i, s:i, s:i, s:o}, s:o}", "artifacts",
+                                    files, "samples", samples, "diagnostics", "chain_steps",
+                                    (json_int_t)steps, "chains", q->n_chains, "diverged_chains",
+                                    a->diverged, "conditions_satisfied", satisfied, "conditions",
+                                    mixing, "warnings", warnings));
     return a->result ? 0 : fail(e, FAIL_NO_MEMORY, "no memory for the result");
 }
 

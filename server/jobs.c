@@ -118,6 +118,7 @@ struct chain_task jobs_task(const struct sample_request *q)
                                .conditions = q->of_chain,
                                .sampler = &q->sampler,
                                .image = q->image,
+                               .mask = q->mask,
                                .seed = q->seed,
                                .weight = weights[q->priority]};
 }

@@ -6,6 +6,7 @@
 #include "tests/unit/tiny_model.h"
 
 #include <stdlib.h>
+#include <string.h>
 #include <unistd.h>
 
 enum { IMAGES_MAX = 100, STEPS_MAX = 5000 };
@@ -85,7 +86,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     if (rc == 0) {
         check_conditions(q);
         invariant(sampler_check(&q->sampler, &e) == 0 && q->sampler.steps <= STEPS_MAX);
-        invariant((q->image != NULL) == (q->sampler.start == START_IMAGE));
+        invariant((q->image != NULL) == (q->sampler.start == START_IMAGE || q->mask != NULL));
+        invariant(!q->mask || memchr(q->mask, 1, model_elements(m)));
         check_again(q, root, &limits);
         sample_request_free(q);
     } else {

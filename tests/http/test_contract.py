@@ -211,7 +211,7 @@ class Tour(jemd_test.Case):
         members = {
             "type": ["samples", 5, None, []], "model": [5, "m" * 64], "seed": ["x", "", -1, 1.5, "-1", [], True],
             "conditions": [{}, [], [5], "x", [condition] * 65, None], "sampler": [5, [], "sgld"],
-            "image": [{}, "x", {"b64": 5}, {"b64": "", "c": 1}], "mask": [{"b64": ""}],
+            "image": [{}, "x", {"b64": 5}, {"b64": "", "c": 1}], "mask": [{}, "x", {"b64": 5}, {"b64": "", "c": 1}],
             "outputs": ["grid", [5], ["grids"], ["grid"] * 9], "preview_every_steps": [-1, 1.5, "1"],
             "priority": ["hi", 1], "deadline": [5, "2" * 41], "labels": [{"a": 5}, {"k" * 64: "v"}, {"k": "v" * 256}, []],
             "extra": [1]}
@@ -224,7 +224,7 @@ class Tour(jemd_test.Case):
         for name, values in inner.items():
             for value in values:
                 yield {**JOB, "conditions": [{**condition, name: value}]}
-        sampler = {"kind": ["mala", 5], "steps": [-1, 1.5, "4"], "step_rule": ["free"], "noise": [-1, 1001, "1"],
+        sampler = {"kind": ["nuts", 5], "leapfrog_steps": [0, 1001, 1.5], "range": [[1], [1, 2, 3], 5, ["a", "b"]], "steps": [-1, 1.5, "4"], "step_rule": ["free"], "noise": [-1, 1001, "1"],
                    "temperature": [0, -1], "langevin_steps": [0, 1001], "clamp": [[1], [1, 2, 3], 5, ["a", "b"]],
                    "start": ["here", 5, {"kind": "x"}, {"grid": -1}, {"sort": 1}], "stesp": [1]}
         for name, values in sampler.items():

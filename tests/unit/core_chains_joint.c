@@ -103,11 +103,15 @@ static void bits_do_not_depend_on_the_batch_or_on_a_resume(void **state)
     (void)state;
     for (int i = 0; i < MODELS; i++) {
         struct model *m = open_model(texts[i], 3);
-        for (int kind = 0; kind < 2; kind++) {
+        for (int kind = 0; kind < 3; kind++) {
             struct work w, other;
             struct job j, k;
             struct sampler s = gibbs;
             s.kind = kind ? SAMPLER_SGLD : SAMPLER_GIBBS;
+            if (kind == 2) {
+                s = sampler_metropolis_like(&gibbs, SAMPLER_HMC, 0, 1);
+                s.leapfrog_steps = 3;
+            }
             work_open(&w, m, 5, s);
             s.steps = 33;
             work_open(&other, m, 4, s);

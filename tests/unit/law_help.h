@@ -48,6 +48,7 @@ static inline struct model *quadratic(int d, int values, const float *p, const f
 /* Runs n chains of one condition to their end. */
 struct runs {
     struct chain_group *g;
+    const struct condition **conditions;
     pthread_mutex_t mu;
     pthread_cond_t cond;
     bool done;
@@ -63,36 +64,51 @@ static inline void on_done(void *ctx, struct chain_group *g)
     pthread_mutex_unlock(&r->mu);
 }
 
-static inline struct chains *run_masked(struct runs *r, struct model *m, const struct condition *c,
-                                        const struct sampler *s, int n, const float *image,
-                                        const uint8_t *mask)
+static inline struct chains *open_engine(int workers)
 {
+    const struct chains_settings settings = {.workers = workers, .slots = 64, .quantum_steps = 32};
     struct chains *engine;
     struct err e;
-    const struct condition **list = calloc((size_t)n, sizeof *list);
-    const struct chains_settings settings = {.workers = 2, .slots = 64, .quantum_steps = 32};
-    for (int i = 0; i < n; i++)
-        list[i] = c;
-    const struct chain_task t = {.model = m,
-                                 .n_chains = n,
-                                 .conditions = list,
-                                 .sampler = s,
-                                 .image = image,
-                                 .mask = mask,
-                                 .seed = 2026,
-                                 .weight = 1,
-                                 .done = on_done,
-                                 .ctx = r};
+    assert_int_equal(chains_open(&engine, &settings, &e), 0);
+    return engine;
+}
+
+/* `t` with all that runs have in common. */
+static inline void start_runs(struct runs *r, struct chains *engine, const struct condition *c,
+                              struct chain_task t)
+{
+    struct err e;
+    r->conditions = calloc((size_t)t.n_chains, sizeof *r->conditions);
+    for (int i = 0; i < t.n_chains; i++)
+        r->conditions[i] = c;
+    t.conditions = r->conditions;
+    t.seed = 2026;
+    t.weight = 1;
+    t.done = on_done;
+    t.ctx = r;
     pthread_mutex_init(&r->mu, NULL);
     pthread_cond_init(&r->cond, NULL);
     r->done = false;
-    assert_int_equal(chains_open(&engine, &settings, &e), 0);
     assert_int_equal(chains_submit(engine, &t, NULL, &r->g, &e), 0);
+}
+
+static inline void wait_runs(struct runs *r)
+{
     pthread_mutex_lock(&r->mu);
     while (!r->done)
         pthread_cond_wait(&r->cond, &r->mu);
     pthread_mutex_unlock(&r->mu);
-    free(list);
+}
+
+static inline struct chains *run_masked(struct runs *r, struct model *m, const struct condition *c,
+                                        const struct sampler *s, int n, const float *image,
+                                        const uint8_t *mask)
+{
+    struct chains *engine = open_engine(2);
+    start_runs(
+        r, engine, c,
+        (struct chain_task){.model = m, .n_chains = n, .sampler = s, .image = image, .mask = mask});
+    wait_runs(r);
     chains_stop(engine); /* after the callback has returned */
     return engine;
 }
@@ -106,7 +122,8 @@ static inline struct chains *run_chains(struct runs *r, struct model *m, const s
 static inline void end_runs(struct runs *r, struct chains *engine)
 {
     chain_group_free(r->g);
-    chains_close(engine);
+    chains_close(engine); /* NULL is allowed */
+    free(r->conditions);
     pthread_mutex_destroy(&r->mu);
     pthread_cond_destroy(&r->cond);
 }

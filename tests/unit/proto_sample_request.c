@@ -11,6 +11,7 @@
 #include <cmocka.h>
 /* clang-format on */
 
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <unistd.h>
@@ -19,6 +20,30 @@
 /* a 1x1 grey PNG */
 #define PNG                                                                                        \
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGPwBQAATwBOaYsBbAAAAABJRU5ErkJggg=="
+
+/* 2x2 and 4x4 pixels: an image, a mask of a corner, one of a barely blue pixel, of none; a white 1x1; an
+ * image and a mask of one faint pixel */
+#define SQUARE                                                                                     \
+    "iVBORw0KGgoAAAANSUhEUgAAAAIAAAACCAAAAABX3VL4AAAADklEQVR42mPgOsHA8B8ABFcB0hY6IiwA"             \
+    "AAAASUVORK5CYII="
+#define CORNER                                                                                     \
+    "iVBORw0KGgoAAAANSUhEUgAAAAIAAAACCAAAAABX3VL4AAAADklEQVR42mNg+M/AwAAABAIBAI0aWAIA"             \
+    "AAAASUVORK5CYII="
+#define FAINT                                                                                      \
+    "iVBORw0KGgoAAAANSUhEUgAAAAIAAAACCAIAAAD91JpzAAAAD0lEQVR42mNggAFGBgYGAAASAAKt/upB"             \
+    "AAAAAElFTkSuQmCC"
+#define BLACK                                                                                      \
+    "iVBORw0KGgoAAAANSUhEUgAAAAIAAAACCAAAAABX3VL4AAAADklEQVR42mNgYGBgYAAAAAYAAW/q15wA"             \
+    "AAAASUVORK5CYII="
+#define DOT                                                                                        \
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR42mP4DwABAQEAHLCMmQAAAABJ"             \
+    "RU5ErkJggg=="
+#define WIDE                                                                                       \
+    "iVBORw0KGgoAAAANSUhEUgAAAAQAAAAECAAAAACMmsGiAAAAE0lEQVR42mPk4uLiYmJgYGBAEAADIAAw"             \
+    "HIIlEwAAAABJRU5ErkJggg=="
+#define WIDEDOT                                                                                    \
+    "iVBORw0KGgoAAAANSUhEUgAAAAQAAAAECAAAAACMmsGiAAAAD0lEQVR42mNgYGBgZ0AFAACEAAjhQGIV"             \
+    "AAAAAElFTkSuQmCC"
 
 static const struct sample_limits limits = {
     .max_images = 20,
@@ -87,6 +112,7 @@ static void the_least_request_takes_the_models_defaults(void **state)
     assert_true(!q->seed_given && q->priority == 1 && q->deadline_ms == 0 && !q->labels);
     assert_int_equal(q->preview_every_steps, 0);
     assert_null(q->image);
+    assert_null(q->mask);
     sample_request_free(q);
 }
 
@@ -130,6 +156,59 @@ static void a_start_image_becomes_the_models_input(void **state)
     for (int i = 1; i < 4; i++)
         assert_true(q->image[i] == q->image[0]);
     assert_true(q->image[0] >= 0 && q->image[0] <= 1);
+    sample_request_free(q);
+}
+
+#define MASKED(start, image, mask)                                                                 \
+    "{" ONE ",\"sampler\":{\"start\":\"" start "\"},\"image\":{\"b64\":\"" image "\"},"            \
+    "\"mask\":{\"b64\":\"" mask "\"}}"
+
+/* `wanted`: '1' where a pixel moves. */
+static void check_mask(const char *json, const char *wanted, enum start_kind start)
+{
+    struct sample_request *q = good(json);
+    assert_true(q->image && q->mask && q->sampler.start == start);
+    for (int i = 0; i < 4; i++)
+        assert_int_equal(q->mask[i], wanted[i] - '0');
+    sample_request_free(q);
+}
+
+static void a_mask_says_what_moves(void **state)
+{
+    (void)state;
+    check_mask(MASKED("image", SQUARE, CORNER), "0100", START_IMAGE);
+    check_mask(MASKED("noise", SQUARE, CORNER), "0100", START_NOISE);
+    check_mask(MASKED("buffer", SQUARE, FAINT), "0010", START_BUFFER);
+    check_mask(MASKED("image", SQUARE, SQUARE), "1101", START_IMAGE);
+    check_mask(MASKED("image", WIDE, WIDEDOT), "0100", START_IMAGE);
+    struct sample_request *q = good(MASKED("noise", SQUARE, CORNER));
+    assert_true(fabsf(q->image[0] - 10 / 255.0f) < 1e-6f && fabsf(q->image[3] - 1) < 1e-6f);
+    sample_request_free(q);
+}
+
+static void mala_and_hmc_take_steps_start_and_range_of_the_model(void **state)
+{
+    (void)state;
+    struct sample_request *q = good("{" ONE ",\"sampler\":{\"kind\":\"mala\"}}");
+    const struct sampler *s = &q->sampler, *d = &model->d.sampler;
+    assert_true(s->kind == SAMPLER_MALA && s->rule == SAMPLER_FIXED && s->steps == d->steps);
+    assert_true(s->step_size == 0.5f * d->noise * d->noise && s->noise == 0 && !s->clamp);
+    assert_true(s->range_lo == 0 && s->range_hi == 1 && s->leapfrog_steps == 0);
+    sample_request_free(q);
+    q = good("{" ONE ",\"sampler\":{\"kind\":\"hmc\",\"step_size\":0.25,\"leapfrog_steps\":7,"
+             "\"range\":[-2,3],\"temperature\":2,\"steps\":70,\"cool_last\":0,\"noise\":0,"
+             "\"step_rule\":\"fixed\",\"clamp\":null,\"start\":\"buffer\"}}");
+    s = &q->sampler;
+    assert_true(s->kind == SAMPLER_HMC && s->step_size == 0.25f && s->leapfrog_steps == 7);
+    assert_true(s->range_lo == -2 && s->range_hi == 3 && s->temperature == 2 && s->steps == 70);
+    assert_int_equal(s->start, START_BUFFER);
+    sample_request_free(q);
+    q = good("{" ONE ",\"sampler\":{\"kind\":\"hmc\",\"range\":null}}");
+    assert_int_equal(q->sampler.leapfrog_steps, SAMPLER_LEAPFROG_STEPS);
+    assert_true(q->sampler.range_lo == -INFINITY && q->sampler.range_hi == INFINITY);
+    sample_request_free(q);
+    q = good("{" ONE ",\"sampler\":{\"kind\":\"sgld\",\"range\":null}}");
+    assert_memory_equal(&q->sampler, &model->d.sampler, sizeof q->sampler);
     sample_request_free(q);
 }
 
@@ -222,6 +301,7 @@ static void bad_conditions_are_refused_with_their_place(void **state)
 }
 
 #define SAMPLER(x) "{" ONE ",\"sampler\":{" x "}}"
+#define MALA(x) SAMPLER("\"kind\":\"mala\"," x)
 
 static void bad_samplers_are_refused_with_their_place(void **state)
 {
@@ -252,6 +332,25 @@ static void bad_samplers_are_refused_with_their_place(void **state)
         {SAMPLER("\"start\":{\"grid\":5000}"), FAIL_OUT_OF_RANGE, "/sampler/start/grid", NULL},
         {SAMPLER("\"stpes\":5"), FAIL_UNKNOWN_FIELD, "/sampler/stpes", "steps"},
         {SAMPLER("\"start\":\"image\""), FAIL_MISSING_FIELD, "/image", NULL},
+        {SAMPLER("\"kind\":\"mal\""), FAIL_OUT_OF_RANGE, "/sampler/kind", "mala"},
+        {MALA("\"clamp\":[0,1]"), FAIL_UNSUPPORTED, "/sampler/clamp", NULL},
+        {MALA("\"cool_last\":1"), FAIL_UNSUPPORTED, "/sampler/cool_last", NULL},
+        {MALA("\"step_rule\":\"normalised\""), FAIL_UNSUPPORTED, "/sampler/step_rule", NULL},
+        {MALA("\"step_norm\":1"), FAIL_UNSUPPORTED, "/sampler/step_norm", NULL},
+        {MALA("\"noise\":1"), FAIL_UNSUPPORTED, "/sampler/noise", NULL},
+        {MALA("\"pixel_clamp\":1"), FAIL_UNSUPPORTED, "/sampler/pixel_clamp", NULL},
+        {MALA("\"langevin_steps\":2"), FAIL_UNSUPPORTED, "/sampler/langevin_steps", NULL},
+        {MALA("\"leapfrog_steps\":2"), FAIL_UNSUPPORTED, "/sampler/leapfrog_steps", NULL},
+        {MALA("\"step_size\":0"), FAIL_OUT_OF_RANGE, "/sampler/step_size", NULL},
+        {MALA("\"range\":[1,1]"), FAIL_OUT_OF_RANGE, "/sampler/range", NULL},
+        {MALA("\"range\":[0,1e300]"), FAIL_OUT_OF_RANGE, "/sampler/range", NULL},
+        {MALA("\"range\":[0]"), FAIL_WRONG_TYPE, "/sampler/range", NULL},
+        {SAMPLER("\"range\":[0,1]"), FAIL_UNSUPPORTED, "/sampler/range", NULL},
+        {SAMPLER("\"leapfrog_steps\":3"), FAIL_UNSUPPORTED, "/sampler/leapfrog_steps", NULL},
+        {SAMPLER("\"kind\":\"hmc\",\"leapfrog_steps\":0"), FAIL_OUT_OF_RANGE,
+         "/sampler/leapfrog_steps", NULL},
+        {SAMPLER("\"kind\":\"hmc\",\"leapfrog_steps\":1001"), FAIL_OUT_OF_RANGE,
+         "/sampler/leapfrog_steps", NULL},
     };
     for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++)
         expect(&bad[i]);
@@ -270,7 +369,16 @@ static void bad_images_and_the_rest_are_refused_with_their_place(void **state)
         {IMAGE("{\"b64\":\"\"}"), FAIL_BAD_IMAGE, "/image/b64", NULL},
         {IMAGE("{\"b64\":\"Zm9vYmFy\"}"), FAIL_BAD_IMAGE, "/image/b64", NULL},
         {IMAGE("{\"b64\":\"" PNG "\",\"id\":1}"), FAIL_UNKNOWN_FIELD, "/image/id", NULL},
-        {"{" ONE ",\"mask\":{}}", FAIL_UNSUPPORTED, "/mask", NULL},
+        {"{" ONE ",\"mask\":{}}", FAIL_MISSING_FIELD, "/image", NULL},
+        {"{" ONE ",\"mask\":7}", FAIL_WRONG_TYPE, "/mask", NULL},
+        {"{" ONE ",\"image\":{\"b64\":\"" PNG "\"},\"mask\":{}}", FAIL_MISSING_FIELD, "/mask/b64",
+         NULL},
+        {MASKED("image", "", CORNER), FAIL_BAD_IMAGE, "/image/b64", NULL},
+        {MASKED("image", SQUARE, "?"), FAIL_BAD_BASE64, "/mask/b64", NULL},
+        {MASKED("image", SQUARE, "Zm9vYmFy"), FAIL_BAD_IMAGE, "/mask/b64", NULL},
+        {MASKED("image", SQUARE, DOT), FAIL_IMAGE_SIZE_MISMATCH, "/mask/b64", NULL},
+        {MASKED("noise", SQUARE, WIDEDOT), FAIL_IMAGE_SIZE_MISMATCH, "/mask/b64", NULL},
+        {MASKED("image", SQUARE, BLACK), FAIL_OUT_OF_RANGE, "/mask", NULL},
         {"{" ONE ",\"seed\":-1}", FAIL_OUT_OF_RANGE, "/seed", NULL},
         {"{" ONE ",\"seed\":1.5}", FAIL_OUT_OF_RANGE, "/seed", NULL},
         {"{" ONE ",\"seed\":\"\"}", FAIL_OUT_OF_RANGE, "/seed", NULL},
@@ -401,6 +509,8 @@ int main(void)
         cmocka_unit_test_teardown(the_least_request_takes_the_models_defaults, drop_root),
         cmocka_unit_test_teardown(a_full_request_is_understood, drop_root),
         cmocka_unit_test_teardown(a_start_image_becomes_the_models_input, drop_root),
+        cmocka_unit_test_teardown(a_mask_says_what_moves, drop_root),
+        cmocka_unit_test_teardown(mala_and_hmc_take_steps_start_and_range_of_the_model, drop_root),
         cmocka_unit_test_teardown(a_clamp_can_be_switched_off, drop_root),
         cmocka_unit_test_teardown(the_buffer_can_be_a_start_and_an_early_end_cools_less, drop_root),
         cmocka_unit_test_teardown(seeds_are_64_bits_as_text_or_an_integer, drop_root),
