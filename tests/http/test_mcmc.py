@@ -66,7 +66,7 @@ class Bowl(jemd_test.Case):
         folder = tempfile.TemporaryDirectory(prefix="jemd-bowl-")
         cls.addClassCleanup(folder.cleanup)
         write_bowl(folder.name)
-        cls.FLAGS = ("--models.directory=" + folder.name,)
+        cls.FLAGS = ("--models.directory=" + folder.name, "--sampler.workers=1", "--sampler.nice=0")
         super().setUpClass()
 
     def result(self, document):
@@ -107,14 +107,15 @@ class Kinds(Bowl):
             document = ask(2, sampler={"kind": kind, "steps": 20, **sampler})
             first = drawn(self.daemon, document)
             again = drawn(self.daemon, {**document, "sampler": json.loads(first["provenance.json"])["sampler"]})
-            self.assertEqual(first["samples.safetensors"][-200:], again["samples.safetensors"][-200:], kind)
+            for name, array in tensors(first["samples.safetensors"])[0].items():
+                np.testing.assert_array_equal(array, tensors(again["samples.safetensors"])[0][name], kind)
             self.assertEqual(first["trace.json"], again["trace.json"], kind)
 
     def test_they_stay_in_range_and_accept_some(self):
         for kind in ("mala", "hmc"):
-            document = ask(8, sampler={"kind": kind, "steps": 60, "range": [-.8, 1], **KINDS[kind]})
+            document = ask(8, sampler={"kind": kind, "steps": 60, "range": [-.75, 1], **KINDS[kind]})
             x = self.x(document)
-            self.assertTrue(x.min() >= -.8 and x.max() <= 1)
+            self.assertTrue(x.min() >= -.75 and x.max() <= 1)
             rate = self.result(document)["diagnostics"]["conditions"][0]["acceptance_rate"]
             self.assertTrue(0 < rate < 1, rate)
 
