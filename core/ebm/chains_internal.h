@@ -24,6 +24,8 @@ struct chain_state {
     double kinetic;
 };
 
+_Static_assert(sizeof(struct chain_state) == 40, "a checkpoint's bytes are all defined");
+
 /* Arrays of elements beside x of a chain of MALA or HMC: d score / dx at x, and of the trajectory under
  * way position and momentum. */
 enum { CARRIED = 3 };

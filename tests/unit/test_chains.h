@@ -96,6 +96,48 @@ static inline void define(int job, struct model *m, int n_chains, struct sampler
                                      .weight = 1};
 }
 
+/* MALA, HMC and masks. */
+static inline void define_later_jobs(void)
+{
+    define(7, faces, 5,
+           (struct sampler){.kind = SAMPLER_MALA,
+                            .steps = 29,
+                            .step_size = 0.002f,
+                            .temperature = 1.5f,
+                            .range_lo = -1,
+                            .range_hi = 1});
+    define(8, faces, 4,
+           (struct sampler){.kind = SAMPLER_HMC,
+                            .steps = 43, /* the last trajectory is short */
+                            .leapfrog_steps = 5,
+                            .step_size = 0.02f,
+                            .range_lo = -1,
+                            .range_hi = 1,
+                            .start_grid = 2,
+                            .start_noise = 0.3f});
+    define(9, faces, 2,
+           (struct sampler){.kind = SAMPLER_HMC,
+                            .steps = 1100,
+                            .leapfrog_steps = 2,
+                            .step_size = 0.1f,
+                            .range_lo = -1.5f,
+                            .range_hi = 1.5f,
+                            .start = START_IMAGE});
+    define(10, faces, 4,
+           (struct sampler){.rule = SAMPLER_NORMALISED,
+                            .steps = 15,
+                            .step_size = 10,
+                            .step_norm = 0.02f,
+                            .noise = 0.05f,
+                            .clamp = true,
+                            .clamp_lo = -0.5f,
+                            .clamp_hi = 0.5f,
+                            .start = START_BUFFER});
+    for (int i = 0; i < 60; i++)
+        mask[i] = (uint8_t)(i % 3 == 0);
+    tasks[9].mask = tasks[10].mask = mask;
+}
+
 static inline void define_jobs(void)
 {
     define(0, faces, 5,
@@ -137,43 +179,7 @@ static inline void define_jobs(void)
                             .noise = 0.05f,
                             .clamp = true,
                             .clamp_hi = 1});
-    define(7, faces, 5,
-           (struct sampler){.kind = SAMPLER_MALA,
-                            .steps = 29,
-                            .step_size = 0.002f,
-                            .temperature = 1.5f,
-                            .range_lo = -1,
-                            .range_hi = 1});
-    define(8, faces, 4,
-           (struct sampler){.kind = SAMPLER_HMC,
-                            .steps = 43, /* the last trajectory is short */
-                            .leapfrog_steps = 5,
-                            .step_size = 0.02f,
-                            .range_lo = -1,
-                            .range_hi = 1,
-                            .start_grid = 2,
-                            .start_noise = 0.3f});
-    define(9, faces, 2,
-           (struct sampler){.kind = SAMPLER_HMC,
-                            .steps = 1100,
-                            .leapfrog_steps = 2,
-                            .step_size = 0.1f,
-                            .range_lo = -1.5f,
-                            .range_hi = 1.5f,
-                            .start = START_IMAGE});
-    define(10, faces, 4,
-           (struct sampler){.rule = SAMPLER_NORMALISED,
-                            .steps = 15,
-                            .step_size = 10,
-                            .step_norm = 0.02f,
-                            .noise = 0.05f,
-                            .clamp = true,
-                            .clamp_lo = -0.5f,
-                            .clamp_hi = 0.5f,
-                            .start = START_BUFFER});
-    for (int i = 0; i < 60; i++)
-        mask[i] = (uint8_t)(i % 3 == 0);
-    tasks[9].mask = tasks[10].mask = mask;
+    define_later_jobs();
     for (int job = 0; job < JOBS; job++)
         free_conditions(job, tasks[job].model, job == 3 ? 2 : 1);
     condition_fix(&conditions[0][1], 0, 1, 1);
