@@ -117,8 +117,8 @@ void stage_enter(struct stage *s, struct chain_group *g, int chain, int64_t now_
                                   .trace_first = g->state[chain].n_trace};
     memcpy(s->x + row * g->elements, g->x + from * g->elements, g->elements * sizeof *s->x);
     memcpy(s->y + row * k, g->y + from * k, k * sizeof *s->y);
-    if (metropolis_in(&s->slots[row]))
-        metropolis_enter(s, s->n);
+    if (proposal_in(&s->slots[row]))
+        proposal_enter(s, s->n);
     s->n++;
 }
 
@@ -130,8 +130,8 @@ void stage_save(struct stage *s, int i)
     const size_t logits = (size_t)g->logits;
     slot->state.n_trace = slot->trace_first + slot->trace_count;
     g->state[slot->chain] = slot->state;
-    if (metropolis_in(slot))
-        metropolis_save(s, i);
+    if (proposal_in(slot))
+        proposal_save(s, i);
     else
         memcpy(g->x + to * g->elements, s->x + row * g->elements, g->elements * sizeof *g->x);
     memcpy(g->y + to * k, s->y + row * k, k * sizeof *g->y);
@@ -154,8 +154,8 @@ void stage_remove(struct stage *s, int i)
     const size_t k = (size_t)g->attributes, logits = (size_t)g->logits;
     const size_t bytes = (size_t)s->slots[from].trace_count * sizeof(float);
     s->slots[to] = s->slots[from];
-    if (metropolis_in(&s->slots[to]))
-        metropolis_put(s, i, s->n);
+    if (proposal_in(&s->slots[to]))
+        proposal_put(s, i, s->n);
     memcpy(s->x + to * g->elements, s->x + from * g->elements, g->elements * sizeof *s->x);
     memcpy(s->y + to * k, s->y + from * k, k * sizeof *s->y);
     memcpy(s->logits + to * logits, s->logits + from * logits, logits * sizeof *s->logits);
@@ -300,16 +300,16 @@ void stage_iterate(struct stage *s, bool alone)
         begin(s, i);
     const float *logits = net_forward(w, s->n, s->x);
     for (int i = 0; i < s->n; i++) {
-        if (metropolis_in(&s->slots[i]))
-            metropolis_look(s, i, logits + (size_t)i * l);
-        moving[i] = metropolis_in(&s->slots[i]) || look(s, i, logits + (size_t)i * l);
+        if (proposal_in(&s->slots[i]))
+            proposal_look(s, i, logits + (size_t)i * l);
+        moving[i] = proposal_in(&s->slots[i]) || look(s, i, logits + (size_t)i * l);
         any |= moving[i];
     }
     if (any)
         net_backward_input(w, s->n, s->dlogits, s->grad);
     for (int i = 0; i < s->n; i++) {
-        if (metropolis_in(&s->slots[i]))
-            metropolis_move(s, i);
+        if (proposal_in(&s->slots[i]))
+            proposal_move(s, i);
         else if (moving[i])
             move(s, i);
         else

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #pragma once
-/* Shared by chains.c (scheduling), chain_stage.c and chain_metropolis.c (arithmetic) and chain_group.c
+/* Shared by chains.c (scheduling), chain_stage.c and chain_proposal.c (arithmetic) and chain_group.c
  * (storage); private to these four. */
 #include "base/mem.h"
 #include "ebm/chains.h"
@@ -113,14 +113,14 @@ const struct condition *stage_condition(const struct slot *slot);
 void stage_trace(struct stage *s, int i, float grad);
 
 /* Chains of MALA and HMC. Their part of enter, save and remove: */
-bool metropolis_in(const struct slot *slot);
-void metropolis_enter(struct stage *s, int i);
-void metropolis_save(const struct stage *s, int i);
-void metropolis_put(struct stage *s, int to, int from);
+bool proposal_in(const struct slot *slot);
+void proposal_enter(struct stage *s, int i);
+void proposal_save(const struct stage *s, int i);
+void proposal_put(struct stage *s, int to, int from);
 /* After the forward pass: the score at the point looked at, and its gradient at the logits. */
-void metropolis_look(struct stage *s, int i, const float *logits);
+void proposal_look(struct stage *s, int i, const float *logits);
 /* After the backward pass: the end of a leapfrog step, of a trajectory, of the chain; the next one. */
-void metropolis_move(struct stage *s, int i);
+void proposal_move(struct stage *s, int i);
 
 /* Allocates a group, all chains ready at step 0. */
 int group_new(struct chain_group **out, const struct chain_task *t, struct err *e);

@@ -156,6 +156,16 @@ static double tail_of(const struct draws *d, const double *x, const struct ranke
     return least;
 }
 
+/* Whether a chain has two values: where none does, R-hat would be 0 / 0 or infinite. */
+static bool anything_moves(const struct draws *d)
+{
+    for (int c = 0; c < d->chains; c++)
+        for (int i = 1; i < d->n; i++)
+            if (d->x[(size_t)c * (size_t)d->n + (size_t)i] != d->x[(size_t)c * (size_t)d->n])
+                return true;
+    return false;
+}
+
 /* `halves` are x's draws cut in two. */
 static void compute(struct diagnostics *out, const struct draws *halves, const struct room *r)
 {
@@ -163,9 +173,9 @@ static void compute(struct diagnostics *out, const struct draws *halves, const s
     const double *x = halves->x;
     const struct draws z = {r->z, halves->chains, halves->n};
     const bool long_enough = 2 * halves->n >= SIZES_DRAWS_MIN;
-    sort(x, all, r->order);
-    if (r->order[0].value == r->order[all - 1].value)
+    if (!anything_moves(halves))
         return;
+    sort(x, all, r->order);
     const double median = quantile(r->order, all, 0.5);
     rank_normalise(r->order, all, r->z);
     const double bulk = r_hat_of(&z);

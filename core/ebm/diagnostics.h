@@ -23,7 +23,7 @@ struct diagnostics {
 };
 
 /* x[chains][n]. All is NAN with fewer than DIAGNOSTICS_CHAINS chains, n below 4 or odd, when a draw is
- * not finite or when all are equal; the sizes also with n below 12. Errors: NO_MEMORY. */
+ * not finite or when no half of a chain has two values; the sizes also with n below 12. Errors: NO_MEMORY. */
 int diagnostics_compute(struct diagnostics *out, const double *x, int chains, int n, struct err *e);
 /* Of a trace of n points, how many at its end these are: the second half, and an even number. */
 int diagnostics_kept(int n);

@@ -115,15 +115,7 @@ static inline void define_later_jobs(void)
                             .range_hi = 1,
                             .start_grid = 2,
                             .start_noise = 0.3f});
-    define(9, faces, 2,
-           (struct sampler){.kind = SAMPLER_HMC,
-                            .steps = 1100,
-                            .leapfrog_steps = 2,
-                            .step_size = 0.1f,
-                            .range_lo = -1.5f,
-                            .range_hi = 1.5f,
-                            .start = START_IMAGE});
-    define(10, faces, 4,
+    define(9, faces, 4,
            (struct sampler){.rule = SAMPLER_NORMALISED,
                             .steps = 15,
                             .step_size = 10,
@@ -133,6 +125,14 @@ static inline void define_later_jobs(void)
                             .clamp_lo = -0.5f,
                             .clamp_hi = 0.5f,
                             .start = START_BUFFER});
+    define(10, faces, 2,
+           (struct sampler){.kind = SAMPLER_HMC,
+                            .steps = 1100,
+                            .leapfrog_steps = 2,
+                            .step_size = 0.1f,
+                            .range_lo = -1.5f,
+                            .range_hi = 1.5f,
+                            .start = START_IMAGE});
     for (int i = 0; i < 60; i++)
         mask[i] = (uint8_t)(i % 3 == 0);
     tasks[9].mask = tasks[10].mask = mask;
@@ -193,7 +193,7 @@ static inline void define_jobs(void)
     condition_fix(&conditions[7][1], 0, 0, 1);
     condition_weigh(&conditions[8][2], 0, 1, 4);
     condition_fix(&conditions[8][3], 0, 1, 0);
-    condition_fix(&conditions[10][0], 0, 2, 1);
+    condition_fix(&conditions[9][0], 0, 2, 1);
 }
 
 /* A group in an engine, and the end it reports. */

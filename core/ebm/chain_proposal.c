@@ -20,7 +20,7 @@ static void copy(float *to, const float *from, size_t n)
     memcpy(to, from, n * sizeof *to);
 }
 
-bool metropolis_in(const struct slot *slot)
+bool proposal_in(const struct slot *slot)
 {
     return slot->group->carried > 0;
 }
@@ -30,7 +30,7 @@ static float *carry_of(const struct slot *slot)
     return slot->group->carry + (size_t)slot->chain * slot->group->carried;
 }
 
-void metropolis_enter(struct stage *s, int i)
+void proposal_enter(struct stage *s, int i)
 {
     const struct slot *slot = &s->slots[i];
     const struct chain_group *g = slot->group;
@@ -43,7 +43,7 @@ void metropolis_enter(struct stage *s, int i)
     copy(s->logits + (size_t)i * l, g->final_logits + (size_t)slot->chain * l, l);
 }
 
-void metropolis_save(const struct stage *s, int i)
+void proposal_save(const struct stage *s, int i)
 {
     const struct slot *slot = &s->slots[i];
     struct chain_group *g = slot->group;
@@ -56,7 +56,7 @@ void metropolis_save(const struct stage *s, int i)
     copy(g->final_logits + (size_t)slot->chain * l, s->logits + (size_t)i * l, l);
 }
 
-void metropolis_put(struct stage *s, int to, int from)
+void proposal_put(struct stage *s, int to, int from)
 {
     const size_t n = s->slots[to].group->elements;
     float *const arrays[] = {s->kept, s->kept_grad, s->momentum};
@@ -64,7 +64,7 @@ void metropolis_put(struct stage *s, int to, int from)
         copy(arrays[a] + (size_t)to * n, arrays[a] + (size_t)from * n, n);
 }
 
-void metropolis_look(struct stage *s, int i, const float *logits)
+void proposal_look(struct stage *s, int i, const float *logits)
 {
     struct slot *slot = &s->slots[i];
     const size_t l = (size_t)slot->group->logits, at = (size_t)i * l;
@@ -179,7 +179,7 @@ static void give_up(struct stage *s, int i)
     s->slots[i].state.diverged = 1;
 }
 
-void metropolis_move(struct stage *s, int i)
+void proposal_move(struct stage *s, int i)
 {
     struct slot *slot = &s->slots[i];
     const struct sampler *sampler = slot->group->task.sampler;
