@@ -8,7 +8,7 @@ set -eu
 # first is the one installed.
 RUN="gcc:gcc libc6-dev cmake:cmake ninja:ninja-build pkg-config:pkg-config curl:curl
     libmicrohttpd-dev libjansson-dev libopenblas-pthread-dev|libopenblas-openmp-dev|libopenblas-serial-dev
-    libpng-dev libjpeg62-turbo-dev libinih-dev zlib1g-dev nettle-dev
+    libpng-dev libjpeg62-turbo-dev libinih-dev libsqlite3-dev zlib1g-dev nettle-dev
     python3 python3-yaml"
 # Python packages are for Debian's own /usr/bin/python3.
 TEST="libcmocka-dev python3-numpy python3-jsonschema python3-pil

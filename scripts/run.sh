@@ -93,9 +93,9 @@ fi
 
 cmake --preset release -DJEMD_TESTS=OFF
 cmake --build --preset release --target jemd --parallel "$(nproc)"
-mkdir -p build/run/cache
+mkdir -p build/run/cache build/run/jobs
 
 # In a shell of its own, so that it is no child of the daemon, which takes this one's place.
 (greet_when_ready "$url" &)
 exec build/release/server/jemd serve --models.directory=models --models.cache=build/run/cache \
-    --http.port="$port" "$@"
+    --store.directory=build/run/jobs --http.port="$port" "$@"

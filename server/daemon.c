@@ -130,7 +130,9 @@ static int open_jobs(struct app *a, struct err *e)
     const struct store_limits limits = {.max_queued = s->jobs.max_queued,
                                         .max_queued_per_client = s->jobs.max_queued_per_client,
                                         .max_bytes = s->jobs.max_store_bytes,
-                                        .retention_ms = (int64_t)s->jobs.retention_seconds * 1000};
+                                        .retention_ms = (int64_t)s->jobs.retention_seconds * 1000,
+                                        .keep_jobs = s->jobs.retention_jobs,
+                                        .keep_bytes = s->jobs.retention_bytes};
     const struct jobs_settings j = {
         .limits = {.max_images = s->sampler.max_images,
                    .max_steps = s->sampler.max_steps,
@@ -151,7 +153,9 @@ static int open_jobs(struct app *a, struct err *e)
         .budget_bytes = s->memory.budget_bytes / 4,
         .lease_ms = s->jobs.lease_ms,
         .checkpoint_ms = s->sampler.checkpoint_ms};
-    int rc = store_memory_open(&a->store, &limits, e);
+    int rc = strcmp(s->store.kind, "sqlite") == 0
+                 ? store_sqlite_open(&a->store, s->store.directory, &limits, e)
+                 : store_memory_open(&a->store, &limits, e);
     if (rc == 0)
         rc = events_open(&a->events, SUBSCRIBERS_MAX, e);
     const struct jobs_parts p = {.models = a->models,
@@ -361,8 +365,9 @@ static void say_hello(const struct app *a)
         compute = model_fingerprint(m);
         model_put(m);
     }
-    logger(LOGGER_INFO, "ready", "address=%s port=%d model=%s compute=%s pid=%ld",
-           a->settings.http.address, http_port(a->http), name, compute, (long)getpid());
+    logger(LOGGER_INFO, "ready", "address=%s port=%d model=%s compute=%s store=%s pid=%ld",
+           a->settings.http.address, http_port(a->http), name, compute, a->store->ops->name,
+           (long)getpid());
 }
 
 /* Left alone, the C library keeps tens of megabytes a thread once large bodies have come and gone. */

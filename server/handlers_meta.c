@@ -29,6 +29,33 @@ static json_t *model_check(const struct call *c, const char *name, const char *e
     return check_json(name, error[0] == '\0', detail);
 }
 
+/* The store does not make the daemon unready: predictions need none. */
+static json_t *store_check(const struct call *c)
+{
+    struct err why;
+    struct store *s = c->app->store;
+    const bool may_read = c->who.scopes & AUTH_READ;
+    if (!s || s->ops->health(s, &why) == 0)
+        return check_json("store", true, s ? s->ops->name : "none");
+    return check_json("store", false, may_read ? why.text : "see the log");
+}
+
+/* Ids of the jobs that were lost to damage on disk, for those who may read. */
+static json_t *lost_json(const struct call *c)
+{
+    enum { LOST_MAX = 1000 };
+    struct store *s = c->app->store;
+    json_t *array = json_array();
+    char(*ids)[JOB_ID_SIZE] = calloc(LOST_MAX, sizeof *ids);
+    int n = ids && s && c->who.scopes & AUTH_READ ? s->ops->lost(s, ids, LOST_MAX) : 0;
+    if (n > LOST_MAX)
+        n = LOST_MAX;
+    for (int i = 0; i < n; i++)
+        json_array_append_new(array, json_string(ids[i]));
+    free(ids);
+    return array;
+}
+
 static json_t *checks_json(const struct call *c, const struct models_entry *list, int n,
                            bool draining)
 {
@@ -39,6 +66,7 @@ static json_t *checks_json(const struct call *c, const struct models_entry *list
         checks, check_json("draining", !draining, draining ? "the daemon is being stopped" : "no"));
     json_array_append_new(checks,
                           check_json("models", n > 0, n > 0 ? "loaded" : "no model is loaded"));
+    json_array_append_new(checks, store_check(c));
     for (int i = 0; i < n; i++)
         json_array_append_new(checks, model_check(c, list[i].model->d.name, list[i].error));
     for (int i = 0; i < n_refused; i++)
@@ -55,8 +83,10 @@ void handle_readyz(struct call *c)
     const int n = list ? models_list(a->models, list) : 0;
     const bool draining = atomic_load(&a->draining), ready = n > 0 && !draining;
     json_t *body = json_pack("{s:s}", "status", ready ? "ready" : "not ready");
-    if (request_query(c->request, "verbose"))
+    if (request_query(c->request, "verbose")) {
         json_object_set_new(body, "checks", checks_json(c, list, n, draining));
+        json_object_set_new(body, "lost_jobs", lost_json(c));
+    }
     for (int i = 0; i < n; i++)
         model_put(list[i].model);
     free(list);

@@ -6,7 +6,6 @@
 #include "file/digest.h"
 #include "server/job_json.h"
 #include "server/jobs_internal.h"
-#include "server/metrics.h"
 
 #include <inttypes.h>
 #include <stdio.h>
@@ -229,9 +228,7 @@ static int describe(struct job *job, json_t *root, const struct sample_request *
 int jobs_insert(struct jobs *j, const struct job *job, const char *key, const char *digest,
                 struct job *out, struct err *e)
 {
-    const int64_t begin = timing_ns();
     const int rc = j->p.store->ops->insert(j->p.store, job, key, digest, out, e);
-    metrics_observe(METRIC_STORE_OP_SECONDS, (double)(timing_ns() - begin) * 1e-9, "insert");
     return rc == 0 ? j->p.store->ops->get(j->p.store, job->id, out, e) : rc;
 }
 

@@ -55,10 +55,7 @@ static int commit(struct run *run, enum job_state state, struct artifacts *a, co
     end.steps_done = progress.steps_done;
     end.result = a->result;
     jobs_put_error(&end, why);
-    const int64_t begin = timing_ns();
-    const int rc = j->p.store->ops->finish(j->p.store, &end, a->list, a->n, e);
-    metrics_observe(METRIC_STORE_OP_SECONDS, (double)(timing_ns() - begin) * 1e-9, "finish");
-    return rc;
+    return j->p.store->ops->finish(j->p.store, &end, a->list, a->n, e);
 }
 
 static void count_end(const struct run *run, enum job_state state, int diverged)
@@ -97,7 +94,8 @@ static void finish_run(struct task *t)
     struct err store_error;
     int rc = commit(run, state, &a, why, &store_error);
     const int diverged = a.diverged;
-    if (rc == -FAIL_STORE_FULL) {
+    /* A full disk is waited for: without its owner the job goes back to the queue. A limit is not. */
+    if (rc == -FAIL_STORE_FULL && store_error.has_limit) {
         artifacts_fini(&a);
         state = JOB_FAILED;
         e = store_error;

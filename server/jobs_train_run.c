@@ -101,7 +101,7 @@ static void end_job(struct jobs *j, const struct training *t, enum job_state sta
     const int64_t now = timing_wall_ms();
     struct err e;
     int rc = commit(j, t, state, why, &e);
-    if (rc == -FAIL_STORE_FULL) {
+    if (rc == -FAIL_STORE_FULL && e.has_limit) {
         const struct err full = e; /* the version is there all the same */
         state = JOB_FAILED;
         rc = commit(j, t, state, &full, &e);

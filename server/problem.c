@@ -105,6 +105,9 @@ static const struct problem problems[FAIL_COUNT] = {
     [FAIL_STORE_FULL] = {507, "Store full",
                          "There is no room for another job's results; delete old jobs or wait for "
                          "their retention to end."},
+    [FAIL_STORE_UNAVAILABLE] = {503, "Store unavailable",
+                                "The daemon cannot use its job store just now; /readyz?verbose "
+                                "says why. Predictions go on; try jobs again later."},
     [FAIL_MODEL_GONE] = {410, "Model gone",
                          "The model a job was accepted for is not loaded any more."},
     [FAIL_BAD_MODEL] = {500, "Broken model", "A model file does not describe a usable model."},

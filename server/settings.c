@@ -331,9 +331,30 @@ static void fit_to_machine(struct settings *s)
         s->memory.budget_bytes = sysconf(_SC_PHYS_PAGES) / 2 * sysconf(_SC_PAGESIZE);
 }
 
+/* systemd names the state directories of a unit, with colons between. */
+static int fit_store(struct settings *s, struct err *e)
+{
+    const char *state = getenv("STATE_DIRECTORY");
+    const bool automatic = strcmp(s->store.kind, "auto") == 0;
+    if (!s->store.directory[0] && state && state[0] == '/') {
+        const int n = (int)strcspn(state, ":");
+        if ((size_t)snprintf(s->store.directory, sizeof s->store.directory, "%.*s/jobs", n,
+                             state) >= sizeof s->store.directory)
+            s->store.directory[0] = '\0';
+    }
+    if (automatic)
+        strcpy(s->store.kind, s->store.directory[0] ? "sqlite" : "memory");
+    if (strcmp(s->store.kind, "sqlite") == 0 && !s->store.directory[0])
+        return fail(e, FAIL_BAD_SETTING,
+                    "store.kind = sqlite needs store.directory, the folder to keep jobs in");
+    return 0;
+}
+
 static int finish(struct loaded *l, struct err *e)
 {
-    const int code = check_combinations(&l->s, e);
+    int code = check_combinations(&l->s, e);
+    if (code == 0)
+        code = fit_store(&l->s, e);
     if (code == 0)
         fit_to_machine(&l->s);
     return code;

@@ -66,8 +66,14 @@ struct settings {
         int max_queued, max_queued_per_client;
         long long max_store_bytes; /* results kept */
         int retention_seconds;
+        int retention_jobs;        /* finished ones kept; 0 = no limit */
+        long long retention_bytes; /* of them; 0 = no limit */
         int lease_ms;
     } jobs;
+    struct {
+        char kind[8];        /* resolved: "sqlite" or "memory" */
+        char directory[256]; /* of sqlite; resolved */
+    } store;
     struct {
         bool enabled;
         char data_root[256]; /* data sets are named below it */

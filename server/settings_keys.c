@@ -112,8 +112,17 @@ const struct key keys[] = {
      "Results kept; a job that would go beyond it is answered 507."},
     {FIELD(jobs, retention_seconds), INTEGER, 60, SECONDS_YEAR, "seconds", "86400",
      "A finished job and its results are kept this long."},
+    {FIELD(jobs, retention_jobs), INTEGER, 0, 10000000, "jobs", "10000",
+     "So many finished jobs are kept; beyond, those that ended first go before their time. 0 = no limit."},
+    {FIELD(jobs, retention_bytes), BYTES, 0, 1024 * 1024 * GIB, "bytes", "768M",
+     "The same for what finished jobs hold, so that new ones find room. 0 = no limit."},
     {FIELD(jobs, lease_ms), INTEGER, 1000, HOUR_MS, "ms", "30000",
      "A daemon that does not renew its claim on a job for this long loses it."},
+
+    {FIELD(store, kind), STORE, 0, 0, "", "auto",
+     "Where jobs are kept: sqlite survives everything (docs/store.md), memory ends with the daemon. auto = sqlite where there is a store.directory."},
+    {FIELD(store, directory), TEXT, 0, 0, "", "",
+     "Folder of the sqlite store, made if it is not there; one daemon at a time. Empty = jobs in systemd's state directory, if there is one."},
 
     {FIELD(train, enabled), BOOLEAN, 0, 0, "", "no",
      "Take training jobs. Needs train.data_root."},
@@ -193,6 +202,9 @@ void key_allowed(const struct key *k, char *out, size_t size)
     case PRECISION:
         snprintf(out, size, PRECISIONS_WORDS "; MODEL=WORD for one model");
         return;
+    case STORE:
+        snprintf(out, size, "auto, sqlite or memory");
+        return;
     }
 }
 
@@ -244,6 +256,8 @@ static bool text_fits(const struct key *k, const char *text)
         return inet_pton(AF_INET, text, binary) == 1 || inet_pton(AF_INET6, text, binary) == 1;
     if (k->type == PRECISION)
         return precisions_check(text, NULL) == 0;
+    if (k->type == STORE)
+        return strcmp(text, "auto") == 0 || strcmp(text, "sqlite") == 0 || strcmp(text, "memory") == 0;
     return k->type != LEVEL || logger_parse_level(text, &level) == 0;
 }
 
@@ -266,6 +280,7 @@ int key_store(const struct key *k, const char *text, struct settings *s)
     case ADDRESS:
     case LEVEL:
     case PRECISION:
+    case STORE:
         if (!text_fits(k, text))
             return -1;
         snprintf(field, k->size, "%s", text);
@@ -296,6 +311,7 @@ void key_format(const struct key *k, const struct settings *s, char out[256])
     case ADDRESS:
     case LEVEL:
     case PRECISION:
+    case STORE:
         snprintf(out, 256, "%s", (const char *)field);
         return;
     }

@@ -4,7 +4,7 @@
  * say what it takes. Used by settings.c only. */
 #include "server/settings.h"
 
-enum key_type { INTEGER, COUNT, BYTES, BOOLEAN, TEXT, ADDRESS, LEVEL, PRECISION };
+enum key_type { INTEGER, COUNT, BYTES, BOOLEAN, TEXT, ADDRESS, LEVEL, PRECISION, STORE };
 
 struct key {
     const char *section, *name;
@@ -15,7 +15,7 @@ struct key {
     const char *initial, *doc;
 };
 
-enum { KEYS = 60 };
+enum { KEYS = 64 };
 extern const struct key keys[KEYS]; /* sections are contiguous */
 
 /* section.name */

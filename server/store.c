@@ -144,6 +144,10 @@ int store_fail_unknown(const char *id, struct err *e)
 int store_fail_removed(const struct job_removed *r, struct err *e)
 {
     char when[25];
+    if (r->lost)
+        return fail(e, FAIL_EXPIRED,
+                    "job %s was lost: its data were damaged on disk; send its request again",
+                    r->id);
     timing_format(r->ended_ms, when);
     return fail(e, FAIL_EXPIRED,
                 "%s job %s ended at %s as %s and is not kept any longer; send its request again",

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #pragma once
 /*
- * Where jobs and their results live. An interface with one implementation a file (store_memory.c;
- * durable ones later): everything a durable, shared store needs is in the contract already: leases
+ * Where jobs and their results live. An interface with two implementations (store_memory.c,
+ * store_sqlite.c; both are a store_keeper.h): everything a durable, shared store needs is in the contract already: leases
  * with epoch fencing, revisions, idempotency keys, checkpoints, artifacts committed together with
  * the terminal state. Thread-safe. Used by jobs.c and the handlers.
  *
@@ -19,7 +19,14 @@
  * jumps neither reorders nor loses a job.
  *
  * Every operation on an id fails with NOT_FOUND when it is unknown or was removed by `remove`, and
- * with EXPIRED when retention has removed it (the store remembers the last STORE_REMOVED of them).
+ * with EXPIRED when retention has removed it, or when it was lost to damage on disk (the store
+ * remembers the last STORE_REMOVED of them).
+ *
+ * A durable store has on disk what it has said yes to. Every operation that changes something but
+ * `renew`, and every one that reads what only the disk has, may also fail with STORE_FULL without a
+ * limit (no room on the disk), STORE_UNAVAILABLE (the disk or the file cannot be used) or NO_MEMORY;
+ * then nothing has changed, and the same may work later. A claim on a job does not outlive its
+ * daemon: when such a store is opened, running jobs are queued again, from their checkpoint.
  */
 #include "base/fail.h"
 #include "base/mem.h"
@@ -121,6 +128,9 @@ struct store_limits {
     int max_queued, max_queued_per_client; /* jobs that wait or run */
     long long max_bytes;
     int64_t retention_ms; /* of terminal jobs, from ended_ms */
+    /* Terminal jobs kept, and their bytes; beyond, the first that ended go. 0 = no limit. */
+    int keep_jobs;
+    long long keep_bytes;
 };
 
 struct store; /* every implementation begins with `const struct store_ops *ops` */
@@ -189,6 +199,10 @@ struct store_ops {
     int (*tick)(struct store *s, int64_t now_ms, void (*changed)(void *ctx, const struct job *j),
                 void *ctx);
     void (*stats)(struct store *s, struct store_stats *out);
+    /* 0, or what is wrong with where it keeps things: STORE_FULL, STORE_UNAVAILABLE. */
+    int (*health)(struct store *s, struct err *e);
+    /* Jobs lost to damage on disk: fills up to max ids, returns how many are remembered. */
+    int (*lost)(struct store *s, char (*ids)[JOB_ID_SIZE], int max);
 };
 
 struct store {
@@ -197,6 +211,13 @@ struct store {
 
 /* Errors: NO_MEMORY. */
 int store_memory_open(struct store **out, const struct store_limits *limits, struct err *e);
+
+/* Keeps everything in files of this directory, which is made if it is not there (its parent is).
+ * One process at a time. What is damaged there is put aside and what is whole of it taken over; while
+ * the directory cannot be used the store says so, and tries again. Errors: NO_MEMORY, CONFLICT
+ * (another process has it), BAD_SETTING (no directory, or of a newer version), IO (no thread). */
+int store_sqlite_open(struct store **out, const char *directory, const struct store_limits *limits,
+                      struct err *e);
 
 /* What the implementations share. */
 
@@ -217,12 +238,13 @@ int job_labels_init(struct job_labels *out, const struct blob *labels, struct er
 void job_labels_fini(struct job_labels *l);
 bool job_matches(const struct job *j, const struct job_labels *l, const struct job_filter *f);
 
-/* A job that retention has removed. */
+/* A job that retention has removed, or that was lost: of that, type and state may not be known. */
 struct job_removed {
     char id[JOB_ID_SIZE];
     enum job_type type;
     enum job_state state;
     int64_t ended_ms;
+    bool lost;
 };
 
 /* NOT_FOUND. */

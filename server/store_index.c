@@ -6,6 +6,8 @@
 
 enum { ROOM_FIRST = 64 };
 
+struct blob store_elsewhere = {.refs = 1};
+
 int record_new(struct record **out, const struct job *j, const char *key, const char *digest,
                struct err *e)
 {
@@ -48,6 +50,44 @@ void record_free(struct record *r)
     free(r);
 }
 
+struct record *record_save(const struct record *r)
+{
+    struct record *saved = calloc(1, sizeof *saved);
+    if (!saved)
+        return NULL;
+    invariant(!r->artifacts);
+    job_copy(&saved->job, &r->job);
+    saved->turn = r->turn;
+    saved->end = r->end;
+    saved->checkpoint = r->checkpoint ? blob_get(r->checkpoint) : NULL;
+    saved->checkpoint_bytes = r->checkpoint_bytes;
+    saved->checkpoint_steps = r->checkpoint_steps;
+    saved->bytes = r->bytes;
+    return saved;
+}
+
+#define SWAP(field)                                                                                \
+    do {                                                                                           \
+        const __typeof__(a->field) kept = a->field;                                                \
+        a->field = b->field;                                                                       \
+        b->field = kept;                                                                           \
+    } while (0)
+
+void record_swap(struct record *a, struct record *b)
+{
+    SWAP(job);
+    SWAP(turn);
+    SWAP(end);
+    SWAP(checkpoint);
+    SWAP(checkpoint_bytes);
+    SWAP(checkpoint_steps);
+    SWAP(artifacts);
+    SWAP(n_artifacts);
+    SWAP(bytes);
+}
+
+#undef SWAP
+
 int index_init(struct store_index *ix, struct err *e)
 {
     struct store_index made = {0};
@@ -70,6 +110,7 @@ void index_fini(struct store_index *ix)
     while (ix->n_order) {
         struct record *r = ix->order[--ix->n_order].r;
         if (r) {
+            index_lift(ix, r);
             index_remove(ix, r);
             record_free(r);
         }
@@ -235,6 +276,10 @@ static void count(struct store_index *ix, const struct record *r, int sign)
     s->bytes = sign > 0 ? s->bytes + r->bytes : s->bytes - r->bytes;
     ix->active += active;
     r->client->active += active;
+    if (!active) {
+        ix->ended += sign;
+        ix->ended_bytes = sign > 0 ? ix->ended_bytes + r->bytes : ix->ended_bytes - r->bytes;
+    }
 }
 
 void index_lift(struct store_index *ix, struct record *r)
@@ -258,7 +303,10 @@ void index_lay(struct store_index *ix, struct record *r)
     } else if (!job_state_is_terminal(j->state)) {
         push(ix, HEAP_LEASE, j->lease_until_ms, r);
     } else {
+        if (!r->end)
+            r->end = ++ix->last_end;
         push(ix, HEAP_EXPIRES, j->expires_ms, r);
+        push(ix, HEAP_ENDED, (int64_t)r->end, r);
     }
     if (j->deadline_ms && j->state < JOB_CANCELING)
         push(ix, HEAP_DEADLINE, j->deadline_ms, r);
@@ -318,7 +366,12 @@ int index_add(struct store_index *ix, struct record *r, struct err *e)
         rc = join_client(ix, r, e);
     if (rc)
         return rc;
-    r->seq = ++ix->last_seq;
+    if (!r->seq)
+        r->seq = ix->last_seq + 1;
+    invariant(r->seq > ix->last_seq);
+    ix->last_seq = r->seq;
+    ix->last_turn = r->turn > ix->last_turn ? r->turn : ix->last_turn;
+    ix->last_end = r->end > ix->last_end ? r->end : ix->last_end;
     ix->order[ix->n_order].seq = r->seq;
     ix->order[ix->n_order++].r = r;
     table_add(&ix->ids, &r->by_id, table_hash(&ix->ids, r->job.id));
@@ -358,7 +411,6 @@ static void compact(struct store_index *ix)
 
 void index_remove(struct store_index *ix, struct record *r)
 {
-    index_lift(ix, r);
     table_remove(&ix->ids, &r->by_id);
     if (r->key)
         table_remove(&ix->keys, &r->by_key);
@@ -369,13 +421,26 @@ void index_remove(struct store_index *ix, struct record *r)
     compact(ix);
 }
 
-void index_remember(struct store_index *ix, const struct record *r)
+void index_remember(struct store_index *ix, const struct job_removed *job)
 {
     struct removed *slot = &ix->removed[ix->n_removed % STORE_REMOVED];
     if (ix->n_removed++ >= STORE_REMOVED)
         table_remove(&ix->removed_ids, &slot->link);
-    slot->job = (struct job_removed){
-        .type = r->job.type, .state = r->job.state, .ended_ms = r->job.ended_ms};
-    memcpy(slot->job.id, r->job.id, sizeof slot->job.id);
+    slot->job = *job;
     table_add(&ix->removed_ids, &slot->link, table_hash(&ix->removed_ids, slot->job.id));
+}
+
+int index_lost(const struct store_index *ix, char (*ids)[JOB_ID_SIZE], int max)
+{
+    const size_t n = ix->n_removed < STORE_REMOVED ? ix->n_removed : STORE_REMOVED;
+    int lost = 0;
+    for (size_t i = 1; i <= n; i++) {
+        const struct removed *slot = &ix->removed[(ix->n_removed - i) % STORE_REMOVED];
+        if (!slot->job.lost)
+            continue;
+        if (lost < max)
+            memcpy(ids[lost], slot->job.id, JOB_ID_SIZE);
+        lost++;
+    }
+    return lost;
 }

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #pragma once
 /*
- * The memory store's data: records of jobs, found by id, by idempotency key, in order of insertion,
- * and by whatever comes due next. No locks and no policy; store_memory.c is the only user.
+ * A keeper's data: records of jobs, found by id, by idempotency key, in order of insertion, and by
+ * whatever comes due next. No locks and no policy; store_keeper*.c use it, and the logs behind a
+ * keeper (store_sqlite*.c), which read records and fill an index.
  *
  * A record's job is changed between index_lift and index_lay, which keep heaps and counts right.
  * All memory is taken when a record is made or added, so that no later change can fail.
@@ -17,6 +18,7 @@ enum index_heap {
     HEAP_DEADLINE = HEAP_DUE + JOB_TYPES, /* scheduled, queued, running by deadline_ms */
     HEAP_LEASE,                           /* running and canceling by lease_until_ms */
     HEAP_EXPIRES,                         /* terminal by expires_ms */
+    HEAP_ENDED,                           /* the same in the order in which they ended */
     HEAPS
 };
 
@@ -35,6 +37,7 @@ struct record {
     struct job job;
     uint64_t seq;  /* order of insertion, from 1 */
     uint64_t turn; /* order of becoming queued the first time, 0 = not yet */
+    uint64_t end;  /* order of ending, 0 = not yet */
     struct client *client;
     struct job_labels labels;
     char *key, *digest; /* of an idempotent insert, or NULL */
@@ -43,7 +46,13 @@ struct record {
     struct job_artifact *artifacts;
     int n_artifacts;
     size_t bytes;        /* charged */
+    size_t checkpoint_bytes;
     struct record *next; /* for lists of the user */
+    /* A change on its way to the log: see store_keeper.h. */
+    struct record *before; /* as it is in the log, NULL = like this one, or not there (fresh) */
+    struct record *batch_next;
+    bool listed, in_flight, fresh, gone, expired;
+    unsigned found; /* kinds of blobs, a bit each, while it is loaded */
     struct table_link by_id, by_key;
     int at[HEAPS]; /* place in each heap, -1 = not in it */
 };
@@ -72,15 +81,25 @@ struct store_index {
     size_t n_order, order_room;
     struct removed *removed; /* ring of STORE_REMOVED */
     size_t n_removed;        /* ever */
-    uint64_t last_seq, last_turn;
+    uint64_t last_seq, last_turn, last_end;
     int active;               /* jobs that are not terminal */
+    int ended;                /* jobs that are */
+    size_t ended_bytes;
     struct store_stats stats; /* without oldest_queued_ms */
 };
+
+/* Stands for a blob that is in the log only: in a record's request, result, checkpoint and bodies of
+ * artifacts. It is counted like any other and has no bytes. */
+extern struct blob store_elsewhere;
 
 /* A record that is in no index. Errors: those of job_labels_init, NO_MEMORY. */
 int record_new(struct record **out, const struct job *j, const char *key, const char *digest,
                struct err *e);
 void record_free(struct record *r);
+/* A copy of what changes in the life of a record that has not ended. NULL when out of memory. */
+struct record *record_save(const struct record *r);
+/* Exchanges that. */
+void record_swap(struct record *a, struct record *b);
 
 int index_init(struct store_index *ix, struct err *e);
 /* Frees the records too. */
@@ -93,12 +112,15 @@ const struct job_removed *index_find_removed(const struct store_index *ix, const
 /* Jobs of this client that are not terminal. */
 int index_active(const struct store_index *ix, const char *client);
 
-/* Takes r over, which is laid. Errors: NO_MEMORY. */
+/* Takes r over, which is laid. Its seq is the next, unless it has one that is larger than all before.
+ * Errors: NO_MEMORY. */
 int index_add(struct store_index *ix, struct record *r, struct err *e);
-/* Takes r, which is laid, out of everything; the caller frees it. */
+/* Takes r, which is lifted, out of everything; the caller frees it. */
 void index_remove(struct store_index *ix, struct record *r);
-/* Remembers that retention has removed r. */
-void index_remember(struct store_index *ix, const struct record *r);
+/* Remembers that a job has been removed by retention, or was lost. */
+void index_remember(struct store_index *ix, const struct job_removed *job);
+/* Ids of remembered jobs that were lost, newest first: fills up to max, returns the number. */
+int index_lost(const struct store_index *ix, char (*ids)[JOB_ID_SIZE], int max);
 
 void index_lift(struct store_index *ix, struct record *r);
 void index_lay(struct store_index *ix, struct record *r);

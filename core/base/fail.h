@@ -48,6 +48,7 @@
     X(SHUTTING_DOWN, shutting_down)                                                                \
     X(DEADLINE, deadline)                                                                          \
     X(STORE_FULL, store_full)                                                                      \
+    X(STORE_UNAVAILABLE, store_unavailable)                                                        \
     X(MODEL_GONE, model_gone)                                                                      \
     X(BAD_MODEL, bad_model)                                                                        \
     X(BAD_FILE, bad_file)                                                                          \

@@ -69,6 +69,7 @@ class Daemon:
         self.log_path = os.path.join(self.folder.name, "log")
         self.flags = ["--http.port=0", "--models.directory=" + MODELS,
                       "--models.cache=" + os.path.join(self.folder.name, "cache"),
+                      "--store.directory=" + os.path.join(self.folder.name, "jobs"),
                       "--compute.share=" + self.folder.name, *flags]
         self.environment = {k: v for k, v in os.environ.items()
                             if not k.startswith(("JEMD_", "LISTEN_", "NOTIFY_"))}

@@ -29,11 +29,14 @@ HOMES = {
     "jerror.h": "proto/image_jpeg.c",
     "ini.h": "server/settings.c",
     "zlib.h": "core/file/idx.c",
+    "sqlite3.h": "server/store_sqlite_internal.h",
     "nettle/sha2.h": "core/file/digest.c",
     "nettle/base64.h": "proto/base64.c",
 }
 # A home that is a private header: only files that begin so (and their tests) include it.
-PRIVATE = {"server/http_internal.h": ("server/http", "tests/unit/server_http")}
+PRIVATE = {"server/http_internal.h": ("server/http", "tests/unit/server_http"),
+           "server/store_sqlite_internal.h": ("server/store_sqlite", "tests/unit/server_store_sqlite",
+                                              "tests/fuzz/fuzz_server_store")}
 
 LIBC = {name + ".h" for name in (
     # C17

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #pragma once
 /* What every job store must do, as one suite: a test program of a store calls store_suite_run with
- * what opens an empty store of its kind. */
+ * its kind. What only durable ones must do is in store_suite_durable.h. */
 #include "store_suite_base.h"
 #include "store_suite_keep.h"
 #include "store_suite_life.h"
@@ -132,7 +132,7 @@ static void store_words_are_those_of_the_surface(void **state)
         assert_int_equal(job_state_is_terminal((enum job_state)s), s >= JOB_SUCCEEDED);
 }
 
-static int store_suite_run(const char *name, store_opener *open)
+static int store_suite_run(const struct store_kind *of)
 {
 #define SUITE_TEST(f) cmocka_unit_test_setup_teardown(f, set_up, tear_down)
     const struct CMUnitTest tests[] = {
@@ -177,11 +177,12 @@ static int store_suite_run(const char *name, store_opener *open)
         SUITE_TEST(bytes_are_counted_exactly_and_return_to_zero),
         SUITE_TEST(a_full_store_refuses_what_does_not_fit),
         SUITE_TEST(retention_removes_the_oldest_and_says_so),
+        SUITE_TEST(retention_keeps_so_many_jobs_and_bytes),
         SUITE_TEST(so_many_removed_jobs_are_remembered),
         SUITE_TEST(stats_follow_every_transition),
         SUITE_TEST(several_threads_claim_every_job_exactly_once),
     };
 #undef SUITE_TEST
-    open_store = open;
-    return cmocka_run_group_tests_name(name, tests, NULL, NULL);
+    kind = of;
+    return cmocka_run_group_tests_name(kind->name, tests, NULL, NULL);
 }

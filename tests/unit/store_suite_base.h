@@ -19,11 +19,18 @@
 #include <stdlib.h>
 #include <string.h>
 
-typedef int store_opener(struct store **out, const struct store_limits *limits, struct err *e);
+/* A kind of store. */
+struct store_kind {
+    const char *name;
+    /* Opens what was closed last, if it is durable. */
+    int (*open)(struct store **out, const struct store_limits *limits, struct err *e);
+    void (*empty)(void); /* forgets everything; no store is open */
+    bool durable;
+};
 
 enum { NOW = 1700000000, LEASE = 1000, RETENTION = 60000 }; /* ms */
 
-static store_opener *open_store;
+static const struct store_kind *kind;
 static struct store *st;
 static struct err e;
 
@@ -34,12 +41,28 @@ static const struct store_limits generous = {
     .retention_ms = RETENTION,
 };
 
-static void use_limits(const struct store_limits *limits)
+static struct store_limits limits_in_use;
+
+static void close_store(void)
 {
     if (st)
         st->ops->close(st);
     st = NULL;
-    assert_int_equal(open_store(&st, limits, &e), 0);
+}
+
+/* Opens it again; what a durable one held is still there. */
+static void reopen(void)
+{
+    close_store();
+    assert_int_equal(kind->open(&st, &limits_in_use, &e), 0);
+}
+
+static void use_limits(const struct store_limits *limits)
+{
+    close_store();
+    kind->empty();
+    limits_in_use = *limits;
+    reopen();
 }
 
 static int set_up(void **state)
@@ -52,8 +75,7 @@ static int set_up(void **state)
 static int tear_down(void **state)
 {
     (void)state;
-    st->ops->close(st);
-    st = NULL;
+    close_store();
     return 0;
 }
 

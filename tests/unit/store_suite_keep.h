@@ -459,6 +459,38 @@ static void retention_removes_the_oldest_and_says_so(void **state)
     assert_int_equal(state_of(3), JOB_QUEUED);
 }
 
+static void retention_keeps_so_many_jobs_and_bytes(void **state)
+{
+    (void)state;
+    struct store_limits l = generous;
+    struct job j = {0};
+    uint64_t epoch = 0;
+    l.keep_jobs = 3;
+    l.keep_bytes = 3 * (STORE_JOB_BYTES + 2) + 4;
+    use_limits(&l);
+    for (int n = 1; n <= 5; n++)
+        put_number(n);
+    /* They end in the order 5, 4, 3, 2 while the clock goes backwards. */
+    for (int n = 5; n >= 2; n--) {
+        assert_int_equal(st->ops->cancel(st, id_of(n), NOW + 1000 * n, &j, &e), 0);
+        job_fini(&j);
+    }
+    assert_int_equal(tick(NOW), 0);
+    assert_int_equal(st->ops->get(st, id_of(5), &j, &e), -FAIL_EXPIRED);
+    for (int n = 2; n <= 4; n++)
+        assert_int_equal(state_of(n), JOB_CANCELED);
+    assert_int_equal(claim_at(NOW, &epoch), 1); /* what has not ended does not count */
+    assert_int_equal(tick(NOW), 0);
+    assert_int_equal(state_of(4), JOB_CANCELED);
+    assert_int_equal(st->ops->remove(st, id_of(2), &e), 0);
+    /* With the result there are three, but too many bytes. */
+    assert_int_equal(finish(1, epoch, JOB_SUCCEEDED, "[2,4]"), 0);
+    assert_int_equal(tick(NOW), 0);
+    assert_int_equal(st->ops->get(st, id_of(4), &j, &e), -FAIL_EXPIRED);
+    assert_int_equal(state_of(3), JOB_CANCELED);
+    assert_int_equal(state_of(1), JOB_SUCCEEDED);
+}
+
 static void so_many_removed_jobs_are_remembered(void **state)
 {
     (void)state;

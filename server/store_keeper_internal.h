@@ -1,0 +1,82 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#pragma once
+/* Shared by store_keeper.c (the operations), store_keeper_state.c (transitions), store_keeper_tick.c
+ * (what time brings about) and store_keeper_batch.c (batches, the thread that commits them, loading);
+ * private to them. */
+#include "server/store_keeper.h"
+
+#include <pthread.h>
+
+struct batch {
+    struct record *records; /* along batch_next, in the order of joining */
+    struct record **last;
+    struct turn *turns; /* who waits for it */
+};
+
+struct keeper {
+    struct store store;
+    struct store_ops ops;
+    struct store_limits limits;
+    struct store_log *log; /* NULL = none: a batch lands at once */
+    pthread_mutex_t mu;
+    pthread_cond_t work, landed;
+    struct store_index ix; /* guarded by mu, and so is all below */
+    bool loaded;           /* ix is what the log has */
+    bool stop;
+    struct batch open;
+    pthread_t thread; /* if there is a log */
+};
+
+/* One operation: it holds the keeper's lock from begin to end, but for waits. */
+struct turn {
+    struct keeper *k;
+    const char *op;
+    int64_t begin_ns;
+    struct err *e; /* may be NULL */
+    bool joined, landed;
+    int rc;                /* once landed */
+    struct blob *trash[2]; /* dropped without the lock */
+    struct turn *next;
+};
+
+/* Takes the lock, and turn_end must follow. Errors: STORE_UNAVAILABLE (nothing is loaded yet). */
+int turn_begin(struct turn *t, struct store *s, const char *op, struct err *e);
+/* Waits until some batch has landed: what was looked up before must be looked up again. */
+void turn_wait(struct turn *t);
+/* Puts a record into the open batch, before it is changed. Errors: NO_MEMORY. */
+int turn_touch(struct turn *t, struct record *r);
+/* The same for a record that has just been added to the index. */
+void turn_add(struct turn *t, struct record *r);
+/* The same for one that is to go, which must be laid; expired: it is to be remembered. */
+void turn_drop(struct turn *t, struct record *r, bool expired);
+/* Drops a blob (NULL is allowed) after the lock has been given up. */
+void turn_discard(struct turn *t, struct blob *b);
+/* Waits until what the turn put into a batch is durable, and gives the lock up. Returns rc, or the
+ * error of the batch. */
+int turn_end(struct turn *t, int rc);
+
+/* A record as the log has it, NULL = not there yet. */
+static inline const struct record *record_shown(const struct record *r)
+{
+    return r->fresh ? NULL : r->before ? r->before : r;
+}
+
+/* The transitions. They lift the record and lay it again; a checkpoint that goes is handed out. */
+struct blob *record_end(struct keeper *k, struct record *r, enum job_state state, int64_t ended_ms);
+/* queued -> running */
+void record_start(struct keeper *k, struct record *r, int64_t now_ms, int64_t lease_ms);
+/* scheduled -> queued, running -> queued */
+void record_enqueue(struct keeper *k, struct record *r, int64_t now_ms);
+/* The owner of a running or canceling job has gone. */
+struct blob *record_abandon(struct keeper *k, struct record *r, int64_t now_ms);
+
+/* Loads what the log has, if it has to be; the log's thread and keeper_open call it. */
+void keeper_tend(struct keeper *k, bool idle);
+/* Reads the blobs of a job that are elsewhere; on failure some of them still are. */
+int keeper_fill(struct keeper *k, struct job *j, struct err *e);
+
+int keeper_tick(struct store *s, int64_t now_ms, void (*changed)(void *ctx, const struct job *j),
+                void *ctx);
+
+/* The thread; arg is the keeper. */
+void *keeper_main(void *arg);
