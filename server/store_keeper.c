@@ -14,13 +14,13 @@ static void keeper_close(struct store *s)
     if (k->log) {
         pthread_mutex_lock(&k->mu);
         k->stop = true;
-        pthread_cond_signal(&k->work);
+        pthread_cond_signal(&k->wake);
         pthread_mutex_unlock(&k->mu);
         pthread_join(k->thread, NULL);
         k->log->ops->close(k->log);
     }
     index_fini(&k->ix);
-    pthread_cond_destroy(&k->work);
+    pthread_cond_destroy(&k->wake);
     pthread_cond_destroy(&k->landed);
     pthread_mutex_destroy(&k->mu);
     free(k);
@@ -552,7 +552,7 @@ static void init_conditions(struct keeper *k)
     pthread_condattr_t monotonic;
     pthread_condattr_init(&monotonic);
     pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
-    pthread_cond_init(&k->work, &monotonic);
+    pthread_cond_init(&k->wake, &monotonic);
     pthread_cond_init(&k->landed, &monotonic);
     pthread_condattr_destroy(&monotonic);
 }
@@ -578,7 +578,7 @@ int keeper_open(struct store **out, const struct store_limits *limits, struct st
     init_conditions(k);
     if (log) {
         k->ops.name = log->ops->name;
-        keeper_tend(k, true);
+        keeper_tend(k);
         if (pthread_create(&k->thread, NULL, keeper_main, k) != 0) {
             k->log = NULL;
             keeper_close(&k->store);

@@ -6,9 +6,11 @@
  * store_sqlite.c one whose log is a database.
  *
  * An operation checks, changes the index under the keeper's lock, and puts the records it changed
- * into the open batch. The keeper's one thread takes the batch, has the log commit it, and wakes
- * those who wait for it; what comes meanwhile makes the next batch. So callers that come together
- * share one sync of the disk, and none holds the lock during it. A record in a batch keeps what the
+ * into the open batch. If nobody works on the log it commits the batch itself, without that lock, and
+ * wakes those who wait for it; what comes meanwhile makes the next batch, which one of its callers
+ * commits. So callers that come together share one sync of the disk, one alone waits for nothing but
+ * the disk (a thread of the log's own would cost it two changes of thread), and who only looks waits
+ * for nothing. There is one writer at a time all the same. A record in a batch keeps what the
  * log has of it in `before`: that is what get, list and artifacts show, and what it becomes again
  * when the commit fails. A record in flight is not changed: who wants to waits until it has landed.
  *
@@ -28,15 +30,16 @@ struct store_log_ops {
     const char *name; /* of the store */
     /* Makes a batch durable, all of it or nothing: of each record from `first` along batch_next
      * what differs from its `before`. On failure nothing of it is there, or tend will say that
-     * nobody knows. Errors: STORE_FULL, STORE_UNAVAILABLE, NO_MEMORY. On the keeper's thread. */
+     * nobody knows. Errors: STORE_FULL, STORE_UNAVAILABLE, NO_MEMORY. One call at a time of
+     * this, tend and load. */
     int (*commit)(struct store_log *l, struct record *first, struct err *e);
     /* One blob of a job, with a reference; name is an artifact's, else "". From any thread.
      * Errors: NOT_FOUND (the job is not there any more), STORE_UNAVAILABLE, NO_MEMORY. */
     int (*read)(struct store_log *l, const char *id, enum log_kind kind, const char *name,
                 struct blob **out, struct err *e);
-    /* After each commit (idle = false) and once a second (true): what the log does for itself.
-     * True: what it has may differ from the index; load it. On the keeper's thread. */
-    bool (*tend)(struct store_log *l, bool idle);
+    /* Twice a second: what the log does for itself. True: what it has may differ from the index;
+     * load it. */
+    bool (*tend)(struct store_log *l);
     /* Fills an empty index. Errors: as commit. */
     int (*load)(struct store_log *l, struct store_index *into, struct err *e);
     /* As of store.h. From any thread, also under the keeper's lock. */

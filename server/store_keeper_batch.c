@@ -12,7 +12,7 @@
 /* Added to the revision of a job whose owner died: more than the heartbeats that it may have shown
  * and that were not written, so that no revision comes twice. */
 enum { REVISION_LEAP = 1 << 20 };
-enum { IDLE_SECONDS = 1 };
+enum { TEND_MS = 500 };
 
 int turn_begin(struct turn *t, struct store *s, const char *op, struct err *e)
 {
@@ -186,16 +186,34 @@ static void free_all(struct record *trash)
     }
 }
 
+/* Commits the open batch; who does it holds the lock before and after, and the log meanwhile. Returns
+ * what is to be freed. */
+static struct record *commit_open(struct keeper *k)
+{
+    struct batch b = k->open;
+    struct err e;
+    clear(&k->open);
+    for (struct record *r = b.records; r; r = r->batch_next)
+        r->in_flight = true;
+    k->busy = true;
+    pthread_mutex_unlock(&k->mu);
+    const int rc = k->log->ops->commit(k->log, b.records, &e);
+    pthread_mutex_lock(&k->mu);
+    k->busy = false;
+    return land(k, &b, rc, &e);
+}
+
 int turn_end(struct turn *t, int rc)
 {
     struct keeper *k = t->k;
     struct record *trash = NULL;
     if (t->joined && !k->log)
         trash = land(k, &k->open, 0, NULL);
-    else if (t->joined)
-        pthread_cond_signal(&k->work);
     while (t->joined && !t->landed)
-        pthread_cond_wait(&k->landed, &k->mu);
+        if (k->busy)
+            pthread_cond_wait(&k->landed, &k->mu);
+        else
+            trash = commit_open(k);
     pthread_mutex_unlock(&k->mu);
     free_all(trash);
     blob_put(t->trash[0]);
@@ -207,7 +225,7 @@ int turn_end(struct turn *t, int rc)
 /* ---- loading ---- */
 
 /* Jobs that run in this process keep the lease and the progress that the old index knows; those
- * whose owner is dead go back to the queue, and that is written with the next batch. */
+ * whose owner is dead go back to the queue. */
 static void revive(struct keeper *k, const struct store_index *old)
 {
     struct record *r;
@@ -235,18 +253,18 @@ static void revive(struct keeper *k, const struct store_index *old)
     }
 }
 
+/* Reads the log into a new index, and has it take the old one's place. */
 static void load(struct keeper *k)
 {
     struct store_index fresh, old;
-    struct err e;
+    struct err e, why;
     char quoted[600];
     int rc = index_init(&fresh, &e);
     if (rc == 0 && (rc = k->log->ops->load(k->log, &fresh, &e)) != 0)
         index_fini(&fresh);
-    pthread_mutex_lock(&k->mu);
-    struct err why;
     fail(&why, FAIL_STORE_UNAVAILABLE, "the job store was opened anew; send the request again");
-    struct record *trash = land(k, &k->open, -FAIL_STORE_UNAVAILABLE, &why);
+    pthread_mutex_lock(&k->mu);
+    struct record *trash = land(k, &k->open, -FAIL_STORE_UNAVAILABLE, &why), *more = NULL;
     k->loaded = rc == 0;
     if (rc == 0) {
         old = k->ix;
@@ -254,8 +272,12 @@ static void load(struct keeper *k)
         revive(k, &old);
     }
     const int jobs = k->ix.active + k->ix.ended;
+    if (k->open.records)
+        more = commit_open(k);
+    k->busy = true; /* still the caller's */
     pthread_mutex_unlock(&k->mu);
     free_all(trash);
+    free_all(more);
     if (rc == 0)
         index_fini(&old);
     if (rc == 0)
@@ -265,10 +287,19 @@ static void load(struct keeper *k)
                logger_quote(e.text, quoted, sizeof quoted));
 }
 
-void keeper_tend(struct keeper *k, bool idle)
+void keeper_tend(struct keeper *k)
 {
-    if (k->log->ops->tend(k->log, idle))
+    pthread_mutex_lock(&k->mu);
+    while (k->busy)
+        pthread_cond_wait(&k->landed, &k->mu);
+    k->busy = true;
+    pthread_mutex_unlock(&k->mu);
+    if (k->log->ops->tend(k->log))
         load(k);
+    pthread_mutex_lock(&k->mu);
+    k->busy = false;
+    pthread_cond_broadcast(&k->landed);
+    pthread_mutex_unlock(&k->mu);
 }
 
 int keeper_fill(struct keeper *k, struct job *j, struct err *e)
@@ -290,41 +321,23 @@ int keeper_fill(struct keeper *k, struct job *j, struct err *e)
 
 /* ---- the thread ---- */
 
-/* Waits for a batch; true when there is one to take into *out. */
-static bool wait_for_batch(struct keeper *k, struct batch *out, bool *stop)
-{
-    struct timespec until;
-    clock_gettime(CLOCK_MONOTONIC, &until);
-    until.tv_sec += IDLE_SECONDS;
-    pthread_mutex_lock(&k->mu);
-    while (!k->open.records && !k->stop)
-        if (pthread_cond_timedwait(&k->work, &k->mu, &until) != 0)
-            break;
-    *stop = k->stop;
-    *out = k->open;
-    clear(&k->open);
-    for (struct record *r = out->records; r; r = r->batch_next)
-        r->in_flight = true;
-    pthread_mutex_unlock(&k->mu);
-    return out->records != NULL;
-}
-
 void *keeper_main(void *arg)
 {
     struct keeper *k = arg;
-    struct batch b;
-    struct err e;
-    for (bool stop = false; !stop;) {
-        const bool some = wait_for_batch(k, &b, &stop);
-        if (some) {
-            const int rc = k->log->ops->commit(k->log, b.records, &e);
-            pthread_mutex_lock(&k->mu);
-            struct record *trash = land(k, &b, rc, &e);
-            pthread_mutex_unlock(&k->mu);
-            free_all(trash);
-        }
+    bool stop = false;
+    while (!stop) {
+        struct timespec until;
+        clock_gettime(CLOCK_MONOTONIC, &until);
+        until.tv_nsec += TEND_MS * 1000000L;
+        until.tv_sec += until.tv_nsec / 1000000000L;
+        until.tv_nsec %= 1000000000L;
+        pthread_mutex_lock(&k->mu);
+        while (!k->stop && pthread_cond_timedwait(&k->wake, &k->mu, &until) == 0)
+            ;
+        stop = k->stop;
+        pthread_mutex_unlock(&k->mu);
         if (!stop)
-            keeper_tend(k, !some);
+            keeper_tend(k);
     }
     return NULL;
 }

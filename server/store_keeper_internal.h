@@ -19,9 +19,10 @@ struct keeper {
     struct store_limits limits;
     struct store_log *log; /* NULL = none: a batch lands at once */
     pthread_mutex_t mu;
-    pthread_cond_t work, landed;
+    pthread_cond_t wake, landed;
     struct store_index ix; /* guarded by mu, and so is all below */
     bool loaded;           /* ix is what the log has */
+    bool busy;             /* somebody works on the log: a batch, or loading */
     bool stop;
     struct batch open;
     pthread_t thread; /* if there is a log */
@@ -70,8 +71,9 @@ void record_enqueue(struct keeper *k, struct record *r, int64_t now_ms);
 /* The owner of a running or canceling job has gone. */
 struct blob *record_abandon(struct keeper *k, struct record *r, int64_t now_ms);
 
-/* Loads what the log has, if it has to be; the log's thread and keeper_open call it. */
-void keeper_tend(struct keeper *k, bool idle);
+/* Has the log look after itself, and loads what it has if that has changed. The keeper's thread and
+ * keeper_open call it. */
+void keeper_tend(struct keeper *k);
 /* Reads the blobs of a job that are elsewhere; on failure some of them still are. */
 int keeper_fill(struct keeper *k, struct job *j, struct err *e);
 

@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The log of a keeper in an SQLite database: one connection, one mutex around it, and the keeper's
- * thread as the only writer. A batch is one transaction in write-ahead mode with synchronous = FULL,
+ * The log of a keeper in an SQLite database: one connection and one mutex around it. A batch is one transaction in write-ahead mode with synchronous = FULL,
  * so that it costs one sync however many operations came together in it.
  *
  * A transaction that fails for want of room or memory is rolled back, and the connection stays. After
@@ -24,7 +23,7 @@
 #include <unistd.h>
 
 enum { LOG_PAGES = 1000 /* of 4 kB in the write-ahead log before it is moved into the file */ };
-enum { RETRY_SECONDS = 1, RETRY_SECONDS_MAX = 30 };
+enum { RETRY_MS = 250, RETRY_MS_MAX = 30000 };
 
 struct sqlite_log {
     struct store_log log;
@@ -40,7 +39,7 @@ struct sqlite_log {
     uint64_t batch;     /* number of the last one */
     int log_pages;
     int64_t retry_ns;
-    int retry_seconds;
+    int retry_ms;
     pthread_mutex_t health_mu;
     bool sick;      /* guarded by health_mu */
     struct err why; /* the same */
@@ -212,10 +211,10 @@ static int open_database(struct sqlite_log *l, struct err *e)
         if (rc == 0)
             rc = try_open(l, &trouble, e);
     }
-    l->retry_seconds = rc == 0 ? 0 : l->retry_seconds ? 2 * l->retry_seconds : RETRY_SECONDS;
-    if (l->retry_seconds > RETRY_SECONDS_MAX)
-        l->retry_seconds = RETRY_SECONDS_MAX;
-    l->retry_ns = timing_ns() + (int64_t)l->retry_seconds * 1000000000;
+    l->retry_ms = rc == 0 ? 0 : l->retry_ms ? 2 * l->retry_ms : RETRY_MS;
+    if (l->retry_ms > RETRY_MS_MAX)
+        l->retry_ms = RETRY_MS_MAX;
+    l->retry_ns = timing_ns() + (int64_t)l->retry_ms * 1000000;
     return rc;
 }
 
@@ -338,7 +337,7 @@ static int log_load(struct store_log *s, struct store_index *into, struct err *e
     return rc;
 }
 
-/* ---- the thread's housekeeping ---- */
+/* ---- housekeeping ---- */
 
 /* Opens a file that is closed or not trusted. */
 static void look_at_file(struct sqlite_log *l)
@@ -383,14 +382,13 @@ static void probe(struct sqlite_log *l)
         commit(l, NULL, &e);
 }
 
-static bool log_tend(struct store_log *s, bool idle)
+static bool log_tend(struct store_log *s)
 {
     struct sqlite_log *l = log_of(s);
     pthread_mutex_lock(&l->mu);
     look_at_file(l);
     shorten_log(l);
-    if (idle)
-        probe(l);
+    probe(l);
     const bool load = l->open && l->stale;
     pthread_mutex_unlock(&l->mu);
     return load;

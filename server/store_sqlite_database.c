@@ -25,7 +25,7 @@ enum { SCHEMA_VERSION = sizeof migrations / sizeof migrations[0] };
 
 /* One connection that nobody shares: the lock is kept, so that the log's index is plain memory and
  * no mapping that a full disk could turn into SIGBUS. Deleted rows are overwritten, so that a salvage
- * finds none. The keeper's thread moves the log into the file itself (log_checkpoint). */
+ * finds none. The log moves into the file when it has grown (shorten_log). */
 static const char settings[] = "PRAGMA page_size = 4096;"
                                "PRAGMA locking_mode = EXCLUSIVE;"
                                "PRAGMA mmap_size = 0;"

@@ -26,18 +26,18 @@ struct faulty_file {
     sqlite3_file *under;
 };
 
-static void faulty_set(enum fault kind, long left, bool stays)
+static void faulty_set(enum fault fault, long left, bool stays)
 {
     atomic_store(&faulty.kind, FAULT_NONE);
     atomic_store(&faulty.left, left);
     atomic_store(&faulty.stays, stays);
     atomic_store(&faulty.injected, 0);
-    atomic_store(&faulty.kind, kind);
+    atomic_store(&faulty.kind, (int)fault);
 }
 
-static bool faulty_strikes(enum fault kind, int error)
+static bool faulty_strikes(enum fault fault, int error)
 {
-    if (atomic_load(&faulty.kind) != (int)kind)
+    if (atomic_load(&faulty.kind) != (int)fault)
         return false;
     const long left = atomic_fetch_sub(&faulty.left, 1);
     if (left > 0 || (left < 0 && !atomic_load(&faulty.stays)))

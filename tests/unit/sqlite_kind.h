@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #pragma once
 /* The SQLite store as a kind of store_suite_base.h, in a directory of the test's own. JEMD_TEST_STORE
- * names where to make it (default /tmp): a file system that can be filled, or a slow disk. */
+ * names where to make it, for instance on a disk; by default it is in memory, where a sync costs
+ * nothing. */
 #include "store_suite_base.h"
 
 #include <dirent.h>
@@ -38,8 +39,9 @@ static const struct store_kind sqlite_kind = {
 static void sqlite_begin(void)
 {
     const char *where = getenv("JEMD_TEST_STORE");
-    snprintf(sqlite_directory, sizeof sqlite_directory, "%.150s/jemd-store-XXXXXX",
-             where ? where : "/tmp");
+    if (!where)
+        where = access("/dev/shm", W_OK) == 0 ? "/dev/shm" : "/tmp";
+    snprintf(sqlite_directory, sizeof sqlite_directory, "%.150s/jemd-store-XXXXXX", where);
     if (!mkdtemp(sqlite_directory))
         abort();
 }

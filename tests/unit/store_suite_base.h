@@ -43,7 +43,7 @@ static const struct store_limits generous = {
 
 static struct store_limits limits_in_use;
 
-static void close_store(void)
+static inline void close_store(void)
 {
     if (st)
         st->ops->close(st);
@@ -51,13 +51,13 @@ static void close_store(void)
 }
 
 /* Opens it again; what a durable one held is still there. */
-static void reopen(void)
+static inline void reopen(void)
 {
     close_store();
     assert_int_equal(kind->open(&st, &limits_in_use, &e), 0);
 }
 
-static void use_limits(const struct store_limits *limits)
+static inline void use_limits(const struct store_limits *limits)
 {
     close_store();
     kind->empty();
@@ -65,21 +65,21 @@ static void use_limits(const struct store_limits *limits)
     reopen();
 }
 
-static int set_up(void **state)
+static inline int set_up(void **state)
 {
     (void)state;
     use_limits(&generous);
     return 0;
 }
 
-static int tear_down(void **state)
+static inline int tear_down(void **state)
 {
     (void)state;
     close_store();
     return 0;
 }
 
-static struct blob *text_blob(const char *text)
+static inline struct blob *text_blob(const char *text)
 {
     struct blob *b = blob_copy(text, strlen(text));
     assert_non_null(b);
@@ -87,7 +87,7 @@ static struct blob *text_blob(const char *text)
 }
 
 /* An id for number n; the buffers go round. */
-static const char *id_of(int n)
+static inline const char *id_of(int n)
 {
     static _Thread_local char ids[8][JOB_ID_SIZE];
     static _Thread_local unsigned next;
@@ -97,7 +97,7 @@ static const char *id_of(int n)
 }
 
 /* A queued job of client "ann" with 2 bytes of request and 100 steps. */
-static struct job new_job(int n)
+static inline struct job new_job(int n)
 {
     struct job j = {.type = JOB_SAMPLE,
                     .state = JOB_QUEUED,
@@ -112,26 +112,26 @@ static struct job new_job(int n)
 }
 
 /* Inserts j and drops it. */
-static int put(struct job j)
+static inline int put(struct job j)
 {
     const int rc = st->ops->insert(st, &j, NULL, NULL, NULL, &e);
     job_fini(&j);
     return rc;
 }
 
-static void put_number(int n)
+static inline void put_number(int n)
 {
     assert_int_equal(put(new_job(n)), 0);
 }
 
-static struct job get(int n)
+static inline struct job get(int n)
 {
     struct job j = {0};
     assert_int_equal(st->ops->get(st, id_of(n), &j, &e), 0);
     return j;
 }
 
-static enum job_state state_of(int n)
+static inline enum job_state state_of(int n)
 {
     struct job j = get(n);
     const enum job_state s = j.state;
@@ -139,7 +139,7 @@ static enum job_state state_of(int n)
     return s;
 }
 
-static uint64_t revision_of(int n)
+static inline uint64_t revision_of(int n)
 {
     struct job j = get(n);
     const uint64_t revision = j.revision;
@@ -148,13 +148,13 @@ static uint64_t revision_of(int n)
 }
 
 /* The number in an id. */
-static int number_of(const struct job *j)
+static inline int number_of(const struct job *j)
 {
     return (int)strtol(j->id + 24, NULL, 16);
 }
 
 /* Claims at a time; the number of the job, or 0. */
-static int claim_at(int64_t now_ms, uint64_t *epoch)
+static inline int claim_at(int64_t now_ms, uint64_t *epoch)
 {
     struct job j = {0};
     const int rc = st->ops->claim(st, JOB_SAMPLE, "worker", now_ms, LEASE, &j, &e);
@@ -171,13 +171,13 @@ static int claim_at(int64_t now_ms, uint64_t *epoch)
     return n;
 }
 
-static int renew(int n, uint64_t epoch, int64_t until_ms, long long steps)
+static inline int renew(int n, uint64_t epoch, int64_t until_ms, long long steps)
 {
     bool cancel;
     return st->ops->renew(st, id_of(n), epoch, until_ms, steps, &cancel, &e);
 }
 
-static int save(int n, uint64_t epoch, const char *checkpoint, long long steps)
+static inline int save(int n, uint64_t epoch, const char *checkpoint, long long steps)
 {
     struct blob *b = text_blob(checkpoint);
     const int rc = st->ops->save_checkpoint(st, id_of(n), epoch, b, steps, &e);
@@ -186,7 +186,7 @@ static int save(int n, uint64_t epoch, const char *checkpoint, long long steps)
 }
 
 /* Finishes without artifacts; `result` may be NULL. */
-static int finish(int n, uint64_t epoch, enum job_state state, const char *result)
+static inline int finish(int n, uint64_t epoch, enum job_state state, const char *result)
 {
     struct job j = {.epoch = epoch, .state = state, .ended_ms = NOW + 5000, .steps_done = 100};
     strcpy(j.id, id_of(n));
@@ -196,12 +196,12 @@ static int finish(int n, uint64_t epoch, enum job_state state, const char *resul
     return rc;
 }
 
-static int release(int n, uint64_t epoch)
+static inline int release(int n, uint64_t epoch)
 {
     return st->ops->release(st, id_of(n), epoch, NOW + 7000, &e);
 }
 
-static enum job_state cancel(int n)
+static inline enum job_state cancel(int n)
 {
     struct job j = {0};
     assert_int_equal(st->ops->cancel(st, id_of(n), NOW + 3000, &j, &e), 0);
@@ -217,7 +217,7 @@ static struct {
     enum job_state states[64];
 } ticked;
 
-static void note_change(void *ctx, const struct job *j)
+static inline void note_change(void *ctx, const struct job *j)
 {
     struct job now;
     assert_ptr_equal(ctx, &ticked);
@@ -232,7 +232,7 @@ static void note_change(void *ctx, const struct job *j)
     ticked.n++;
 }
 
-static int tick(int64_t now_ms)
+static inline int tick(int64_t now_ms)
 {
     ticked.n = 0;
     const int n = st->ops->tick(st, now_ms, note_change, &ticked);
@@ -240,7 +240,7 @@ static int tick(int64_t now_ms)
     return n;
 }
 
-static struct store_stats stats(void)
+static inline struct store_stats stats(void)
 {
     struct store_stats s;
     st->ops->stats(st, &s);
