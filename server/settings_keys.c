@@ -257,7 +257,8 @@ static bool text_fits(const struct key *k, const char *text)
     if (k->type == PRECISION)
         return precisions_check(text, NULL) == 0;
     if (k->type == STORE)
-        return strcmp(text, "auto") == 0 || strcmp(text, "sqlite") == 0 || strcmp(text, "memory") == 0;
+        return strcmp(text, "auto") == 0 || strcmp(text, "sqlite") == 0 ||
+               strcmp(text, "memory") == 0;
     return k->type != LEVEL || logger_parse_level(text, &level) == 0;
 }
 

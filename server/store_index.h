@@ -45,7 +45,7 @@ struct record {
     long long checkpoint_steps;
     struct job_artifact *artifacts;
     int n_artifacts;
-    size_t bytes;        /* charged */
+    size_t bytes; /* charged */
     size_t checkpoint_bytes;
     struct record *next; /* for lists of the user */
     /* A change on its way to the log: see store_keeper.h. */
@@ -82,8 +82,8 @@ struct store_index {
     struct removed *removed; /* ring of STORE_REMOVED */
     size_t n_removed;        /* ever */
     uint64_t last_seq, last_turn, last_end;
-    int active;               /* jobs that are not terminal */
-    int ended;                /* jobs that are */
+    int active; /* jobs that are not terminal */
+    int ended;  /* jobs that are */
     size_t ended_bytes;
     struct store_stats stats; /* without oldest_queued_ms */
 };

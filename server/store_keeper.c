@@ -510,8 +510,14 @@ static void keeper_stats(struct store *s, struct store_stats *out)
 
 static int keeper_health(struct store *s, struct err *e)
 {
-    const struct keeper *k = (const struct keeper *)s;
-    return k->log ? k->log->ops->health(k->log, e) : 0;
+    struct keeper *k = (struct keeper *)s;
+    const int rc = k->log ? k->log->ops->health(k->log, e) : 0;
+    if (rc)
+        return rc;
+    pthread_mutex_lock(&k->mu);
+    const bool loaded = k->loaded;
+    pthread_mutex_unlock(&k->mu);
+    return loaded ? 0 : keeper_fail_loading(e);
 }
 
 static int keeper_lost(struct store *s, char (*ids)[JOB_ID_SIZE], int max)
@@ -579,6 +585,8 @@ int keeper_open(struct store **out, const struct store_limits *limits, struct st
     if (log) {
         k->ops.name = log->ops->name;
         keeper_tend(k);
+        if (!k->loaded) /* that found damage, perhaps, and can mend it */
+            keeper_tend(k);
         if (pthread_create(&k->thread, NULL, keeper_main, k) != 0) {
             k->log = NULL;
             keeper_close(&k->store);

@@ -14,6 +14,11 @@
 enum { REVISION_LEAP = 1 << 20 };
 enum { TEND_MS = 500 };
 
+int keeper_fail_loading(struct err *e)
+{
+    return fail(e, FAIL_STORE_UNAVAILABLE, "the job store is just being opened; try again");
+}
+
 int turn_begin(struct turn *t, struct store *s, const char *op, struct err *e)
 {
     struct keeper *k = (struct keeper *)s;
@@ -22,7 +27,7 @@ int turn_begin(struct turn *t, struct store *s, const char *op, struct err *e)
     if (k->loaded)
         return 0;
     const int rc = k->log->ops->health(k->log, e);
-    return rc ? rc : fail(e, FAIL_STORE_UNAVAILABLE, "the job store is just being opened");
+    return rc ? rc : keeper_fail_loading(e);
 }
 
 void turn_wait(struct turn *t)
@@ -259,6 +264,9 @@ static void load(struct keeper *k)
     struct store_index fresh, old;
     struct err e, why;
     char quoted[600];
+    pthread_mutex_lock(&k->mu);
+    k->loaded = false; /* the old index may promise what is not there any more */
+    pthread_mutex_unlock(&k->mu);
     int rc = index_init(&fresh, &e);
     if (rc == 0 && (rc = k->log->ops->load(k->log, &fresh, &e)) != 0)
         index_fini(&fresh);

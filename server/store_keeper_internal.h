@@ -71,6 +71,8 @@ void record_enqueue(struct keeper *k, struct record *r, int64_t now_ms);
 /* The owner of a running or canceling job has gone. */
 struct blob *record_abandon(struct keeper *k, struct record *r, int64_t now_ms);
 
+/* STORE_UNAVAILABLE. */
+int keeper_fail_loading(struct err *e);
 /* Has the log look after itself, and loads what it has if that has changed. The keeper's thread and
  * keeper_open call it. */
 void keeper_tend(struct keeper *k);

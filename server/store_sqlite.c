@@ -32,11 +32,11 @@ struct sqlite_log {
     pthread_mutex_t mu; /* guards all of this but the health */
     struct database d;
     bool open;
-    bool fresh;         /* a sync has failed since the file was opened without trouble */
-    bool stale;         /* the keeper has to load what is here */
-    bool suspect;       /* to be opened anew: a read failed */
-    bool damaged;       /* to be salvaged: a read found damage */
-    uint64_t batch;     /* number of the last one */
+    bool fresh;     /* a sync has failed since the file was opened without trouble */
+    bool stale;     /* the keeper has to load what is here */
+    bool suspect;   /* to be opened anew: a read failed */
+    bool damaged;   /* to be salvaged: a read found damage */
+    uint64_t batch; /* number of the last one */
     int log_pages;
     int64_t retry_ns;
     int retry_ms;
@@ -102,8 +102,8 @@ static int take_lock(struct sqlite_log *l, struct err *e)
     database_path(l->directory, "lock", path);
     const int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
     if (fd < 0)
-        return fail_errno(e, FAIL_STORE_UNAVAILABLE, "cannot write into the job store's directory %s",
-                          l->directory);
+        return fail_errno(e, FAIL_STORE_UNAVAILABLE,
+                          "cannot write into the job store's directory %s", l->directory);
     if (flock(fd, LOCK_EX | LOCK_NB) != 0) {
         const bool taken = errno == EWOULDBLOCK;
         const ssize_t n = pread(fd, pid, sizeof pid - 1, 0);
@@ -236,8 +236,9 @@ static int write_batch(struct sqlite_log *l, const struct record *first, uint64_
 
 static bool roll_back(struct sqlite_log *l)
 {
-    return sqlite3_get_autocommit(l->d.db) || (database_run(l->d.statements[ROLLBACK]) == SQLITE_OK &&
-                                               sqlite3_get_autocommit(l->d.db));
+    return sqlite3_get_autocommit(l->d.db) ||
+           (database_run(l->d.statements[ROLLBACK]) == SQLITE_OK &&
+            sqlite3_get_autocommit(l->d.db));
 }
 
 /* After a failure that leaves the batch in doubt: whether it is there, if the file can tell. */
@@ -273,7 +274,8 @@ static int commit(struct sqlite_log *l, const struct record *first, struct err *
         return rc;
     }
     char text[600];
-    logger(LOGGER_ERROR, "store_write_failed", "error=%s", logger_quote(e->text, text, sizeof text));
+    logger(LOGGER_ERROR, "store_write_failed", "error=%s",
+           logger_quote(e->text, text, sizeof text));
     return clear_doubt(l, number, e);
 }
 
@@ -281,7 +283,8 @@ static int log_commit(struct store_log *s, struct record *first, struct err *e)
 {
     struct sqlite_log *l = log_of(s);
     pthread_mutex_lock(&l->mu);
-    const int rc = l->open ? commit(l, first, e) : fail_closed(l, e);
+    /* What the keeper has not loaded it must not change. */
+    const int rc = l->open && !l->stale ? commit(l, first, e) : fail_closed(l, e);
     pthread_mutex_unlock(&l->mu);
     return rc;
 }
@@ -333,6 +336,8 @@ static int log_load(struct store_log *s, struct store_index *into, struct err *e
     else if (code != SQLITE_OK)
         rc = doubt(l, code, "load", e);
     l->stale = rc != 0;
+    if (rc == 0)
+        be_well(l);
     pthread_mutex_unlock(&l->mu);
     return rc;
 }
@@ -354,8 +359,7 @@ static void look_at_file(struct sqlite_log *l)
         be_sick(l, &why);
         return;
     }
-    l->stale = true;
-    be_well(l);
+    l->stale = true; /* it is well once that is loaded */
 }
 
 /* Moves the write-ahead log into the file. */

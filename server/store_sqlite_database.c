@@ -65,8 +65,9 @@ void database_path(const char *directory, const char *name, char out[DATABASE_PA
 static int system_reason(const struct database *d, int rc)
 {
     const int class = rc & 0xff;
-    return d->db && (class == SQLITE_IOERR || class == SQLITE_CANTOPEN) ? sqlite3_system_errno(d->db)
-                                                                        : 0;
+    return d->db && (class == SQLITE_IOERR || class == SQLITE_CANTOPEN)
+               ? sqlite3_system_errno(d->db)
+               : 0;
 }
 
 enum database_trouble database_trouble(int rc)
@@ -202,10 +203,11 @@ static int bring_up_to_date(sqlite3 *db, const char *path, int *hard, struct err
     if (rc != SQLITE_OK || version == SCHEMA_VERSION)
         return rc;
     if (version > SCHEMA_VERSION && application == APPLICATION_ID) {
-        *hard = fail(e, FAIL_BAD_SETTING,
-                     "%s was written by a newer jemd (schema %lld, this one knows %d); use that, or "
-                     "another store.directory",
-                     path, (long long)version, SCHEMA_VERSION);
+        *hard =
+            fail(e, FAIL_BAD_SETTING,
+                 "%s was written by a newer jemd (schema %lld, this one knows %d); use that, or "
+                 "another store.directory",
+                 path, (long long)version, SCHEMA_VERSION);
         return SQLITE_ERROR;
     }
     if (version < 0 || version > SCHEMA_VERSION ||

@@ -116,5 +116,7 @@ struct pages;
 int pages_open(struct pages **out, const char *path, struct err *e);
 void pages_close(struct pages *p);
 /* Calls row(ctx, values, n) for each row of each table leaf that can be read; values[0] is the key.
- * Stops and returns what it returns when that is not 0; -NO_MEMORY when out of memory. */
-int pages_scan(struct pages *p, int (*row)(void *ctx, const struct value *v, int n), void *ctx);
+ * Stops and returns what it returns when that is not 0. What the disk cannot read is no damage: it
+ * may come back. Errors: NO_MEMORY, STORE_UNAVAILABLE (that). */
+int pages_scan(struct pages *p, int (*row)(void *ctx, const struct value *v, int n), void *ctx,
+               struct err *e);

@@ -26,7 +26,8 @@ enum {
 struct pages {
     int fd, log; /* -1 = there is none */
     uint32_t n;
-    uint32_t *frame; /* of each page in the log, from 1; 0 = the file has it. NULL = no log */
+    long long unreadable; /* reads that the disk refused */
+    uint32_t *frame;      /* of each page in the log, from 1; 0 = the file has it. NULL = no log */
 };
 
 static uint32_t big32(const unsigned char *p)
@@ -34,9 +35,11 @@ static uint32_t big32(const unsigned char *p)
     return (uint32_t)p[0] << 24 | (uint32_t)p[1] << 16 | (uint32_t)p[2] << 8 | p[3];
 }
 
-static bool read_all(int fd, void *out, size_t size, off_t at)
+static bool read_all(struct pages *p, int fd, void *out, size_t size, off_t at)
 {
-    return pread(fd, out, size, at) == (ssize_t)size;
+    const ssize_t n = pread(fd, out, size, at);
+    p->unreadable += n < 0;
+    return n == (ssize_t)size;
 }
 
 static off_t frame_at(uint32_t frame)
@@ -61,11 +64,11 @@ static void add_sums(struct sums *s, const unsigned char *p, size_t size)
 }
 
 /* Reads a frame's page number and commit mark; false = the log ends before it. */
-static bool next_frame(const struct pages *p, uint32_t frame, const unsigned char *head,
-                       struct sums *s, uint32_t *page, uint32_t *commit)
+static bool next_frame(struct pages *p, uint32_t frame, const unsigned char *head, struct sums *s,
+                       uint32_t *page, uint32_t *commit)
 {
     unsigned char bytes[FRAME_HEADER + DATABASE_PAGE];
-    if (!read_all(p->log, bytes, sizeof bytes, frame_at(frame)) ||
+    if (!read_all(p, p->log, bytes, sizeof bytes, frame_at(frame)) ||
         memcmp(bytes + 8, head + 16, 8) != 0)
         return false;
     add_sums(s, bytes, 8);
@@ -79,7 +82,7 @@ static bool next_frame(const struct pages *p, uint32_t frame, const unsigned cha
 static int read_log(struct pages *p, struct err *e)
 {
     unsigned char head[LOG_HEADER];
-    if (p->log < 0 || !read_all(p->log, head, sizeof head, 0) ||
+    if (p->log < 0 || !read_all(p, p->log, head, sizeof head, 0) ||
         (big32(head) & ~1u) != 0x377f0682 || big32(head + 8) != DATABASE_PAGE)
         return 0;
     const struct sums begin = {.big = big32(head) & 1};
@@ -102,7 +105,7 @@ static int read_log(struct pages *p, struct err *e)
     p->n = largest;
     for (frame = 1; frame <= last; frame++) {
         unsigned char number[4];
-        if (read_all(p->log, number, sizeof number, frame_at(frame)) && big32(number) <= p->n)
+        if (read_all(p, p->log, number, sizeof number, frame_at(frame)) && big32(number) <= p->n)
             p->frame[big32(number)] = frame;
     }
     return 0;
@@ -142,13 +145,13 @@ void pages_close(struct pages *p)
     free(p);
 }
 
-static bool read_page(const struct pages *p, uint32_t page, unsigned char out[DATABASE_PAGE])
+static bool read_page(struct pages *p, uint32_t page, unsigned char out[DATABASE_PAGE])
 {
     if (page == 0 || page > p->n)
         return false;
     if (p->frame && p->frame[page])
-        return read_all(p->log, out, DATABASE_PAGE, frame_at(p->frame[page]) + FRAME_HEADER);
-    return p->fd >= 0 && read_all(p->fd, out, DATABASE_PAGE, (off_t)(page - 1) * DATABASE_PAGE);
+        return read_all(p, p->log, out, DATABASE_PAGE, frame_at(p->frame[page]) + FRAME_HEADER);
+    return p->fd >= 0 && read_all(p, p->fd, out, DATABASE_PAGE, (off_t)(page - 1) * DATABASE_PAGE);
 }
 
 /* ---- rows ---- */
@@ -229,7 +232,7 @@ static int read_record(const unsigned char *payload, size_t size, int64_t key,
 
 /* Follows a chain of overflow pages. What is missing stays zero: the row's beginning may still say
  * which job it was. */
-static void read_chain(const struct pages *p, uint32_t page, unsigned char *out, size_t size)
+static void read_chain(struct pages *p, uint32_t page, unsigned char *out, size_t size)
 {
     unsigned char bytes[DATABASE_PAGE];
     while (size && read_page(p, page, bytes)) {
@@ -252,8 +255,8 @@ static int scan_cell(struct scan *s, const unsigned char *page, size_t at)
     struct value v[COLUMNS_MAX];
     uint64_t size, key;
     if (!read_varint(page, DATABASE_PAGE, &at, &size) ||
-        !read_varint(page, DATABASE_PAGE, &at, &key) ||
-        size > (uint64_t)s->p->n * DATABASE_PAGE || size > INT32_MAX)
+        !read_varint(page, DATABASE_PAGE, &at, &key) || size > (uint64_t)s->p->n * DATABASE_PAGE ||
+        size > INT32_MAX)
         return 0;
     size_t local = (size_t)size;
     if (size > LOCAL_MAX) {
@@ -291,7 +294,8 @@ static int scan_page(struct scan *s, const unsigned char *page, size_t begin)
     return rc;
 }
 
-int pages_scan(struct pages *p, int (*row)(void *ctx, const struct value *v, int n), void *ctx)
+int pages_scan(struct pages *p, int (*row)(void *ctx, const struct value *v, int n), void *ctx,
+               struct err *e)
 {
     struct scan s = {.p = p, .row = row, .ctx = ctx};
     unsigned char page[DATABASE_PAGE];
@@ -299,5 +303,11 @@ int pages_scan(struct pages *p, int (*row)(void *ctx, const struct value *v, int
     for (uint32_t i = 1; rc == 0 && i <= p->n; i++)
         if (read_page(p, i, page))
             rc = scan_page(&s, page, i == 1 ? FIRST_HEADER : 0);
+    if (rc == 0 && p->unreadable)
+        rc =
+            fail(e, FAIL_STORE_UNAVAILABLE,
+                 "the disk cannot read %lld parts of the damaged job store; try again, or copy the "
+                 "file to another disk with a tool that skips them",
+                 p->unreadable);
     return rc;
 }

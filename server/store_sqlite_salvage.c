@@ -138,7 +138,8 @@ static int lose(struct database *d, const struct job_removed *lost, uint64_t seq
     if (rc == SQLITE_OK)
         rc = database_run(d->statements[PUT_REMOVED]);
     if (rc == SQLITE_OK)
-        logger(LOGGER_ERROR, "job_lost", "job=%s error=\"its data were damaged on disk\"", lost->id);
+        logger(LOGGER_ERROR, "job_lost", "job=%s error=\"its data were damaged on disk\"",
+               lost->id);
     return rc;
 }
 
@@ -175,10 +176,8 @@ static int judge(struct database *d, struct record *r)
     if (rc != SQLITE_OK)
         return rc;
     if ((kinds & promised) != promised || artifacts != r->n_artifacts) {
-        struct job_removed lost = {.type = r->job.type,
-                                   .state = r->job.state,
-                                   .ended_ms = r->job.ended_ms,
-                                   .lost = true};
+        struct job_removed lost = {
+            .type = r->job.type, .state = r->job.state, .ended_ms = r->job.ended_ms, .lost = true};
         memcpy(lost.id, r->job.id, sizeof lost.id);
         return lose(d, &lost, r->seq);
     }
@@ -303,15 +302,19 @@ static int copy_whole(struct database *d, const char *damaged, struct err *e)
         return rc;
     c.code = exec(d, "CREATE TEMP TABLE heard(id TEXT PRIMARY KEY)");
     if (c.code == SQLITE_OK)
-        c.code = sqlite3_prepare_v2(d->db, "INSERT OR IGNORE INTO heard VALUES(?)", -1, &c.hear,
-                                    NULL);
+        c.code =
+            sqlite3_prepare_v2(d->db, "INSERT OR IGNORE INTO heard VALUES(?)", -1, &c.hear, NULL);
     if (c.code == SQLITE_OK)
         c.code = database_run(d->statements[BEGIN]);
     if (c.code == SQLITE_OK)
-        rc = pages_scan(p, copy_row, &c);
+        rc = pages_scan(p, copy_row, &c, e);
     pages_close(p);
     if (rc == -FAIL_NO_MEMORY)
         c.code = SQLITE_NOMEM;
+    if (rc && c.code == SQLITE_OK) {
+        sqlite3_finalize(c.hear);
+        return rc;
+    }
     if (c.code == SQLITE_OK)
         c.code = judge_jobs(d);
     if (c.code == SQLITE_OK)

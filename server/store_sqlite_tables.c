@@ -265,14 +265,16 @@ int tables_load(struct database *d, struct store_index *into)
 {
     int rc = load_table(d, into, "SELECT seq, id, record, sum FROM jobs ORDER BY seq", JOB_COLUMNS);
     if (rc == SQLITE_OK)
-        rc = load_table(d, into,
-                        "SELECT n, job, kind, name, content_type, digest, CASE WHEN kind = 'labels' "
-                        "OR kind IN ('request', 'result') AND length(body) <= 16384 THEN body END, "
-                        "sum, length(body) FROM blobs ORDER BY n",
-                        BLOB_COLUMNS);
+        rc =
+            load_table(d, into,
+                       "SELECT n, job, kind, name, content_type, digest, CASE WHEN kind = 'labels' "
+                       "OR kind IN ('request', 'result') AND length(body) <= 16384 THEN body END, "
+                       "sum, length(body) FROM blobs ORDER BY n",
+                       BLOB_COLUMNS);
     if (rc == SQLITE_OK)
-        rc = load_table(d, into, "SELECT n, id, type, state, ended_ms, lost, sum FROM removed "
-                                 "ORDER BY n",
+        rc = load_table(d, into,
+                        "SELECT n, id, type, state, ended_ms, lost, sum FROM removed "
+                        "ORDER BY n",
                         REMOVED_COLUMNS);
     if (rc == SQLITE_OK && !is_complete(into))
         rc = SQLITE_CORRUPT;

@@ -1,9 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The suite on the SQLite store: as it is, opened again and again, and what is durable about it. */
-#include "store_suite.h"
-
 #include "sqlite_kind.h"
 #include "store_anew.h"
+#include "store_suite.h"
 #include "store_suite_durable.h"
 
 static int open_anew(struct store **out, const struct store_limits *limits, struct err *err)

@@ -3,7 +3,7 @@
  * A script of operations is run with the n-th call failing, for every n; each operation is asked for
  * until the store says yes, and everything it said yes to must be there at the end. */
 #include "base/timing.h"
-#include "faulty_vfs.h"
+#include "server_store_sqlite_vfs.h"
 #include "sqlite_kind.h"
 
 enum { PATIENCE_SECONDS = 120, MOST_CALLS = 4000 };
@@ -311,23 +311,26 @@ static void a_directory_has_one_owner(void **state)
     assert_int_equal(store_sqlite_open(&second, "", &generous, &e), -FAIL_BAD_SETTING);
 }
 
+static void change_file(const char *path, const char *statements)
+{
+    sqlite3 *db = NULL;
+    assert_int_equal(sqlite3_open(path, &db), SQLITE_OK);
+    assert_int_equal(sqlite3_exec(db, statements, NULL, NULL, NULL), SQLITE_OK);
+    assert_int_equal(sqlite3_close(db), SQLITE_OK);
+}
+
 static void a_file_of_a_newer_version_is_refused(void **state)
 {
     (void)state;
     char path[512];
-    sqlite3 *db = NULL;
     reopen();
     put_number(1);
     close_store();
     sqlite_path("jobs.sqlite", path);
-    assert_int_equal(sqlite3_open(path, &db), SQLITE_OK);
-    assert_int_equal(sqlite3_exec(db, "PRAGMA user_version = 99", NULL, NULL, NULL), SQLITE_OK);
-    sqlite3_close(db);
+    change_file(path, "PRAGMA locking_mode = EXCLUSIVE; PRAGMA user_version = 99");
     assert_int_equal(kind->open(&st, &limits_in_use, &e), -FAIL_BAD_SETTING);
     assert_non_null(strstr(e.text, "newer"));
-    assert_int_equal(sqlite3_open(path, &db), SQLITE_OK);
-    assert_int_equal(sqlite3_exec(db, "PRAGMA user_version = 1", NULL, NULL, NULL), SQLITE_OK);
-    sqlite3_close(db);
+    change_file(path, "PRAGMA locking_mode = EXCLUSIVE; PRAGMA user_version = 1");
     reopen();
     assert_int_equal(state_of(1), JOB_QUEUED);
 }

@@ -49,14 +49,16 @@ static int anew_leave(int rc)
     return rc;
 }
 
-static int anew_insert(struct store *s, const struct job *j, const char *key, const char *digest, struct job *existing, struct err *err)
+static int anew_insert(struct store *s, const struct job *j, const char *key, const char *digest,
+                       struct job *existing, struct err *err)
 {
     (void)s;
     struct store *in = anew_enter();
     return anew_leave(in->ops->insert(in, j, key, digest, existing, err));
 }
 
-static int anew_replay(struct store *s, const char *client, const char *key, const char *digest, struct job *existing, struct err *err)
+static int anew_replay(struct store *s, const char *client, const char *key, const char *digest,
+                       struct job *existing, struct err *err)
 {
     (void)s;
     struct store *in = anew_enter();
@@ -70,28 +72,32 @@ static int anew_get(struct store *s, const char *id, struct job *out, struct err
     return anew_leave(in->ops->get(in, id, out, err));
 }
 
-static int anew_list(struct store *s, const struct job_filter *f, char cursor[STORE_CURSOR_SIZE], struct job *out, int max, int *n, struct err *err)
+static int anew_list(struct store *s, const struct job_filter *f, char cursor[STORE_CURSOR_SIZE],
+                     struct job *out, int max, int *n, struct err *err)
 {
     (void)s;
     struct store *in = anew_enter();
     return anew_leave(in->ops->list(in, f, cursor, out, max, n, err));
 }
 
-static int anew_claim(struct store *s, enum job_type type, const char *owner, int64_t now_ms, int64_t lease_ms, struct job *out, struct err *err)
+static int anew_claim(struct store *s, enum job_type type, const char *owner, int64_t now_ms,
+                      int64_t lease_ms, struct job *out, struct err *err)
 {
     (void)s;
     struct store *in = anew_enter();
     return anew_leave(in->ops->claim(in, type, owner, now_ms, lease_ms, out, err));
 }
 
-static int anew_renew(struct store *s, const char *id, uint64_t epoch, int64_t until_ms, long long steps_done, bool *cancel_asked, struct err *err)
+static int anew_renew(struct store *s, const char *id, uint64_t epoch, int64_t until_ms,
+                      long long steps_done, bool *cancel_asked, struct err *err)
 {
     (void)s;
     struct store *in = anew_enter();
     return anew_leave(in->ops->renew(in, id, epoch, until_ms, steps_done, cancel_asked, err));
 }
 
-static int anew_save_checkpoint(struct store *s, const char *id, uint64_t epoch, struct blob *checkpoint, long long steps_done, struct err *err)
+static int anew_save_checkpoint(struct store *s, const char *id, uint64_t epoch,
+                                struct blob *checkpoint, long long steps_done, struct err *err)
 {
     (void)s;
     struct store *in = anew_enter();
@@ -105,35 +111,40 @@ static int anew_load_checkpoint(struct store *s, const char *id, struct blob **o
     return anew_leave(in->ops->load_checkpoint(in, id, out, err));
 }
 
-static int anew_finish(struct store *s, const struct job *j, const struct job_artifact *a, int n, struct err *err)
+static int anew_finish(struct store *s, const struct job *j, const struct job_artifact *a, int n,
+                       struct err *err)
 {
     (void)s;
     struct store *in = anew_enter();
     return anew_leave(in->ops->finish(in, j, a, n, err));
 }
 
-static int anew_release(struct store *s, const char *id, uint64_t epoch, int64_t now_ms, struct err *err)
+static int anew_release(struct store *s, const char *id, uint64_t epoch, int64_t now_ms,
+                        struct err *err)
 {
     (void)s;
     struct store *in = anew_enter();
     return anew_leave(in->ops->release(in, id, epoch, now_ms, err));
 }
 
-static int anew_cancel(struct store *s, const char *id, int64_t now_ms, struct job *out, struct err *err)
+static int anew_cancel(struct store *s, const char *id, int64_t now_ms, struct job *out,
+                       struct err *err)
 {
     (void)s;
     struct store *in = anew_enter();
     return anew_leave(in->ops->cancel(in, id, now_ms, out, err));
 }
 
-static int anew_artifact(struct store *s, const char *id, const char *name, struct job_artifact *out, struct err *err)
+static int anew_artifact(struct store *s, const char *id, const char *name,
+                         struct job_artifact *out, struct err *err)
 {
     (void)s;
     struct store *in = anew_enter();
     return anew_leave(in->ops->artifact(in, id, name, out, err));
 }
 
-static int anew_artifacts(struct store *s, const char *id, struct job_artifact *out, int max, struct err *err)
+static int anew_artifacts(struct store *s, const char *id, struct job_artifact *out, int max,
+                          struct err *err)
 {
     (void)s;
     struct store *in = anew_enter();
@@ -147,7 +158,8 @@ static int anew_remove(struct store *s, const char *id, struct err *err)
     return anew_leave(in->ops->remove(in, id, err));
 }
 
-static int anew_tick(struct store *s, int64_t now_ms, void (*changed)(void *ctx, const struct job *j), void *ctx)
+static int anew_tick(struct store *s, int64_t now_ms,
+                     void (*changed)(void *ctx, const struct job *j), void *ctx)
 {
     (void)s;
     struct store *in = anew_enter();

@@ -62,7 +62,8 @@ static void everything_of_a_job_comes_back(void **state)
 {
     (void)state;
     struct job before, j = full_job(1);
-    struct job_artifact a[3] = {{.content_type = "image/png"}, {.content_type = "text/csv"},
+    struct job_artifact a[3] = {{.content_type = "image/png"},
+                                {.content_type = "text/csv"},
                                 {.content_type = "application/x-odd; a=1"}};
     for (int i = 0; i < 3; i++) {
         snprintf(a[i].name, sizeof a[i].name, "samples/%03d.png", 2 - i);
@@ -294,8 +295,8 @@ static bool is_storm_blob(const struct blob *b, int n, uint64_t *number)
     memcpy(&of, b->bytes, sizeof of);
     memcpy(number, b->bytes + sizeof of, sizeof *number);
     struct blob *expected = storm_blob(n, *number);
-    const bool same = of == n && expected->size == b->size &&
-                      memcmp(expected->bytes, b->bytes, b->size) == 0;
+    const bool same =
+        of == n && expected->size == b->size && memcmp(expected->bytes, b->bytes, b->size) == 0;
     blob_put(expected);
     return same;
 }
@@ -452,7 +453,7 @@ static void what_was_acknowledged_is_there_after_kill_9(void **state)
         reopen();
         for (int n = 1; n < atomic_load(&storm_next) && n < STORM_JOBS; n++)
             check_known(n);
-        char (*lost)[JOB_ID_SIZE] = NULL;
+        char(*lost)[JOB_ID_SIZE] = NULL;
         assert_int_equal(st->ops->lost(st, lost, 0), 0);
         assert_int_equal(st->ops->health(st, &e), 0);
         close_store();

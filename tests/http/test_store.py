@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The durable job store as a client sees it: jobs and results survive kill -9 and SIGTERM, a second
+daemon is refused, a store that cannot be used is told and predictions go on."""
+import os
+import signal
+import subprocess
+import unittest
+
+from jemd_test import BIN, SAMPLES, Daemon, run_job, wait_ended, wait_until
+from jobs_help import drawn, job
+
+
+def submit(daemon, document, key):
+    return daemon.post("/v1/jobs", document, headers={"Idempotency-Key": key})
+
+
+class Store(unittest.TestCase):
+    def setUp(self):
+        self.daemon = Daemon("--sampler.checkpoint_ms=200").start()
+        self.addCleanup(self.daemon.discard)
+
+    def again(self, number):
+        """Ends the daemon with a signal and starts it on the same directory."""
+        self.daemon.signal(number)
+        self.daemon.process.wait()
+        self.daemon.start()
+
+    def check(self, name):
+        checks = self.daemon.get("/readyz?verbose").json()["checks"]
+        return [c for c in checks if c["name"] == name][0]
+
+    def test_results_and_keys_survive_kill_9(self):
+        first = submit(self.daemon, job(), "k")
+        self.assertEqual(first.status, 202)
+        before = drawn(self.daemon, job())
+        path = "/v1/jobs/" + first.json()["id"]
+        done = wait_ended(self.daemon, first.json()["id"], 60)
+        self.again(signal.SIGKILL)
+        self.assertEqual(self.daemon.get(path).json(), done)
+        for a in done["result"]["artifacts"]:
+            body = self.daemon.get(done["links"]["artifacts"] + a["name"]).body
+            if a["name"] in ("grid.png", "samples.safetensors"):
+                self.assertEqual(body, before[a["name"]])
+        again = submit(self.daemon, job(), "k")
+        self.assertEqual(again.json()["id"], first.json()["id"])
+
+    def test_a_job_goes_on_after_kill_9_to_the_same_bytes(self):
+        document = job(4, 600)
+        expected = drawn(self.daemon, document)
+        for number in (signal.SIGKILL, signal.SIGTERM):
+            answer = submit(self.daemon, document, str(number))
+            self.assertEqual(answer.status, 202)
+            path = "/v1/jobs/" + answer.json()["id"]
+            wait_until(lambda: self.daemon.get(path).json()["progress"]["chain_steps_done"] > 0, 60,
+                       "progress")
+            self.again(number)
+            done = wait_ended(self.daemon, answer.json()["id"], 120)
+            self.assertEqual(done["state"], "succeeded")
+            got = {a["name"]: self.daemon.get(done["links"]["artifacts"] + a["name"]).body
+                   for a in done["result"]["artifacts"]}
+            self.assertEqual(got["grid.png"], expected["grid.png"])
+
+    def test_a_second_daemon_on_the_directory_is_refused(self):
+        directory = os.path.join(self.daemon.folder.name, "jobs")
+        second = subprocess.run([BIN, "serve", "--http.port=0", "--models.directory=",
+                                 "--models.cache=", "--store.directory=" + directory],
+                                capture_output=True, text=True, timeout=60, check=False)
+        self.assertEqual(second.returncode, 1)
+        self.assertIn(f"another jemd (process {self.daemon.pid}) has the job store", second.stderr)
+        self.assertEqual(self.check("store"), {"name": "store", "ok": True, "detail": "sqlite"})
+        self.assertEqual(run_job(self.daemon, job())["state"], "succeeded")
+
+    def test_a_store_that_cannot_be_used_is_told_and_predictions_go_on(self):
+        self.daemon.stop()
+        path = os.path.join(self.daemon.folder.name, "jobs", "jobs.sqlite")
+        os.rename(path, path + ".kept")
+        os.mkdir(path)  # no file can be opened here
+        self.daemon.start()
+        check = self.check("store")
+        self.assertFalse(check["ok"])
+        self.assertIn("cannot open the job store", check["detail"])
+        self.assertEqual(self.daemon.get("/readyz").status, 200)
+        refused = submit(self.daemon, job(), "k")
+        self.assertEqual((refused.status, refused.json()["code"]), (503, "store_unavailable"))
+        self.assertEqual(self.daemon.get("/v1/jobs").status, 503)
+        with open(os.path.join(SAMPLES, "orc-blue-hair.png"), "rb") as f:
+            answer = self.daemon.post("/v1/predict", f.read(), "image/png")
+        self.assertEqual(answer.status, 200)
+        os.rmdir(path)
+        os.rename(path + ".kept", path)
+        wait_until(lambda: self.check("store")["ok"], 60, "recovery")
+        self.assertEqual(run_job(self.daemon, job())["state"], "succeeded")
+
+
+if __name__ == "__main__":
+    unittest.main()
