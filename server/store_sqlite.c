@@ -382,7 +382,7 @@ static void shorten_log(struct sqlite_log *l)
 static void probe(struct sqlite_log *l)
 {
     struct err e;
-    if (l->open && log_health(&l->log, NULL) != 0)
+    if (l->open && !l->stale && log_health(&l->log, NULL) != 0)
         commit(l, NULL, &e);
 }
 

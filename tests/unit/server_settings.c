@@ -96,6 +96,29 @@ static void zeros_become_what_the_machine_has(void **state)
     assert_int_equal(s.memory.budget_bytes, 5 << 20);
 }
 
+static void jobs_are_kept_where_there_is_a_directory(void **state)
+{
+    (void)state;
+    struct settings s;
+    unsetenv("STATE_DIRECTORY");
+    assert_int_equal(parse(&s, ""), 0);
+    assert_string_equal(s.store.kind, "memory");
+    assert_int_equal(parse(&s, "[store]\ndirectory = /a/b\n"), 0);
+    assert_string_equal(s.store.kind, "sqlite");
+    assert_string_equal(s.store.directory, "/a/b");
+    assert_int_equal(parse(&s, "[store]\ndirectory = /a/b\nkind = memory\n"), 0);
+    assert_string_equal(s.store.kind, "memory");
+    assert_refused("[store]\nkind = sqlite\n", "store.kind = sqlite needs store.directory");
+    assert_refused("[store]\nkind = disk\n", "store.kind must be auto, sqlite or memory");
+    setenv("STATE_DIRECTORY", "/var/lib/jemd:/var/lib/jemd/models", 1); /* as systemd does */
+    assert_int_equal(parse(&s, ""), 0);
+    assert_string_equal(s.store.kind, "sqlite");
+    assert_string_equal(s.store.directory, "/var/lib/jemd/jobs");
+    assert_int_equal(parse(&s, "[store]\ndirectory = /a/b\n"), 0);
+    assert_string_equal(s.store.directory, "/a/b");
+    unsetenv("STATE_DIRECTORY");
+}
+
 static void sizes_take_binary_suffixes(void **state)
 {
     (void)state;
@@ -429,6 +452,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(an_empty_file_gives_the_defaults),
         cmocka_unit_test(zeros_become_what_the_machine_has),
+        cmocka_unit_test(jobs_are_kept_where_there_is_a_directory),
         cmocka_unit_test(sizes_take_binary_suffixes),
         cmocka_unit_test(numbers_outside_their_range_are_refused),
         cmocka_unit_test(words_are_checked),
