@@ -22,7 +22,7 @@ def artifacts(daemon, done):
 
 class Store(unittest.TestCase):
     def setUp(self):
-        self.daemon = Daemon("--sampler.checkpoint_ms=200").start()
+        self.daemon = Daemon("--sampler.checkpoint_ms=200", "--sampler.nice=0").start()
         self.addCleanup(self.daemon.discard)
 
     def again(self, number):
@@ -49,7 +49,7 @@ class Store(unittest.TestCase):
         self.assertEqual(again.json()["id"], first.json()["id"])
 
     def test_a_job_goes_on_after_kill_9_to_the_same_bytes(self):
-        document = job(2, 200)
+        document = job(2, 100)
         expected = artifacts(self.daemon, run_job(self.daemon, document, 200))
         for number in (signal.SIGKILL, signal.SIGTERM):
             answer = submit(self.daemon, document, str(number))
