@@ -111,6 +111,17 @@ int job_labels_init(struct job_labels *out, const struct blob *labels, struct er
     return rc;
 }
 
+int job_labels_copy(struct job_labels *out, const struct job_labels *from, struct err *e)
+{
+    struct job_labels l = {.size = from->size};
+    if (l.size > 0 && !(l.text = malloc(l.size)))
+        return fail(e, FAIL_NO_MEMORY, "no memory for the labels of a job");
+    if (l.size > 0)
+        memcpy(l.text, from->text, l.size);
+    *out = l;
+    return 0;
+}
+
 void job_labels_fini(struct job_labels *l)
 {
     free(l->text);
@@ -179,6 +190,18 @@ int store_fail_active(const struct job *j, struct err *e)
 {
     return fail(e, FAIL_CONFLICT, "job %s is %s; cancel it first", j->id,
                 job_state_names[j->state]);
+}
+
+int store_fail_ended(const struct job *j, struct err *e)
+{
+    return fail(e, FAIL_CONFLICT, "job %s is %s: that is for good", j->id,
+                job_state_names[j->state]);
+}
+
+int store_fail_revision(const struct job *j, struct err *e)
+{
+    return fail(e, FAIL_PRECONDITION_FAILED, "job %s has changed: its revision is now %" PRIu64,
+                j->id, j->revision);
 }
 
 int store_fail_mismatch(const struct job *j, struct err *e)

@@ -109,10 +109,24 @@ struct job_artifact {
     struct blob *body;
 };
 
+/* What a client may change of a job. */
+struct job_change {
+    bool set_priority, set_deadline, set_labels;
+    enum job_priority priority;
+    int64_t deadline_ms; /* 0 = none */
+    struct blob *labels; /* JSON text of an object of strings, or NULL; borrowed */
+};
+
 struct job_filter {
     int state, type;                     /* -1 = any */
     const char *client;                  /* NULL = any */
     const char *label_key, *label_value; /* NULL = any; a key alone: whatever its value */
+};
+
+/* What goes before a job, of its type: jobs that run, and for one that is queued those before it. */
+struct store_ahead {
+    int position;                          /* in the queue, from 1; 0 = not queued */
+    long long running_steps, queued_steps; /* left to do */
 };
 
 struct store_stats {
@@ -126,6 +140,7 @@ struct store_stats {
 
 struct store_limits {
     int max_queued, max_queued_per_client; /* jobs that wait or run */
+    int max_running_per_client;            /* 0 = no limit */
     long long max_bytes;
     int64_t retention_ms; /* of terminal jobs, from ended_ms */
     /* Terminal jobs kept, and their bytes; beyond, the first that ended go. 0 = no limit. */
@@ -158,10 +173,11 @@ struct store_ops {
      * out. Errors: BAD_REQUEST (cursor). */
     int (*list)(struct store *s, const struct job_filter *f, char cursor[STORE_CURSOR_SIZE],
                 struct job *out, int max, int *n, struct err *e);
-    /* Takes the next queued job of a type: priority, then the first that became queued. A job that
-     * comes back keeps its place. When none waits, the scheduled job that has been due longest.
-     * Never one whose deadline has passed. It becomes running, epoch and attempts go up.
-     * 1 = claimed, 0 = nothing to do. */
+    /* Takes the next queued job of a type (store_queue.h): by priority and by how often it was
+     * overtaken, then of the client with the fewest jobs running, then the first that became queued. A
+     * job that comes back keeps its place. When none waits, the scheduled job that has been due longest.
+     * Never one whose deadline has passed or whose client has its limit running. It becomes running,
+     * epoch and attempts go up. 1 = claimed, 0 = nothing to do. */
     int (*claim)(struct store *s, enum job_type type, const char *owner, int64_t now_ms,
                  int64_t lease_ms, struct job *out, struct err *e);
     /* The owner's heartbeat with progress; *cancel says whether a cancel was asked for.
@@ -182,9 +198,16 @@ struct store_ops {
     /* The owner gives up (drain): back to queued, checkpoint kept; a canceling job is canceled.
      * Errors: CONFLICT. */
     int (*release)(struct store *s, const char *id, uint64_t epoch, int64_t now_ms, struct err *e);
+    /* Changes a job that has not ended, if `revision` is its revision (0 = whatever it is). It keeps its
+     * turn among those of its priority. *out is the job afterwards. Errors: CONFLICT (ended),
+     * PRECONDITION_FAILED (revision), WRONG_TYPE and those of json_parse (labels), STORE_FULL. */
+    int (*change)(struct store *s, const char *id, uint64_t revision, const struct job_change *c,
+                  struct job *out, struct err *e);
     /* queued|scheduled -> canceled at once, running -> canceling; canceling or terminal: nothing
      * happens. *out is the job afterwards. */
     int (*cancel)(struct store *s, const char *id, int64_t now_ms, struct job *out, struct err *e);
+    /* How long the way is. */
+    int (*ahead)(struct store *s, const char *id, struct store_ahead *out, struct err *e);
     /* Artifact with one body reference. Errors: also NOT_FOUND (name). */
     int (*artifact)(struct store *s, const char *id, const char *name, struct job_artifact *out,
                     struct err *e);
@@ -235,6 +258,8 @@ struct job_labels {
 };
 /* `labels` may be NULL. Errors: WRONG_TYPE with pointer, those of json_parse. */
 int job_labels_init(struct job_labels *out, const struct blob *labels, struct err *e);
+/* Errors: NO_MEMORY. */
+int job_labels_copy(struct job_labels *out, const struct job_labels *from, struct err *e);
 void job_labels_fini(struct job_labels *l);
 bool job_matches(const struct job *j, const struct job_labels *l, const struct job_filter *f);
 
@@ -257,6 +282,10 @@ int store_fail_no_artifact(const struct job *j, const char *name, struct err *e)
 int store_fail_stale(const struct job *j, struct err *e);
 int store_fail_taken(const struct job *j, struct err *e);
 int store_fail_active(const struct job *j, struct err *e);
+/* CONFLICT: j has ended. */
+int store_fail_ended(const struct job *j, struct err *e);
+/* PRECONDITION_FAILED: the revision of j is another one. */
+int store_fail_revision(const struct job *j, struct err *e);
 /* IDEMPOTENCY_MISMATCH: the key was used for another request, which made j. */
 int store_fail_mismatch(const struct job *j, struct err *e);
 /* Whether a client with `own` of the `all` active jobs may have one more: QUOTA, OVERLOADED. */

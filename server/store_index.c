@@ -56,8 +56,13 @@ struct record *record_save(const struct record *r)
     if (!saved)
         return NULL;
     invariant(!r->artifacts);
+    if (job_labels_copy(&saved->labels, &r->labels, NULL) != 0) {
+        free(saved);
+        return NULL;
+    }
     job_copy(&saved->job, &r->job);
     saved->turn = r->turn;
+    saved->claims = r->claims;
     saved->end = r->end;
     saved->checkpoint = r->checkpoint ? blob_get(r->checkpoint) : NULL;
     saved->checkpoint_bytes = r->checkpoint_bytes;
@@ -76,7 +81,9 @@ struct record *record_save(const struct record *r)
 void record_swap(struct record *a, struct record *b)
 {
     SWAP(job);
+    SWAP(labels);
     SWAP(turn);
+    SWAP(claims);
     SWAP(end);
     SWAP(checkpoint);
     SWAP(checkpoint_bytes);
@@ -276,6 +283,7 @@ static void count(struct store_index *ix, const struct record *r, int sign)
     s->bytes = sign > 0 ? s->bytes + r->bytes : s->bytes - r->bytes;
     ix->active += active;
     r->client->active += active;
+    r->client->running += j->state == JOB_RUNNING || j->state == JOB_CANCELING ? sign : 0;
     if (!active) {
         ix->ended += sign;
         ix->ended_bytes = sign > 0 ? ix->ended_bytes + r->bytes : ix->ended_bytes - r->bytes;
@@ -294,8 +302,10 @@ void index_lay(struct store_index *ix, struct record *r)
     const struct job *j = &r->job;
     count(ix, r, 1);
     if (j->state == JOB_QUEUED) {
-        if (!r->turn)
+        if (!r->turn) {
             r->turn = ++ix->last_turn;
+            r->claims = ix->claims[j->type];
+        }
         push(ix, index_ready(j->type, (int)j->priority), (int64_t)r->turn, r);
         push(ix, HEAP_QUEUED, j->queued_ms, r);
     } else if (j->state == JOB_SCHEDULED) {

@@ -30,14 +30,15 @@ static inline int index_ready(enum job_type type, int priority)
 struct client {
     struct table_link link;
     char name[JOB_CLIENT_SIZE];
-    int jobs, active; /* active: not terminal */
+    int jobs, active, running; /* active: not terminal; running: or canceling */
 };
 
 struct record {
     struct job job;
-    uint64_t seq;  /* order of insertion, from 1 */
-    uint64_t turn; /* order of becoming queued the first time, 0 = not yet */
-    uint64_t end;  /* order of ending, 0 = not yet */
+    uint64_t seq;    /* order of insertion, from 1 */
+    uint64_t turn;   /* order of becoming queued the first time, 0 = not yet */
+    uint64_t claims; /* of its type, before it became queued the first time */
+    uint64_t end;    /* order of ending, 0 = not yet */
     struct client *client;
     struct job_labels labels;
     char *key, *digest; /* of an idempotent insert, or NULL */
@@ -71,6 +72,7 @@ struct removed {
 };
 
 struct store_index {
+    uint64_t claims[JOB_TYPES]; /* so far */
     struct table ids, keys, clients, removed_ids;
     struct heap heaps[HEAPS];
     int room; /* of each heap */

@@ -183,6 +183,22 @@ static int keeper_get(struct store *s, const char *id, struct job *out, struct e
     return end_with_job(&t, rc, 0, &copy, out);
 }
 
+static int keeper_ahead(struct store *s, const char *id, struct store_ahead *out, struct err *e)
+{
+    struct turn t;
+    struct store_ahead made;
+    const struct record *shown = NULL;
+    int rc = turn_begin(&t, s, "ahead", e);
+    if (rc == 0)
+        rc = find_shown(t.k, id, &shown, e);
+    if (rc == 0)
+        queue_ahead(&t.k->ix, shown, &made);
+    rc = turn_end(&t, rc);
+    if (rc == 0)
+        *out = made;
+    return rc;
+}
+
 struct scan {
     const struct job_filter *filter;
     uint64_t before; /* the sequence number of what was seen last */
@@ -201,7 +217,7 @@ static bool scan(struct keeper *k, struct scan *s)
             return false;
         const struct record *r = k->ix.order[at].r, *shown = record_shown(r);
         s->before = r->seq;
-        if (!shown || !job_matches(&shown->job, &r->labels, s->filter))
+        if (!shown || !job_matches(&shown->job, &shown->labels, s->filter))
             continue;
         if (s->n == s->max) {
             s->more = true;
@@ -236,6 +252,11 @@ static int keeper_list(struct store *s, const struct job_filter *f, char cursor[
     return 0;
 }
 
+static struct record *next_of(struct keeper *k, enum job_type type, int64_t now_ms)
+{
+    return queue_next(&k->ix, type, now_ms, k->limits.max_running_per_client);
+}
+
 static int keeper_claim(struct store *s, enum job_type type, const char *owner, int64_t now_ms,
                         int64_t lease_ms, struct job *out, struct err *e)
 {
@@ -243,7 +264,7 @@ static int keeper_claim(struct store *s, enum job_type type, const char *owner, 
     struct job copy;
     struct record *r = NULL;
     int rc = turn_begin(&t, s, "claim", e);
-    while (rc == 0 && (r = queue_next(&t.k->ix, type, now_ms)) && r->in_flight)
+    while (rc == 0 && (r = next_of(t.k, type, now_ms)) && r->in_flight)
         turn_wait(&t);
     if (rc == 0 && r)
         rc = turn_touch(&t, r);
@@ -404,6 +425,58 @@ static int keeper_release(struct store *s, const char *id, uint64_t epoch, int64
     return turn_end(&t, rc);
 }
 
+/* *labels are those of c, and then what they replace. */
+static void change(struct turn *t, struct record *r, const struct job_change *c,
+                   struct job_labels *labels)
+{
+    index_lift(&t->k->ix, r);
+    if (c->set_priority)
+        r->job.priority = c->priority;
+    if (c->set_deadline)
+        r->job.deadline_ms = c->deadline_ms;
+    if (c->set_labels) {
+        const struct job_labels old = r->labels;
+        const size_t now = c->labels ? c->labels->size : 0;
+        r->bytes += now - (r->job.labels ? r->job.labels->size : 0);
+        turn_discard(t, r->job.labels);
+        r->job.labels = c->labels ? blob_get(c->labels) : NULL;
+        r->labels = *labels;
+        *labels = old;
+    }
+    r->job.revision++;
+    index_lay(&t->k->ix, r);
+}
+
+static int keeper_change(struct store *s, const char *id, uint64_t revision,
+                         const struct job_change *c, struct job *out, struct err *e)
+{
+    struct turn t;
+    struct job copy;
+    struct record *r = NULL;
+    struct job_labels labels;
+    int rc = job_labels_init(&labels, c->set_labels ? c->labels : NULL, e);
+    if (rc)
+        return rc;
+    rc = turn_begin(&t, s, "change", e);
+    if (rc == 0)
+        rc = find(&t, id, &r);
+    if (rc == 0 && job_state_is_terminal(r->job.state))
+        rc = store_fail_ended(&r->job, e);
+    if (rc == 0 && revision && revision != r->job.revision)
+        rc = store_fail_revision(&r->job, e);
+    if (rc == 0 && c->set_labels && c->labels)
+        rc = store_check_room(&t.k->limits, t.k->ix.stats.bytes, (long long)c->labels->size, e);
+    if (rc == 0)
+        rc = turn_touch(&t, r);
+    if (rc == 0) {
+        change(&t, r, c, &labels);
+        job_copy(&copy, &r->job);
+    }
+    rc = end_with_job(&t, rc, 0, &copy, out);
+    job_labels_fini(&labels);
+    return rc;
+}
+
 static int keeper_cancel(struct store *s, const char *id, int64_t now_ms, struct job *out,
                          struct err *e)
 {
@@ -542,7 +615,9 @@ static const struct store_ops operations = {
     .load_checkpoint = keeper_load_checkpoint,
     .finish = keeper_finish,
     .release = keeper_release,
+    .change = keeper_change,
     .cancel = keeper_cancel,
+    .ahead = keeper_ahead,
     .artifact = keeper_artifact,
     .artifacts = keeper_artifacts,
     .remove = keeper_remove,

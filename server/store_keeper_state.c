@@ -32,6 +32,7 @@ void record_start(struct keeper *k, struct record *r, int64_t now_ms, int64_t le
                                : r->job.first_step > 0 ? r->job.first_step
                                                        : -1;
     index_lay(&k->ix, r);
+    k->ix.claims[r->job.type]++;
 }
 
 void record_enqueue(struct keeper *k, struct record *r, int64_t now_ms)

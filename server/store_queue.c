@@ -1,35 +1,80 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "server/store_queue.h"
 
+/* So many claims of others while a job waits are worth one priority to it. */
+enum { OVERTAKEN = 16 };
+
 static bool is_late(const struct record *r, int64_t now_ms)
 {
     return r->job.deadline_ms && r->job.deadline_ms <= now_ms;
 }
 
-/* The next queued job of a type and priority. Those whose deadline has passed are stepped over, for
- * tick to expire. */
-static struct record *next_ready(struct store_index *ix, enum job_type type, int priority,
-                                 int64_t now_ms)
+static bool may_run(const struct record *r, int64_t now_ms, int cap)
 {
-    struct record *late = NULL, *r;
-    while ((r = index_top(ix, index_ready(type, priority))) && is_late(r, now_ms)) {
-        index_lift(ix, r);
-        r->next = late;
-        late = r;
-    }
-    for (; late; late = late->next)
-        index_lay(ix, late);
-    return r;
+    return !is_late(r, now_ms) && (cap == 0 || r->client->running < cap);
 }
 
-struct record *queue_next(struct store_index *ix, enum job_type type, int64_t now_ms)
+/* Its priority, and what it has gained by waiting. */
+static uint64_t level(const struct store_index *ix, const struct record *r)
 {
-    struct record *r = NULL;
-    for (int priority = JOB_PRIORITIES - 1; !r && priority >= 0; priority--)
-        r = next_ready(ix, type, priority, now_ms);
-    if (!r) {
-        r = index_due(ix, HEAP_DUE + (int)type, now_ms);
-        r = r && !is_late(r, now_ms) ? r : NULL;
+    return (uint64_t)r->job.priority + (ix->claims[r->job.type] - r->claims) / OVERTAKEN;
+}
+
+/* Whether a, which waits as b does, is to go first, whoever runs. */
+static bool precedes(const struct store_index *ix, const struct record *a, const struct record *b)
+{
+    const uint64_t x = level(ix, a), y = level(ix, b);
+    return x != y ? x > y : a->turn < b->turn;
+}
+
+static bool goes_first(const struct store_index *ix, const struct record *a, const struct record *b)
+{
+    if (level(ix, a) == level(ix, b) && a->client->running != b->client->running)
+        return a->client->running < b->client->running;
+    return precedes(ix, a, b);
+}
+
+struct record *queue_next(struct store_index *ix, enum job_type type, int64_t now_ms, int cap)
+{
+    struct record *best = NULL;
+    for (int priority = 0; priority < JOB_PRIORITIES; priority++) {
+        const struct heap *h = &ix->heaps[index_ready(type, priority)];
+        for (int i = 0; i < h->n; i++) {
+            struct record *r = h->items[i].r;
+            if (may_run(r, now_ms, cap) && (!best || goes_first(ix, r, best)))
+                best = r;
+        }
     }
-    return r;
+    if (best)
+        return best;
+    struct record *r = index_due(ix, HEAP_DUE + (int)type, now_ms);
+    return r && may_run(r, now_ms, cap) ? r : NULL;
+}
+
+static long long steps_left(const struct job *j)
+{
+    return j->steps_total > j->steps_done ? j->steps_total - j->steps_done : 0;
+}
+
+void queue_ahead(const struct store_index *ix, const struct record *mine, struct store_ahead *out)
+{
+    const enum job_type type = mine->job.type;
+    *out = (struct store_ahead){.position = mine->job.state == JOB_QUEUED};
+    for (int i = 0; i < ix->heaps[HEAP_LEASE].n; i++) {
+        const struct record *r = ix->heaps[HEAP_LEASE].items[i].r;
+        if (r != mine && r->job.type == type)
+            out->running_steps += steps_left(&r->job);
+    }
+    if (mine->job.state != JOB_QUEUED)
+        return;
+    for (int priority = 0; priority < JOB_PRIORITIES; priority++) {
+        const struct heap *h = &ix->heaps[index_ready(type, priority)];
+        for (int i = 0; i < h->n; i++) {
+            const struct record *r = h->items[i].r;
+            if (r == mine || !precedes(ix, r, mine))
+                continue;
+            out->position++;
+            out->queued_steps += steps_left(&r->job);
+        }
+    }
 }

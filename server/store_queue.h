@@ -3,7 +3,12 @@
 /* Which job is next: the one place that decides it, for every store that has an index. */
 #include "server/store_index.h"
 
-/* The queued job of this type that is to be claimed: priority, then the first that became queued;
- * when none waits, the scheduled one that has been due longest. Never one whose deadline has passed.
- * NULL = none. */
-struct record *queue_next(struct store_index *ix, enum job_type type, int64_t now_ms);
+/* The queued job of this type that is to be claimed: the highest level, which is the priority and one
+ * for every 16 claims that it has waited through, so that nothing waits for ever; among these one of the
+ * client that has the fewest jobs running; of these the first that became queued. When none may run, the
+ * scheduled one that has been due longest. Never one whose deadline has passed, or whose client has
+ * `cap` jobs running (0 = no cap). NULL = none. Looks at every queued job: microseconds for
+ * hundreds. */
+struct record *queue_next(struct store_index *ix, enum job_type type, int64_t now_ms, int cap);
+/* What goes before a job. */
+void queue_ahead(const struct store_index *ix, const struct record *mine, struct store_ahead *out);

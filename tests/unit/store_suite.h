@@ -5,6 +5,7 @@
 #include "store_suite_base.h"
 #include "store_suite_keep.h"
 #include "store_suite_life.h"
+#include "store_suite_queue.h"
 
 enum { CREW = 4, CREW_JOBS = 400 };
 
@@ -150,6 +151,12 @@ static int store_suite_run(const struct store_kind *of)
         SUITE_TEST(a_lost_lease_resumes_from_the_checkpoint),
         SUITE_TEST(claims_go_by_priority_then_by_turn),
         SUITE_TEST(a_job_that_comes_back_keeps_its_place),
+        SUITE_TEST(who_has_less_running_is_next),
+        SUITE_TEST(a_client_has_so_many_jobs_running),
+        SUITE_TEST(nothing_is_overtaken_for_ever),
+        SUITE_TEST(the_way_to_a_job_is_known),
+        SUITE_TEST(a_client_changes_priority_deadline_and_labels),
+        SUITE_TEST(a_change_wants_the_revision_it_saw),
         SUITE_TEST(jobs_taken_from_the_middle_leave_the_order_alone),
         SUITE_TEST(a_scheduled_job_waits_until_it_is_due),
         SUITE_TEST(a_due_job_is_claimed_without_a_tick_after_those_that_wait),
