@@ -403,7 +403,6 @@ static int read_outputs(struct sample_request *q, struct json_reader *root, stru
 static int read_rest(struct sample_request *q, struct json_reader *root,
                      const struct sample_limits *limits, struct err *e)
 {
-    struct job_members m;
     int rc = read_seed(q, root, e);
     if (rc >= 0)
         rc = read_outputs(q, root, e);
@@ -411,12 +410,7 @@ static int read_rest(struct sample_request *q, struct json_reader *root,
         rc = get_count(root, "preview_every_steps", 0, limits->max_steps, &q->preview_every_steps,
                        e);
     if (rc >= 0)
-        rc = job_members_read(&m, root, e);
-    if (rc == 0) {
-        q->priority = m.priority;
-        q->deadline_ms = m.deadline_ms;
-        q->labels = m.labels;
-    }
+        rc = job_members_read(&q->members, root, e);
     return rc < 0 ? rc : 0;
 }
 

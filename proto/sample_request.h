@@ -11,6 +11,7 @@
 #include "ebm/sampler.h"
 #include "file/json.h"
 #include "proto/image.h"
+#include "proto/job_members.h"
 
 #include <stdbool.h>
 #include <stdint.h>
@@ -43,9 +44,7 @@ struct sample_request {
     uint64_t seed;
     unsigned outputs;        /* of enum sample_output */
     int preview_every_steps; /* 0 = no previews */
-    int priority;            /* 0 low, 1 normal, 2 high */
-    int64_t deadline_ms;     /* wall clock, 0 = none */
-    const json_t *labels;    /* object of strings or NULL, borrowed from the root */
+    struct job_members members; /* labels borrowed from the root */
     const char *warnings[SAMPLE_WARNINGS_MAX]; /* static sentences */
     int n_warnings;
 };

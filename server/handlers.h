@@ -32,8 +32,19 @@ void handle_job_submit(struct call *c);
 void handle_job_validate(struct call *c);
 void handle_job_list(struct call *c);
 void handle_job_get(struct call *c);
-void handle_job_delete(struct call *c);
-void handle_job_cancel(struct call *c);
 void handle_job_events(struct call *c);
 void handle_job_artifact(struct call *c);
+
+/* handlers_jobs_change.c */
+void handle_job_put(struct call *c);
+void handle_job_patch(struct call *c);
+void handle_job_cancel(struct call *c);
+void handle_job_retry(struct call *c);
+void handle_job_delete(struct call *c);
+void handle_jobs_cancel(struct call *c);
+
+/* handlers_queue.c */
 void handle_queue(struct call *c);
+void handle_queue_pause(struct call *c);
+void handle_queue_drain(struct call *c);
+void handle_queue_resume(struct call *c);

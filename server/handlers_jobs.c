@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Jobs over HTTP: submit, look, wait, cancel, delete, list. */
+/* Jobs over HTTP: submit, look, wait, list. */
 #include "base/timing.h"
-#include "server/handlers.h"
+#include "server/handlers_jobs_internal.h"
 #include "server/job_json.h"
 
 #include <inttypes.h>
@@ -20,7 +20,7 @@ struct posted {
     void (*finish)(struct call *c, json_t *root); /* answers; root is borrowed */
 };
 
-static int parse_body(struct call *c, json_t **root, struct err *e)
+int job_parse_body(struct call *c, json_t **root, struct err *e)
 {
     size_t size;
     const void *body = request_body(c->request, &size);
@@ -34,7 +34,7 @@ static int parse_body(struct call *c, json_t **root, struct err *e)
     return json_parse_limited(body, size, &limits, root, e);
 }
 
-static int idempotency_key(const struct call *c, const char **key, struct err *e)
+int job_idempotency_key(const struct call *c, const char **key, struct err *e)
 {
     const char *text = request_header(c->request, "Idempotency-Key");
     *key = text;
@@ -51,19 +51,16 @@ static int idempotency_key(const struct call *c, const char **key, struct err *e
     return 0;
 }
 
-enum { ETAG_SIZE = 32 };
-
-static void format_etag(const struct job *job, char etag[ETAG_SIZE])
+void job_format_etag(const struct job *job, char etag[JOB_ETAG_SIZE])
 {
-    snprintf(etag, ETAG_SIZE, "\"%" PRIu64 "\"", job->revision);
+    snprintf(etag, JOB_ETAG_SIZE, "\"%" PRIu64 "\"", job->revision);
 }
 
-/* Answers with the job, its revision as ETag. Drops the job's references. */
-static void respond_job(struct call *c, int status, struct job *job, bool location)
+void job_respond(struct call *c, int status, struct job *job, bool location)
 {
-    char etag[ETAG_SIZE], where[64];
+    char etag[JOB_ETAG_SIZE], where[64];
     struct http_reply reply = {.status = status, .content_type = "application/json"};
-    format_etag(job, etag);
+    job_format_etag(job, etag);
     snprintf(where, sizeof where, "/v1/jobs/%s", job->id);
     reply.headers[reply.n_headers++] = (struct http_header){"ETag", etag};
     reply.headers[reply.n_headers++] = (struct http_header){"Cache-Control", "no-store"};
@@ -83,24 +80,30 @@ static void respond_job(struct call *c, int status, struct job *job, bool locati
     respond_error(c, &e);
 }
 
-/* What a job of this type needs. Types that there are not are refused when they are parsed. */
-static unsigned scope_of(enum job_type type)
+unsigned job_scope(enum job_type type)
 {
     return type == JOB_TRAIN ? AUTH_TRAIN : AUTH_SAMPLE;
 }
 
-static void finish_submit(struct call *c, json_t *root)
+void job_submit(struct call *c, json_t *root, struct job_origin by)
 {
     struct job job;
     struct err e;
-    const char *key;
-    int rc = idempotency_key(c, &key, &e);
-    if (rc == 0)
-        rc = jobs_submit(c->app->jobs, root, c->who.name, key, &job, &e);
-    if (rc < 0)
+    by.client = c->who.name;
+    if (jobs_submit(c->app->jobs, root, &by, &job, &e) < 0)
         respond_error(c, &e);
     else
-        respond_job(c, 202, &job, true);
+        job_respond(c, 202, &job, true);
+}
+
+static void finish_submit(struct call *c, json_t *root)
+{
+    struct err e;
+    const char *key;
+    if (job_idempotency_key(c, &key, &e) == 0)
+        job_submit(c, root, (struct job_origin){.key = key});
+    else
+        respond_error(c, &e);
 }
 
 static json_t *estimate_json(const struct job_estimate *est, enum job_type type)
@@ -145,9 +148,9 @@ static void parse_posted(struct task *t)
     struct err e;
     int rc = atomic_load(&c->app->draining)
                  ? fail(&e, FAIL_SHUTTING_DOWN, "the daemon is shutting down")
-                 : parse_body(c, &p->root, &e);
+                 : job_parse_body(c, &p->root, &e);
     if (rc == 0)
-        rc = call_allows(c, scope_of(jobs_type_of(p->root)), &e);
+        rc = call_allows(c, job_scope(jobs_type_of(p->root)), &e);
     p->task.f = judge;
     if (rc == 0 && jobs_type_of(p->root) != JOB_TRAIN) {
         judge(t);
@@ -162,7 +165,7 @@ static void parse_posted(struct task *t)
     respond_error(c, &e);
 }
 
-static void post(struct call *c, void (*finish)(struct call *, json_t *))
+void job_post(struct call *c, void (*finish)(struct call *, json_t *))
 {
     struct err e;
     struct posted *p = calloc(1, sizeof *p);
@@ -180,12 +183,12 @@ static void post(struct call *c, void (*finish)(struct call *, json_t *))
 
 void handle_job_submit(struct call *c)
 {
-    post(c, finish_submit);
+    job_post(c, finish_submit);
 }
 
 void handle_job_validate(struct call *c)
 {
-    post(c, finish_validate);
+    job_post(c, finish_validate);
 }
 
 /* ---- looking ---- */
@@ -198,7 +201,7 @@ static void answer_waiting(void *ctx)
     struct job job;
     struct err e;
     if (s->ops->get(s, c->params[0], &job, &e) == 0)
-        respond_job(c, 200, &job, false);
+        job_respond(c, 200, &job, false);
     else
         respond_error(c, &e);
 }
@@ -262,8 +265,8 @@ static bool wait_for_change(struct call *c, const struct job *seen, double secon
  * names none. */
 static bool may_wait(const struct call *c, const struct job *job)
 {
-    char etag[ETAG_SIZE];
-    format_etag(job, etag);
+    char etag[JOB_ETAG_SIZE];
+    job_format_etag(job, etag);
     return !job_state_is_terminal(job->state) && !atomic_load(&c->app->draining) &&
            (!request_header(c->request, "If-None-Match") || call_knows(c, etag));
 }
@@ -285,39 +288,7 @@ void handle_job_get(struct call *c)
         job_fini(&job);
         return;
     }
-    respond_job(c, 200, &job, false);
-}
-
-/* Whether the caller may change the job: it needs the scope to make such a one. */
-static int may_change(const struct call *c, struct err *e)
-{
-    struct job job;
-    const int rc = c->app->store->ops->get(c->app->store, c->params[0], &job, e);
-    if (rc != 0)
-        return rc;
-    const enum job_type type = job.type;
-    job_fini(&job);
-    return call_allows(c, scope_of(type), e);
-}
-
-void handle_job_cancel(struct call *c)
-{
-    struct job job;
-    struct err e;
-    if (may_change(c, &e) == 0 && jobs_cancel(c->app->jobs, c->params[0], &job, &e) == 0)
-        respond_job(c, 202, &job, true);
-    else
-        respond_error(c, &e);
-}
-
-void handle_job_delete(struct call *c)
-{
-    struct err e;
-    struct http_reply reply = {.status = 204};
-    if (may_change(c, &e) == 0 && jobs_remove(c->app->jobs, c->params[0], &e) == 0)
-        respond(c, &reply);
-    else
-        respond_error(c, &e);
+    job_respond(c, 200, &job, false);
 }
 
 static int word_index(const char *text, const char *const *words, int n, const char *what,
@@ -339,26 +310,33 @@ struct listing {
     struct err *e;
 };
 
-/* label=key or label=key:value */
-static int read_label(struct listing *l, const char *value)
+int job_filter_word(struct job_filter *f, const char *name, const char *value, struct err *e)
 {
-    const size_t n = strcspn(value, ":=");
-    snprintf(l->key, sizeof l->key, "%.*s", (int)n, value);
-    l->filter.label_key = l->key;
-    l->filter.label_value = value[n] ? value + n + 1 : NULL;
-    return 0;
+    const bool state = strcmp(name, "state") == 0;
+    const int i = state ? word_index(value, job_state_names, JOB_STATES, name, e)
+                        : word_index(value, job_type_names, JOB_TYPES, name, e);
+    *(state ? &f->state : &f->type) = i;
+    return i < 0 ? -FAIL_OUT_OF_RANGE : 0;
+}
+
+void job_filter_label(struct job_filter *f, char key[64], const char *text)
+{
+    const size_t n = strcspn(text, ":=");
+    snprintf(key, 64, "%.*s", (int)n, text);
+    f->label_key = key;
+    f->label_value = text[n] ? text + n + 1 : NULL;
 }
 
 static int read_list_argument(void *ctx, const char *name, const char *value)
 {
     static const char *const names[] = {"state", "type", "label", "limit", "cursor"};
     struct listing *l = ctx;
-    if (strcmp(name, "state") == 0)
-        return (l->filter.state = word_index(value, job_state_names, JOB_STATES, name, l->e)) < 0;
-    if (strcmp(name, "type") == 0)
-        return (l->filter.type = word_index(value, job_type_names, JOB_TYPES, name, l->e)) < 0;
-    if (strcmp(name, "label") == 0)
-        return read_label(l, value);
+    if (strcmp(name, "state") == 0 || strcmp(name, "type") == 0)
+        return job_filter_word(&l->filter, name, value, l->e);
+    if (strcmp(name, "label") == 0) {
+        job_filter_label(&l->filter, l->key, value);
+        return 0;
+    }
     if (strcmp(name, "cursor") == 0) {
         snprintf(l->cursor, sizeof l->cursor, "%s", value);
         return 0;
@@ -401,31 +379,4 @@ void handle_job_list(struct call *c)
     respond_json(c, 200,
                  json_pack("{s:o, s:o}", "jobs", array, "next_cursor",
                            l.cursor[0] ? json_string(l.cursor) : json_null()));
-}
-
-void handle_queue(struct call *c)
-{
-    struct store_stats stats;
-    struct chains_status engine;
-    c->app->store->ops->stats(c->app->store, &stats);
-    chains_get_status(c->app->chains, &engine);
-    json_t *states = json_object(), *priorities = json_object();
-    for (int i = 0; i < JOB_STATES; i++) {
-        int sum = 0;
-        for (int t = 0; t < JOB_TYPES; t++)
-            sum += stats.jobs[i][t];
-        json_object_set_new(states, job_state_names[i], json_integer(sum));
-    }
-    for (int i = 0; i < JOB_PRIORITIES; i++)
-        json_object_set_new(priorities, job_priority_names[i], json_integer(stats.queued[i]));
-    const double age =
-        stats.oldest_queued_ms ? (double)(timing_wall_ms() - stats.oldest_queued_ms) * 1e-3 : 0;
-    const double rate = engine.step_seconds > 0 ? engine.workers / engine.step_seconds : 0;
-    respond_json(c, 200,
-                 json_pack("{s:o, s:o, s:f, s:f, s:I, s:{s:i, s:i, s:i, s:i, s:f}}", "jobs", states,
-                           "queued_by_priority", priorities, "oldest_queued_age_seconds", age,
-                           "backlog_seconds", jobs_backlog_seconds(c->app->jobs), "store_bytes",
-                           (json_int_t)stats.bytes, "engine", "workers", engine.workers, "slots",
-                           engine.slots, "slots_busy", engine.slots_busy, "chains_waiting",
-                           engine.waiting, "chain_steps_per_second", rate));
 }

@@ -109,9 +109,11 @@ static int parse(struct jobs *j, const json_t *root, struct sample_request **out
     return rc;
 }
 
+const double jobs_weights[JOB_PRIORITIES] = {1, 2, 4};
+const char *const jobs_gate_names[JOBS_GATES] = {"open", "paused", "draining"};
+
 struct chain_task jobs_task(const struct sample_request *q)
 {
-    static const double weights[JOB_PRIORITIES] = {1, 2, 4};
     return (struct chain_task){.model = q->model,
                                .n_chains = q->n_chains,
                                .conditions = q->of_chain,
@@ -119,7 +121,7 @@ struct chain_task jobs_task(const struct sample_request *q)
                                .image = q->image,
                                .mask = q->mask,
                                .seed = q->seed,
-                               .weight = weights[q->priority]};
+                               .weight = jobs_weights[q->members.priority]};
 }
 
 static int check_memory(const struct jobs *j, const struct sample_request *q, struct err *e)
@@ -171,7 +173,7 @@ static int random_bytes(void *out, size_t size, struct err *e)
 }
 
 /* RFC 9562 version 4. */
-int jobs_make_id(char out[JOB_ID_SIZE], struct err *e)
+static int make_id(char out[JOB_ID_SIZE], struct err *e)
 {
     unsigned char b[16];
     const int rc = random_bytes(b, sizeof b, e);
@@ -183,6 +185,15 @@ int jobs_make_id(char out[JOB_ID_SIZE], struct err *e)
         at += snprintf(out + at, (size_t)(JOB_ID_SIZE - at), "%02x", b[i]);
     }
     return rc;
+}
+
+int jobs_sign(struct job *job, const struct job_origin *by, struct err *e)
+{
+    snprintf(job->client, sizeof job->client, "%s", by->client);
+    if (!by->id)
+        return make_id(job->id, e);
+    snprintf(job->id, sizeof job->id, "%s", by->id);
+    return 0;
 }
 
 /* Writes what the daemon chose into the request, so that its text says everything. */
@@ -201,28 +212,33 @@ static int complete(json_t *root, struct sample_request *q, struct err *e)
     return 0;
 }
 
+int jobs_take_members(struct job *job, const struct job_members *m, struct err *e)
+{
+    job->created_ms = timing_wall_ms();
+    job->state = m->scheduled_ms > job->created_ms ? JOB_SCHEDULED : JOB_QUEUED;
+    job->priority = (enum job_priority)m->priority;
+    job->scheduled_ms = m->scheduled_ms;
+    job->deadline_ms = m->deadline_ms;
+    job->labels = m->labels ? json_blob(json_deep_copy(m->labels)) : NULL;
+    return m->labels && !job->labels ? fail(e, FAIL_NO_MEMORY, "no memory for the labels") : 0;
+}
+
 static int describe(struct job *job, json_t *root, const struct sample_request *q,
-                    const char *client, struct err *e)
+                    const struct job_origin *by, struct err *e)
 {
     const struct model *m = q->model;
     *job = (struct job){.type = JOB_SAMPLE,
-                        .state = JOB_QUEUED,
-                        .priority = (enum job_priority)q->priority,
-                        .created_ms = timing_wall_ms(),
-                        .deadline_ms = q->deadline_ms,
                         .steps_total = (long long)q->n_chains * q->sampler.steps};
-    snprintf(job->client, sizeof job->client, "%s", client);
     snprintf(job->model, sizeof job->model, "%s", m->d.name);
     snprintf(job->version, sizeof job->version, "%s", m->d.version);
     snprintf(job->digest, sizeof job->digest, "%s", m->digest);
-    const int rc = jobs_make_id(job->id, e);
+    int rc = jobs_sign(job, by, e);
+    if (rc == 0)
+        rc = jobs_take_members(job, &q->members, e);
     if (rc != 0)
         return rc;
     job->request = json_blob(json_incref(root));
-    job->labels = q->labels ? json_blob(json_deep_copy(q->labels)) : NULL;
-    if (!job->request || (q->labels && !job->labels))
-        return fail(e, FAIL_NO_MEMORY, "no memory for the request");
-    return 0;
+    return job->request ? 0 : fail(e, FAIL_NO_MEMORY, "no memory for the request");
 }
 
 int jobs_insert(struct jobs *j, const struct job *job, const char *key, const char *digest,
@@ -232,7 +248,7 @@ int jobs_insert(struct jobs *j, const struct job *job, const char *key, const ch
     return rc == 0 ? j->p.store->ops->get(j->p.store, job->id, out, e) : rc;
 }
 
-static int sample_submit(struct jobs *j, json_t *root, const char *client, const char *key,
+static int sample_submit(struct jobs *j, json_t *root, const struct job_origin *by,
                          const char *digest, struct job *out, struct err *e)
 {
     struct sample_request *q;
@@ -244,16 +260,16 @@ static int sample_submit(struct jobs *j, json_t *root, const char *client, const
     if (rc == 0)
         rc = complete(root, q, e);
     if (rc == 0)
-        rc = describe(&job, root, q, client, e);
+        rc = describe(&job, root, q, by, e);
     if (rc == 0) {
         pin_model(j, job.id, q->model);
-        rc = jobs_insert(j, &job, key, digest, out, e);
+        rc = jobs_insert(j, &job, by->key, digest, out, e);
         if (rc != 0)
             unpin_model(j, job.id);
     }
     if (rc == 0) {
         logger(LOGGER_INFO, "job_accepted", "job=%s client=%s model=%s chains=%d steps=%d", job.id,
-               client, job.model, q->n_chains, q->sampler.steps);
+               by->client, job.model, q->n_chains, q->sampler.steps);
         jobs_poke(j);
     }
     sample_request_free(q);
@@ -261,18 +277,69 @@ static int sample_submit(struct jobs *j, json_t *root, const char *client, const
     return rc;
 }
 
-int jobs_submit(struct jobs *j, json_t *root, const char *client, const char *idempotency_key,
-                struct job *out, struct err *e)
+int jobs_submit(struct jobs *j, json_t *root, const struct job_origin *by, struct job *out,
+                struct err *e)
 {
     char digest[DIGEST_HEX];
+    if (jobs_get_gate(j) == JOBS_DRAINING)
+        return fail(e, FAIL_OVERLOADED, "the queue is being drained and takes no jobs; try later");
     struct blob *as_sent = json_blob(json_incref(root));
     if (!as_sent)
         return fail(e, FAIL_NO_MEMORY, "no memory for the request");
     digest_bytes(as_sent->bytes, as_sent->size, digest);
     blob_put(as_sent);
     if (jobs_type_of(root) == JOB_TRAIN)
-        return train_submit(j, root, client, idempotency_key, digest, out, e);
-    return sample_submit(j, root, client, idempotency_key, digest, out, e);
+        return train_submit(j, root, by, digest, out, e);
+    return sample_submit(j, root, by, digest, out, e);
+}
+
+/* The job's run if it has one here, kept until let_go. */
+static struct run *hold(struct jobs *j, const char *id)
+{
+    pthread_mutex_lock(&j->mu);
+    struct run *run = j->runs;
+    while (run && strcmp(run->job.id, id) != 0)
+        run = run->next;
+    if (run)
+        run->pins++;
+    pthread_mutex_unlock(&j->mu);
+    return run;
+}
+
+static void let_go(struct jobs *j, struct run *run)
+{
+    pthread_mutex_lock(&j->mu);
+    run->pins--;
+    pthread_mutex_unlock(&j->mu);
+}
+
+int jobs_change(struct jobs *j, const char *id, uint64_t revision, const struct job_wishes *w,
+                struct job *out, struct err *e)
+{
+    struct job_change c = {.set_priority = w->priority,
+                           .set_deadline = w->deadline,
+                           .set_labels = w->labels,
+                           .priority = (enum job_priority)w->m.priority,
+                           .deadline_ms = w->m.deadline_ms};
+    c.labels = w->m.labels ? json_blob(json_deep_copy(w->m.labels)) : NULL;
+    if (w->m.labels && !c.labels)
+        return fail(e, FAIL_NO_MEMORY, "no memory for the labels");
+    const int rc = j->p.store->ops->change(j->p.store, id, revision, &c, out, e);
+    blob_put(c.labels);
+    if (rc != 0)
+        return rc;
+    struct run *run = hold(j, id);
+    if (run) {
+        atomic_store(&run->deadline_ms, out->deadline_ms);
+        chain_group_set_weight(run->group, jobs_weights[out->priority]);
+        let_go(j, run);
+    }
+    pthread_mutex_lock(&j->mu);
+    if (j->training && strcmp(j->training->job.id, id) == 0)
+        atomic_store(&j->training->deadline_ms, out->deadline_ms);
+    pthread_mutex_unlock(&j->mu);
+    jobs_announce(j, out);
+    return 0;
 }
 
 int jobs_cancel(struct jobs *j, const char *id, struct job *out, struct err *e)
@@ -281,13 +348,9 @@ int jobs_cancel(struct jobs *j, const char *id, struct job *out, struct err *e)
     const int rc = j->p.store->ops->cancel(j->p.store, id, timing_wall_ms(), out, e);
     if (rc != 0)
         return rc;
-    struct run *run = NULL;
+    struct run *run = out->state == JOB_CANCELING ? hold(j, id) : NULL;
     if (out->state == JOB_CANCELING) {
         pthread_mutex_lock(&j->mu);
-        for (run = j->runs; run && strcmp(run->job.id, id) != 0;)
-            run = run->next;
-        if (run)
-            run->pins++;
         struct training *t = j->training;
         if (t && strcmp(t->job.id, id) == 0) {
             t->cancel_ns = t->cancel_ns ? t->cancel_ns : now;
@@ -299,12 +362,26 @@ int jobs_cancel(struct jobs *j, const char *id, struct job *out, struct err *e)
         int64_t none = 0;
         atomic_compare_exchange_strong(&run->cancel_ns, &none, now);
         chain_group_cancel(run->group);
-        pthread_mutex_lock(&j->mu);
-        run->pins--;
-        pthread_mutex_unlock(&j->mu);
+        let_go(j, run);
     }
     jobs_announce(j, out);
     return 0;
+}
+
+void jobs_set_gate(struct jobs *j, enum jobs_gate gate)
+{
+    pthread_mutex_lock(&j->mu);
+    j->gate = gate;
+    pthread_mutex_unlock(&j->mu);
+    jobs_poke(j);
+}
+
+enum jobs_gate jobs_get_gate(struct jobs *j)
+{
+    pthread_mutex_lock(&j->mu);
+    const enum jobs_gate gate = j->gate;
+    pthread_mutex_unlock(&j->mu);
+    return gate;
 }
 
 int jobs_preview(struct jobs *j, const char *id, struct blob **out, struct err *e)

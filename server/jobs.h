@@ -9,6 +9,7 @@
 #include "base/fail.h"
 #include "ebm/chains.h"
 #include "file/json.h"
+#include "proto/job_members.h"
 #include "proto/sample_request.h"
 #include "proto/train_request.h"
 #include "server/events.h"
@@ -62,15 +63,31 @@ enum job_type jobs_type_of(const json_t *root);
 /* Checks a request as a whole without keeping it; it may be completed. One for training opens the
  * data: it takes seconds. */
 int jobs_validate(struct jobs *j, json_t *root, struct job_estimate *out, struct err *e);
+/* Who submits, and how. */
+struct job_origin {
+    const char *client;
+    const char *key; /* idempotency key, or NULL */
+    const char *id;  /* of the client's choice: a UUID in lower case; NULL = a new one */
+};
 /* Accepts a request: it is in the store when this returns. root gets the seed and the model's name
- * filled in. idempotency_key may be NULL. Returns 0 with the new job, 1 with the job an earlier
- * request with the same key made. job_fini(out) is the caller's. */
-int jobs_submit(struct jobs *j, json_t *root, const char *client, const char *idempotency_key,
+ * filled in. Returns 0 with the new job, 1 with the job an earlier request with the same key made.
+ * job_fini(out) is the caller's. Errors: OVERLOADED while the queue is drained. */
+int jobs_submit(struct jobs *j, json_t *root, const struct job_origin *by, struct job *out,
+                struct err *e);
+/* Changes a job that has not ended, if `revision` is its revision (0 = whatever it is); what runs
+ * follows at once. Errors: CONFLICT, PRECONDITION_FAILED. */
+int jobs_change(struct jobs *j, const char *id, uint64_t revision, const struct job_wishes *w,
                 struct job *out, struct err *e);
 /* Asks for the end of a job; the state afterwards in *out. */
 int jobs_cancel(struct jobs *j, const char *id, struct job *out, struct err *e);
 /* The newest preview grid of a running job, one reference. Errors: NOT_FOUND. */
 int jobs_preview(struct jobs *j, const char *id, struct blob **out, struct err *e);
+/* Open until told otherwise. Paused: jobs are accepted and none begins. Draining: none is accepted,
+ * those that were go on. */
+enum jobs_gate { JOBS_OPEN, JOBS_PAUSED, JOBS_DRAINING, JOBS_GATES };
+extern const char *const jobs_gate_names[JOBS_GATES];
+void jobs_set_gate(struct jobs *j, enum jobs_gate gate);
+enum jobs_gate jobs_get_gate(struct jobs *j);
 /* Seconds of sampling work accepted and not yet done. */
 double jobs_backlog_seconds(struct jobs *j);
 /* Deletes a finished job with its artifacts. Errors: CONFLICT, NOT_FOUND, EXPIRED. */

@@ -22,11 +22,12 @@ struct run {
     size_t bytes;
     int64_t renewed_ms, checkpoint_ms;
     long long preview_steps;   /* done at the last preview */
+    _Atomic int64_t deadline_ms; /* 0 = none; a client may change it */
     _Atomic int64_t cancel_ns; /* when the cancel arrived, 0 = none */
     atomic_bool late;          /* its deadline passed while it ran */
     atomic_bool committed;     /* its end is in the store: may be freed */
     struct blob *preview;      /* guarded by mu */
-    int pins;                  /* guarded by mu: callers of jobs_cancel holding it */
+    int pins;                  /* guarded by mu: callers of jobs_cancel and jobs_change holding it */
     struct run *next;          /* guarded by mu */
 };
 
@@ -54,6 +55,7 @@ struct training {
     char data[4096], directory[RUN_PATH];
     struct train_run *run;
     int64_t begin_ms, renewed_ms;
+    _Atomic int64_t deadline_ms; /* 0 = none; a client may change it */
     int previews;      /* that were announced */
     int64_t cancel_ns; /* when the cancel arrived, 0 = none; guarded by mu */
     const char *late;  /* why it was stopped for good, or NULL */
@@ -69,6 +71,7 @@ struct jobs {
     pthread_mutex_t mu;
     pthread_cond_t wake;
     bool stop, draining, work; /* guarded by mu; work: something to look at now */
+    enum jobs_gate gate;       /* guarded by mu */
     struct run *runs;          /* guarded by mu */
     int n_runs;                /* guarded by mu */
     size_t bytes;              /* of running groups; guarded by mu */
@@ -86,8 +89,12 @@ void jobs_announce(struct jobs *j, const struct job *job);
 int jobs_pinned_model(struct jobs *j, const struct job *job, struct model **out, struct err *e);
 /* jobs_announce of what the store has of the job now. */
 void jobs_announce_stored(struct jobs *j, const char *id);
-/* Fills in a new id. Errors: IO. */
-int jobs_make_id(char out[JOB_ID_SIZE], struct err *e);
+/* Fills in who submits: client and id. Errors: IO. */
+int jobs_sign(struct job *job, const struct job_origin *by, struct err *e);
+/* Fills in what every request may say of its job, and when it was made. Errors: NO_MEMORY. */
+int jobs_take_members(struct job *job, const struct job_members *m, struct err *e);
+/* The shares of the engine that priorities get. */
+extern const double jobs_weights[JOB_PRIORITIES];
 /* Stores a described job: 0 with the job as stored, 1 with an earlier one of the same key. */
 int jobs_insert(struct jobs *j, const struct job *job, const char *key, const char *digest,
                 struct job *out, struct err *e);
@@ -98,8 +105,8 @@ void jobs_put_error(struct job *end, const struct err *why);
 
 /* jobs_train.c: jobs_validate and jobs_submit for training. */
 int train_validate(struct jobs *j, json_t *root, struct job_estimate *out, struct err *e);
-int train_submit(struct jobs *j, json_t *root, const char *client, const char *key,
-                 const char *digest, struct job *out, struct err *e);
+int train_submit(struct jobs *j, json_t *root, const struct job_origin *by, const char *digest,
+                 struct job *out, struct err *e);
 /* Lets the job's booking go, if it has one. */
 void train_unbook(struct jobs *j, const char *id);
 /* Where the data of a request are, with every link followed. Errors: NOT_FOUND, FORBIDDEN (outside of

@@ -193,6 +193,7 @@ static int start_run(struct jobs *j, struct run *run, struct err *e)
     if (rc != 0)
         return rc;
     struct chain_task t = jobs_task(run->q);
+    t.weight = jobs_weights[run->job.priority]; /* which may have changed since */
     t.done = on_done;
     t.ctx = run;
     run->bytes = chain_group_bytes(&t);
@@ -214,7 +215,7 @@ static bool claim_one(struct jobs *j)
 {
     struct err e;
     pthread_mutex_lock(&j->mu);
-    const bool room = !j->draining && !j->stop && j->n_runs < RUNS_MAX &&
+    const bool room = !j->draining && !j->stop && j->gate != JOBS_PAUSED && j->n_runs < RUNS_MAX &&
                       j->bytes < (size_t)j->settings.budget_bytes;
     pthread_mutex_unlock(&j->mu);
     struct run *run = room ? calloc(1, sizeof *run) : NULL;
@@ -229,6 +230,7 @@ static bool claim_one(struct jobs *j)
         return false;
     }
     run->renewed_ms = run->checkpoint_ms = now;
+    atomic_init(&run->deadline_ms, run->job.deadline_ms);
     metrics_observe(METRIC_JOB_QUEUE_WAIT_SECONDS, (double)(now - run->job.queued_ms) * 1e-3);
     jobs_announce(j, &run->job);
     if (start_run(j, run, &e) != 0) {
@@ -304,7 +306,8 @@ static void tend(struct jobs *j, struct run *run, int64_t now_ms)
     struct chain_progress p;
     bool cancel = false;
     chain_group_progress(run->group, &p);
-    if (run->job.deadline_ms && now_ms >= run->job.deadline_ms) {
+    const int64_t deadline_ms = atomic_load(&run->deadline_ms);
+    if (deadline_ms && now_ms >= deadline_ms) {
         atomic_store(&run->late, true);
         stop_run(run);
     }

@@ -247,21 +247,17 @@ int train_validate(struct jobs *j, json_t *root, struct job_estimate *out, struc
 
 /* *b is the job's booking, with the run's name. */
 static int describe(const struct jobs *j, struct job *job, struct booking *b, json_t *root,
-                    const struct train_request *q, const char *client, struct err *e)
+                    const struct train_request *q, const struct job_origin *by, struct err *e)
 {
     const struct description *d = &q->recipe.model;
     char path[RUN_PATH];
-    *job = (struct job){.type = JOB_TRAIN,
-                        .state = JOB_QUEUED,
-                        .priority = (enum job_priority)q->members.priority,
-                        .created_ms = timing_wall_ms(),
-                        .deadline_ms = q->members.deadline_ms,
-                        .steps_total = q->recipe.steps};
+    *job = (struct job){.type = JOB_TRAIN, .steps_total = q->recipe.steps};
     *b = (struct booking){0};
-    snprintf(job->client, sizeof job->client, "%s", client);
     snprintf(job->model, sizeof job->model, "%s", d->name);
     snprintf(job->version, sizeof job->version, "%s", d->version);
-    const int rc = jobs_make_id(job->id, e);
+    int rc = jobs_sign(job, by, e);
+    if (rc == 0)
+        rc = jobs_take_members(job, &q->members, e);
     if (rc != 0)
         return rc;
     snprintf(b->id, sizeof b->id, "%s", job->id);
@@ -273,37 +269,34 @@ static int describe(const struct jobs *j, struct job *job, struct booking *b, js
     job->first_step = step > 0 ? step : 0;
     json_object_set_new(root, "run", json_string(b->run));
     job->request = train_request_text(root);
-    job->labels = q->members.labels ? json_blob(json_deep_copy(q->members.labels)) : NULL;
-    if (!job->request || (q->members.labels && !job->labels))
-        return fail(e, FAIL_NO_MEMORY, "no memory for the request");
-    return 0;
+    return job->request ? 0 : fail(e, FAIL_NO_MEMORY, "no memory for the request");
 }
 
-int train_submit(struct jobs *j, json_t *root, const char *client, const char *key,
-                 const char *digest, struct job *out, struct err *e)
+int train_submit(struct jobs *j, json_t *root, const struct job_origin *by, const char *digest,
+                 struct job *out, struct err *e)
 {
     struct train_request *q = NULL;
     struct train_cost cost;
     struct job job = {0};
     struct booking b;
     /* First, for what was accepted once would be refused now: its run and version are taken. */
-    int rc = key ? j->p.store->ops->replay(j->p.store, client, key, digest, out, e) : 0;
+    int rc = by->key ? j->p.store->ops->replay(j->p.store, by->client, by->key, digest, out, e) : 0;
     if (rc == 0)
         rc = parse(j, root, &q, &cost, e);
     if (rc != 0)
         return rc;
-    rc = describe(j, &job, &b, root, q, client, e);
+    rc = describe(j, &job, &b, root, q, by, e);
     if (rc == 0)
         rc = book(j, &b, e);
     if (rc == 0) {
-        rc = jobs_insert(j, &job, key, digest, out, e);
+        rc = jobs_insert(j, &job, by->key, digest, out, e);
         if (rc != 0)
             train_unbook(j, job.id);
     }
     if (rc == 0) {
         logger(LOGGER_INFO, "job_accepted",
                "job=%s client=%s type=train model=%s version=%s run=%s steps=%lld from_step=%lld",
-               job.id, client, job.model, job.version, b.run, job.steps_total, job.first_step);
+               job.id, by->client, job.model, job.version, b.run, job.steps_total, job.first_step);
         jobs_poke(j);
     }
     train_request_free(q);

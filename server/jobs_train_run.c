@@ -172,7 +172,8 @@ static void ask_to_stop(struct jobs *j, struct training *t)
 
 static void check_time(struct jobs *j, struct training *t, int64_t now_ms)
 {
-    if (t->job.deadline_ms && now_ms >= t->job.deadline_ms)
+    const int64_t deadline_ms = atomic_load(&t->deadline_ms);
+    if (deadline_ms && now_ms >= deadline_ms)
         t->late = "the deadline passed";
     else if (now_ms - t->begin_ms >= j->settings.train.max_seconds * 1000)
         t->late = "train.max_seconds were over";
@@ -270,7 +271,8 @@ void train_claim(struct jobs *j)
 {
     struct err e;
     pthread_mutex_lock(&j->mu);
-    const bool room = j->settings.train.enabled && !j->draining && !j->stop && !j->training;
+    const bool room = j->settings.train.enabled && !j->draining && !j->stop &&
+                      j->gate != JOBS_PAUSED && !j->training;
     pthread_mutex_unlock(&j->mu);
     struct training *t = room ? calloc(1, sizeof *t) : NULL;
     if (!t)
@@ -282,6 +284,7 @@ void train_claim(struct jobs *j)
         return;
     }
     t->begin_ms = t->renewed_ms = now;
+    atomic_init(&t->deadline_ms, t->job.deadline_ms);
     metrics_observe(METRIC_JOB_QUEUE_WAIT_SECONDS, (double)(now - t->job.queued_ms) * 1e-3);
     jobs_announce(j, &t->job);
     if (start(j, t, &e) != 0) {

@@ -48,14 +48,23 @@ static const struct route routes[] = {
     {"POST", "/v1/jobs", AUTH_SAMPLE | AUTH_TRAIN, BODY_FULL, ROUTE_JSON, handle_job_submit},
     {"POST", "/v1/jobs:validate", AUTH_SAMPLE | AUTH_TRAIN, BODY_FULL, ROUTE_JSON,
      handle_job_validate},
+    {"POST", "/v1/jobs:cancel", AUTH_SAMPLE | AUTH_TRAIN, BODY_SMALL, ROUTE_JSON,
+     handle_jobs_cancel},
     {"GET", "/v1/jobs", AUTH_READ, BODY_NONE, ROUTE_JSON, handle_job_list},
     {"GET", "/v1/jobs/{}", AUTH_READ, BODY_NONE, ROUTE_JSON, handle_job_get},
+    {"PUT", "/v1/jobs/{}", AUTH_SAMPLE | AUTH_TRAIN, BODY_FULL, ROUTE_JSON, handle_job_put},
+    {"PATCH", "/v1/jobs/{}", AUTH_SAMPLE | AUTH_TRAIN, BODY_SMALL, ROUTE_JSON, handle_job_patch},
+    {"POST", "/v1/jobs/{}:retry", AUTH_SAMPLE | AUTH_TRAIN, BODY_SMALL, ROUTE_JSON,
+     handle_job_retry},
     {"DELETE", "/v1/jobs/{}", AUTH_SAMPLE | AUTH_TRAIN, BODY_NONE, ROUTE_JSON, handle_job_delete},
     {"POST", "/v1/jobs/{}:cancel", AUTH_SAMPLE | AUTH_TRAIN, BODY_SMALL, ROUTE_JSON,
      handle_job_cancel},
     {"GET", "/v1/jobs/{}/events", AUTH_READ, BODY_NONE, ROUTE_OTHER, handle_job_events},
     {"GET", "/v1/jobs/{}/artifacts/{*}", AUTH_READ, BODY_NONE, ROUTE_OTHER, handle_job_artifact},
     {"GET", "/v1/queue", AUTH_READ, BODY_NONE, ROUTE_JSON, handle_queue},
+    {"POST", "/v1/queue:pause", AUTH_ADMIN, BODY_SMALL, ROUTE_JSON, handle_queue_pause},
+    {"POST", "/v1/queue:drain", AUTH_ADMIN, BODY_SMALL, ROUTE_JSON, handle_queue_drain},
+    {"POST", "/v1/queue:resume", AUTH_ADMIN, BODY_SMALL, ROUTE_JSON, handle_queue_resume},
 };
 enum { ROUTES = sizeof routes / sizeof routes[0] };
 
@@ -120,21 +129,27 @@ static int retry_after(const struct call *c)
     return seconds < 1 ? 1 : seconds > 3600 ? 3600 : (int)ceil(seconds);
 }
 
-bool call_knows(const struct call *c, const char *etag)
+bool call_lists(const struct call *c, const char *header, const char *etag)
 {
-    const char *at = request_header(c->request, "If-None-Match");
+    const char *at = request_header(c->request, header);
+    const bool weak = strcmp(header, "If-None-Match") == 0;
     const size_t n = strlen(etag);
     if (at && strcmp(at, "*") == 0)
         return true;
     while (at && *at) {
         at += strspn(at, " \t,");
-        at += strncmp(at, "W/", 2) == 0 ? 2 : 0;
+        at += weak && strncmp(at, "W/", 2) == 0 ? 2 : 0;
         const size_t size = *at == '"' ? strcspn(at + 1, "\"") + 2 : strcspn(at, ",");
         if (size == n && strncmp(at, etag, n) == 0)
             return true;
         at += strnlen(at, size);
     }
     return false;
+}
+
+bool call_knows(const struct call *c, const char *etag)
+{
+    return call_lists(c, "If-None-Match", etag);
 }
 
 static void add_header(struct http_reply *reply, const char *name, const char *value)

@@ -35,8 +35,10 @@ struct http_handlers routes_handlers(struct app *a);
 
 /* Whether the caller has one of these scopes. Errors: UNAUTHORIZED, FORBIDDEN. */
 int call_allows(const struct call *c, unsigned scope, struct err *e);
-/* Whether the request has the representation with this ETag already: If-None-Match is "*" or lists
- * it (weak comparison, RFC 9110 13.1.2). */
+/* Whether a header of conditions is "*" or lists this ETag: If-None-Match by weak comparison, If-Match
+ * by strong (RFC 9110 13.1). */
+bool call_lists(const struct call *c, const char *header, const char *etag);
+/* Whether the request has the representation with this ETag already: If-None-Match. */
 bool call_knows(const struct call *c, const char *etag);
 
 /* The answers. Each ends the call (c and its request are invalid afterwards). */

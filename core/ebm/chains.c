@@ -508,6 +508,14 @@ void chain_group_cancel(struct chain_group *g)
         report(g);
 }
 
+void chain_group_set_weight(struct chain_group *g, double weight)
+{
+    invariant(weight > 0);
+    pthread_mutex_lock(&g->engine->mu);
+    g->task.weight = weight;
+    pthread_mutex_unlock(&g->engine->mu);
+}
+
 void chain_group_progress(struct chain_group *g, struct chain_progress *out)
 {
     struct chains *c = g->engine;

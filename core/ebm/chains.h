@@ -104,6 +104,8 @@ int chains_submit(struct chains *c, const struct chain_task *t, const struct blo
                   struct chain_group **out, struct err *e);
 /* Chains leave their slots within one step; then done is called. Idempotent. */
 void chain_group_cancel(struct chain_group *g);
+/* Another share from now on, > 0. */
+void chain_group_set_weight(struct chain_group *g, double weight);
 void chain_group_progress(struct chain_group *g, struct chain_progress *out);
 /* A consistent state of every chain (each at its last quantum's end at the latest), as bytes.
  * Deterministic content. Errors: NO_MEMORY. */

@@ -61,7 +61,7 @@ static void check_again(const struct sample_request *q, const json_t *root,
     invariant(sample_request_parse(&again, stored, q->model, limits, &e) == 0);
     invariant(again->n_chains == q->n_chains && again->seed == q->seed);
     invariant(again->sampler.kind == q->sampler.kind && again->sampler.steps == q->sampler.steps);
-    invariant(again->outputs == q->outputs && again->deadline_ms == q->deadline_ms);
+    invariant(again->outputs == q->outputs && again->members.deadline_ms == q->members.deadline_ms);
     sample_request_free(again);
     json_decref(stored);
     free(text);

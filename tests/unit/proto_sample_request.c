@@ -109,7 +109,7 @@ static void the_least_request_takes_the_models_defaults(void **state)
     assert_true(condition_is_marginal(&q->conditions[0]));
     assert_memory_equal(&q->sampler, &model->d.sampler, sizeof q->sampler);
     assert_int_equal(q->outputs, SAMPLE_GRID | SAMPLE_IMAGES);
-    assert_true(!q->seed_given && q->priority == 1 && q->deadline_ms == 0 && !q->labels);
+    assert_true(!q->seed_given && q->members.priority == 1 && q->members.deadline_ms == 0 && !q->members.labels);
     assert_int_equal(q->preview_every_steps, 0);
     assert_null(q->image);
     assert_null(q->mask);
@@ -140,9 +140,9 @@ static void a_full_request_is_understood(void **state)
     assert_true(s->start == START_NOISE && s->start_grid == 2 && s->start_noise == 0.5f);
     assert_true(q->seed_given && q->seed == UINT64_MAX);
     assert_int_equal(q->outputs, SAMPLE_TENSOR | SAMPLE_TRACE);
-    assert_true(q->preview_every_steps == 5 && q->priority == 2);
-    assert_int_equal(q->deadline_ms, 1893548045678); /* 2030-01-02T01:34:05.678Z */
-    assert_int_equal(json_object_size(q->labels), 1);
+    assert_true(q->preview_every_steps == 5 && q->members.priority == 2);
+    assert_int_equal(q->members.deadline_ms, 1893548045678); /* 2030-01-02T01:34:05.678Z */
+    assert_int_equal(json_object_size(q->members.labels), 1);
     assert_int_equal(q->n_warnings, 1); /* the alternatives overlap */
     sample_request_free(q);
 }
