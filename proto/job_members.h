@@ -21,7 +21,8 @@ int job_members_read(struct job_members *out, struct json_reader *root, struct e
 
 /* What a client changes of a job that is there: members that are left out stay. */
 struct job_wishes {
-    bool priority, deadline, labels; /* which of m are given; a deadline of 0 and labels of NULL are none */
+    bool priority, deadline,
+        labels; /* which of m are given; a deadline of 0 and labels of NULL are none */
     struct job_members m;
 };
 

@@ -275,7 +275,8 @@ void handle_jobs_cancel(struct call *c)
     if (rc == 0)
         rc = read_choice(&w, root, &e);
     if (rc == 0 && w.ids) {
-        json_array_foreach(w.ids, i, id) cancel_one(c, json_string_value(id) ? json_string_value(id) : "", done);
+        json_array_foreach(w.ids, i, id)
+            cancel_one(c, json_string_value(id) ? json_string_value(id) : "", done);
     } else if (rc == 0) {
         rc = cancel_found(c, &w, done, &e);
     }

@@ -227,8 +227,8 @@ static int describe(struct job *job, json_t *root, const struct sample_request *
                     const struct job_origin *by, struct err *e)
 {
     const struct model *m = q->model;
-    *job = (struct job){.type = JOB_SAMPLE,
-                        .steps_total = (long long)q->n_chains * q->sampler.steps};
+    *job =
+        (struct job){.type = JOB_SAMPLE, .steps_total = (long long)q->n_chains * q->sampler.steps};
     snprintf(job->model, sizeof job->model, "%s", m->d.name);
     snprintf(job->version, sizeof job->version, "%s", m->d.version);
     snprintf(job->digest, sizeof job->digest, "%s", m->digest);

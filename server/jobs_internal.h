@@ -21,14 +21,14 @@ struct run {
     struct chain_group *group;
     size_t bytes;
     int64_t renewed_ms, checkpoint_ms;
-    long long preview_steps;   /* done at the last preview */
+    long long preview_steps;     /* done at the last preview */
     _Atomic int64_t deadline_ms; /* 0 = none; a client may change it */
-    _Atomic int64_t cancel_ns; /* when the cancel arrived, 0 = none */
-    atomic_bool late;          /* its deadline passed while it ran */
-    atomic_bool committed;     /* its end is in the store: may be freed */
-    struct blob *preview;      /* guarded by mu */
-    int pins;                  /* guarded by mu: callers of jobs_cancel and jobs_change holding it */
-    struct run *next;          /* guarded by mu */
+    _Atomic int64_t cancel_ns;   /* when the cancel arrived, 0 = none */
+    atomic_bool late;            /* its deadline passed while it ran */
+    atomic_bool committed;       /* its end is in the store: may be freed */
+    struct blob *preview;        /* guarded by mu */
+    int pins;         /* guarded by mu: callers of jobs_cancel and jobs_change holding it */
+    struct run *next; /* guarded by mu */
 };
 
 /* An accepted job keeps its model alive until its end. */
@@ -56,10 +56,10 @@ struct training {
     struct train_run *run;
     int64_t begin_ms, renewed_ms;
     _Atomic int64_t deadline_ms; /* 0 = none; a client may change it */
-    int previews;      /* that were announced */
-    int64_t cancel_ns; /* when the cancel arrived, 0 = none; guarded by mu */
-    const char *late;  /* why it was stopped for good, or NULL */
-    bool began;        /* known to have loaded its checkpoint */
+    int previews;                /* that were announced */
+    int64_t cancel_ns;           /* when the cancel arrived, 0 = none; guarded by mu */
+    const char *late;            /* why it was stopped for good, or NULL */
+    bool began;                  /* known to have loaded its checkpoint */
 };
 
 struct jobs {

@@ -161,8 +161,26 @@ class Tour(jemd_test.Case):
         for artifact in done["result"]["artifacts"]:
             self.artifact(f"{path}/artifacts/{artifact['name']}")
         self.good(self.post(path + ":cancel"), 202)
+        self.changes(path)
         self.assertEqual(self.daemon.request("DELETE", path).status, 204)
         return path
+
+    def send(self, method, path, document):
+        return self.daemon.request(method, path, json.dumps(document).encode(), {"Content-Type": "application/json"})
+
+    def changes(self, ended):
+        self.good(self.post("/v1/queue:drain"))
+        self.problem(self.post(ended + ":retry"), 503, "overloaded")
+        self.good(self.post("/v1/queue:pause"))
+        again = self.good(self.post(ended + ":retry"), 202)["links"]["self"]
+        self.good(self.send("PATCH", again, {"priority": "low", "labels": {"a": "b"}}))
+        self.problem(self.send("PATCH", again, {"seed": "1"}), 400, "unknown_field")
+        self.good(self.post("/v1/jobs:cancel", {"label": "a"}))
+        self.problem(self.send("PATCH", again, {"priority": "low"}), 409, "conflict")
+        self.good(self.send("PUT", "/v1/jobs/123e4567-e89b-42d3-a456-426614174000", JOB), 202)
+        self.problem(self.send("PUT", again, JOB), 409, "conflict")
+        self.good(self.post("/v1/queue:resume"))
+        wait_ended(self.daemon, "123e4567-e89b-42d3-a456-426614174000")
 
     def artifact(self, path):
         whole = self.get(path)
@@ -324,7 +342,7 @@ class EveryRoute(jemd_test.Case):
         for n in range(2):
             path = "/" + "a" * n + "%C3%A9" * 200
             self.problem(self.get(path), 404, "not_found")
-            self.problem(self.daemon.request("PUT", "/v1/jobs/" + path[1:n + 1 + 120]), 405, "method_not_allowed")
+            self.problem(self.daemon.request("POST", "/v1/jobs/" + path[1:n + 1 + 120]), 405, "method_not_allowed")
             self.problem(self.get("/v1/models/" + path[1:n + 1 + 360]), 404, "not_found")
             self.problem(self.get("/problems/" + path[1:n + 1 + 360]), 404, "not_found")
             self.problem(self.get("/v1/jobs?" + path[1:] + "=1"), 400, "unknown_field")

@@ -100,7 +100,8 @@ static int try(const char *json, const char *key, struct job *out, struct err *e
 {
     json_t *root;
     assert_int_equal(json_parse(json, strlen(json), &root, e), 0);
-    const int rc = jobs_submit(jobs, root, "alice", key, out, e);
+    const struct job_origin by = {.client = "alice", .key = key};
+    const int rc = jobs_submit(jobs, root, &by, out, e);
     json_decref(root);
     return rc;
 }

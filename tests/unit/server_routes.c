@@ -157,7 +157,7 @@ static void another_method_is_405_with_allow(void **state)
         {"POST /livez", "Allow: GET, HEAD\r\n"},
         {"GET /v1/predict", "Allow: POST\r\n"},
         {"DELETE /v1/jobs", "Allow: POST, GET, HEAD\r\n"},
-        {"PUT /v1/jobs/abc", "Allow: GET, HEAD, DELETE\r\n"},
+        {"POST /v1/jobs/abc", "Allow: GET, HEAD, PUT, PATCH, DELETE\r\n"},
         {"GET /v1/jobs/abc:cancel", "Allow: POST\r\n"},
         {"POST /v1/jobs/abc/artifacts/a/b", "Allow: GET, HEAD\r\n"},
         {"get /livez", "Allow: GET, HEAD\r\n"},
@@ -168,7 +168,7 @@ static void another_method_is_405_with_allow(void **state)
         expect(reply, 405, cases[i][1]);
         expect(reply, 405, "\"code\":\"method_not_allowed\"");
     }
-    expect(get("OPTIONS /v1/jobs/abc", ""), 204, "Allow: GET, HEAD, DELETE\r\n");
+    expect(get("OPTIONS /v1/jobs/abc", ""), 204, "Allow: GET, HEAD, PUT, PATCH, DELETE\r\n");
 }
 
 static void head_is_answered_like_get_without_a_body(void **state)
