@@ -121,7 +121,7 @@ struct chain_task jobs_task(const struct sample_request *q)
                                .image = q->image,
                                .mask = q->mask,
                                .seed = q->seed,
-                               .weight = jobs_weights[q->members.priority]};
+                               .weight = 1};
 }
 
 static int check_memory(const struct jobs *j, const struct sample_request *q, struct err *e)
@@ -331,7 +331,8 @@ int jobs_change(struct jobs *j, const char *id, uint64_t revision, const struct 
     struct run *run = hold(j, id);
     if (run) {
         atomic_store(&run->deadline_ms, out->deadline_ms);
-        chain_group_set_weight(run->group, jobs_weights[out->priority]);
+        if (chain_group_set_rank(run->group, out->priority, jobs_weights[out->priority], NULL) != 0)
+            logger(LOGGER_WARN, "priority_unchanged", "job=%s", id); /* no memory */
         let_go(j, run);
     }
     pthread_mutex_lock(&j->mu);

@@ -193,7 +193,9 @@ static int start_run(struct jobs *j, struct run *run, struct err *e)
     if (rc != 0)
         return rc;
     struct chain_task t = jobs_task(run->q);
-    t.weight = jobs_weights[run->job.priority]; /* which may have changed since */
+    t.rank = (int)run->job.priority; /* which may have changed since */
+    t.rank_weight = jobs_weights[run->job.priority];
+    t.owner = run->job.client;
     t.done = on_done;
     t.ctx = run;
     run->bytes = chain_group_bytes(&t);

@@ -33,6 +33,7 @@ struct chains {
     pthread_cond_t work;
     bool stop;                  /* guarded by mu, as is all below */
     struct chain_group *groups; /* active, oldest first */
+    struct chain_shares shares; /* of these */
     uint64_t tick;
     unsigned long forgets;
     int in_slots, ready; /* chains, in all */
@@ -56,7 +57,7 @@ static struct chain_group *next_in_line(const struct chains *c, const struct mod
 {
     struct chain_group *best = NULL;
     for (struct chain_group *g = c->groups; g; g = g->next) {
-        if (can_run(g) && (!m || g->task.model == m) && (!best || g->pass < best->pass))
+        if (can_run(g) && (!m || g->task.model == m) && (!best || shares_precede(g, best)))
             best = g;
     }
     return best;
@@ -69,13 +70,30 @@ static int fair_share(const struct chains *c)
     return share < c->settings.slots ? share : c->settings.slots;
 }
 
-static void unlist(struct chains *c, struct chain_group *g)
+/* Into the list, as the newest, and into its account. */
+static void list(struct chains *c, struct chain_group *g, struct chain_room *room)
 {
     struct chain_group **at = &c->groups;
-    while (*at && *at != g)
+    shares_join(&c->shares, g, c->groups, room);
+    while (*at)
         at = &(*at)->next;
-    if (*at)
-        *at = g->next;
+    g->next = NULL;
+    *at = g;
+}
+
+/* Out of both. */
+static void delist(struct chains *c, struct chain_group *g)
+{
+    struct chain_group **at = &c->groups;
+    while (*at != g)
+        at = &(*at)->next;
+    *at = g->next;
+    shares_leave(&c->shares, g);
+}
+
+static void unlist(struct chains *c, struct chain_group *g)
+{
+    delist(c, g);
     c->ready -= g->ready_count;
     g->ready_count = 0;
 }
@@ -125,7 +143,7 @@ static bool quantum_is_over(const struct chains_settings *s, const struct slot *
 static bool gives_way(struct worker *w, const struct chain_group *g)
 {
     const struct chain_group *other = next_in_line(w->engine, NULL);
-    if (!other || other == g || other->pass >= g->pass)
+    if (!other || other == g || !shares_precede(other, g))
         return false;
     if (other->task.model != w->stage->model)
         w->leaving = true;
@@ -277,7 +295,7 @@ static void account(struct worker *w, int64_t ns)
     for (int i = 0; i < w->stage->n; i++) {
         const struct chain_state *s = &w->stage->slots[i].state;
         struct chain_group *g = w->stage->slots[i].group;
-        g->pass += macs / g->task.weight;
+        shares_charge(g, macs);
         const bool moved = !s->finished && !s->diverged; /* the last look is no step */
         atomic_fetch_add_explicit(&g->steps_done, moved, memory_order_relaxed);
         c->steps_total += moved;
@@ -423,6 +441,7 @@ void chains_close(struct chains *c)
         return;
     chains_stop(c);
     pool_close(c->team);
+    shares_fini(&c->shares);
     pthread_cond_destroy(&c->work);
     pthread_mutex_destroy(&c->mu);
     free(c);
@@ -449,22 +468,11 @@ void chains_forget(struct chains *c)
     pthread_mutex_unlock(&c->mu);
 }
 
-/* A newcomer begins level with the group that is furthest behind: it neither catches up on the time
- * before it came nor waits for it. */
-static double first_pass(const struct chains *c)
-{
-    double least = HUGE_VAL;
-    for (const struct chain_group *g = c->groups; g; g = g->next) {
-        if (!g->canceled && g->pass < least)
-            least = g->pass;
-    }
-    return least < HUGE_VAL ? least : 0;
-}
-
 int chains_submit(struct chains *c, const struct chain_task *t, const struct blob *checkpoint,
                   struct chain_group **out, struct err *e)
 {
     struct chain_group *g;
+    struct chain_room room;
     invariant(t->n_chains > 0 && t->weight > 0);
     int rc = 0;
     for (int i = 0; rc == 0 && i < t->n_chains; i++)
@@ -477,21 +485,20 @@ int chains_submit(struct chains *c, const struct chain_task *t, const struct blo
     g->engine = c;
     if (checkpoint)
         rc = group_restore(g, checkpoint, e);
+    if (rc == 0)
+        rc = room_make(&room, t->owner, e);
     if (rc != 0) {
         group_free(g);
         return rc;
     }
     *out = g;
     pthread_mutex_lock(&c->mu);
-    g->pass = first_pass(c);
-    struct chain_group **at = &c->groups;
-    while (*at)
-        at = &(*at)->next;
-    *at = g;
+    list(c, g, &room);
     c->ready += g->ready_count;
     const bool over = ends(c, g);
     pthread_cond_broadcast(&c->work);
     pthread_mutex_unlock(&c->mu);
+    room_drop(&room);
     if (over)
         report(g);
     return 0;
@@ -508,12 +515,23 @@ void chain_group_cancel(struct chain_group *g)
         report(g);
 }
 
-void chain_group_set_weight(struct chain_group *g, double weight)
+int chain_group_set_rank(struct chain_group *g, int rank, double rank_weight, struct err *e)
 {
-    invariant(weight > 0);
-    pthread_mutex_lock(&g->engine->mu);
-    g->task.weight = weight;
-    pthread_mutex_unlock(&g->engine->mu);
+    struct chains *c = g->engine;
+    struct chain_room room;
+    const int rc = room_make(&room, g->task.owner, e);
+    if (rc != 0)
+        return rc;
+    pthread_mutex_lock(&c->mu);
+    if (g->account) {
+        delist(c, g);
+        g->task.rank = rank;
+        g->task.rank_weight = rank_weight;
+        list(c, g, &room);
+    }
+    pthread_mutex_unlock(&c->mu);
+    room_drop(&room);
+    return 0;
 }
 
 void chain_group_progress(struct chain_group *g, struct chain_progress *out)

@@ -4,7 +4,7 @@
  * The chain engine: a fixed set of worker threads, each with slots for chains of *any* group (job)
  * of one model at a time. One iteration is one forward and one backward pass over the occupied
  * slots; conditions only change the gradient at the logits, so unrelated groups share the
- * arithmetic. Slots are handed out by stride scheduling over groups, charged in chain-steps x MACs;
+ * arithmetic. Slots are handed out by stride scheduling (chain_shares.h), charged in chain-steps x MACs;
  * a chain holds its slot for a quantum and then gives way if others wait. A chain's result depends
  * on model, condition, sampler, seed and chain number alone, bit for bit.
  *
@@ -43,7 +43,11 @@ struct chain_task {
      * everywhere. NULL = all move. */
     const uint8_t *mask;
     uint64_t seed;
-    double weight; /* share against other groups, > 0 */
+    /* Its share (chain_shares.h): ranks share the engine by weight (0 = 1), within a rank owners alike
+     * (NULL = ""), and the groups of an owner by `weight`, > 0. */
+    int rank;
+    double rank_weight, weight;
+    const char *owner;
     /* Once, from a worker or from the caller of chain_group_cancel or chains_submit (a checkpoint
      * of a finished group), without locks: every chain has ended or left its slot. The group may be
      * freed from here on, also within. */
@@ -104,8 +108,8 @@ int chains_submit(struct chains *c, const struct chain_task *t, const struct blo
                   struct chain_group **out, struct err *e);
 /* Chains leave their slots within one step; then done is called. Idempotent. */
 void chain_group_cancel(struct chain_group *g);
-/* Another share from now on, > 0. */
-void chain_group_set_weight(struct chain_group *g, double weight);
+/* Another rank from now on. Errors: NO_MEMORY. */
+int chain_group_set_rank(struct chain_group *g, int rank, double rank_weight, struct err *e);
 void chain_group_progress(struct chain_group *g, struct chain_progress *out);
 /* A consistent state of every chain (each at its last quantum's end at the latest), as bytes.
  * Deterministic content. Errors: NO_MEMORY. */

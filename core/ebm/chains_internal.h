@@ -3,6 +3,7 @@
 /* Shared by chains.c (scheduling), chain_stage.c and chain_proposal.c (arithmetic) and chain_group.c
  * (storage); private to these four. */
 #include "base/mem.h"
+#include "ebm/chain_shares.h"
 #include "ebm/chains.h"
 
 #include <pthread.h>
@@ -51,7 +52,8 @@ struct chain_group {
     int *ready; /* ring of n_chains indices */
     int ready_first, ready_count;
     int in_slots, unfinished;
-    double pass; /* stride scheduling: work done / weight */
+    struct chain_account *account; /* its owner's; NULL once it has ended */
+    double pass;                   /* work done / weight */
     bool canceled, ended;
     struct err error; /* why the group could not go on; code 0 = none */
     struct chain_group *next;

@@ -169,6 +169,141 @@ static void groups_share_the_slots_by_weight(void **state)
     chains_close(c);
 }
 
+/* Work of three endless groups of one model over the same time, as shares of it all. */
+static void shares_of(struct chains *c, struct chain_task t[3], double out[3])
+{
+    struct job jobs[3];
+    long long begin[3], sum = 0;
+    const int64_t until = timing_ns() + 60 * (int64_t)1000000000;
+    for (int i = 0; i < 3; i++)
+        submit(c, &jobs[i], &t[i], NULL);
+    for (int i = 0; i < 3; i++)
+        begin[i] = steps_of(jobs[i].group);
+    while (sum < 12000) {
+        sum = 0;
+        for (int i = 0; i < 3; i++)
+            sum += steps_of(jobs[i].group) - begin[i];
+        assert_true(timing_ns() < until);
+        pause_us(300);
+    }
+    for (int i = 0; i < 3; i++)
+        out[i] = (double)(steps_of(jobs[i].group) - begin[i]) / (double)sum;
+    for (int i = 0; i < 3; i++) {
+        chain_group_cancel(jobs[i].group);
+        wait_done(&jobs[i]);
+        chain_group_free(jobs[i].group);
+    }
+}
+
+static void expect_shares(const double found[3], double a, double b, double c)
+{
+    const double expected[3] = {a, b, c};
+    for (int i = 0; i < 3; i++)
+        if (fabs(found[i] - expected[i]) > 0.15 * expected[i])
+            fail_msg("group %d has %.3f of the work, expected %.3f (%.3f %.3f %.3f)", i, found[i],
+                     expected[i], found[0], found[1], found[2]);
+}
+
+static void owners_share_alike_however_many_groups_they_have(void **state)
+{
+    (void)state;
+    struct sampler s = endless_sampler(0);
+    struct chain_task t[3] = {tasks[0], tasks[0], tasks[0]};
+    double found[3];
+    for (int i = 0; i < 3; i++) {
+        t[i].sampler = &s;
+        t[i].owner = i < 2 ? "ann" : "bob";
+    }
+    struct chains *c = engine(1, 4, 8);
+    shares_of(c, t, found);
+    expect_shares(found, 0.25, 0.25, 0.5);
+    t[0].weight = 3;
+    shares_of(c, t, found);
+    expect_shares(found, 0.375, 0.125, 0.5);
+    chains_close(c);
+}
+
+static void ranks_share_by_weight_before_owners_do(void **state)
+{
+    (void)state;
+    struct sampler s = endless_sampler(0);
+    struct chain_task t[3] = {tasks[0], tasks[0], tasks[0]};
+    double found[3];
+    for (int i = 0; i < 3; i++) {
+        t[i].sampler = &s;
+        t[i].owner = i ? "bob" : "ann";
+        t[i].rank = i == 2;
+        t[i].rank_weight = i == 2 ? 4 : 1;
+    }
+    struct chains *c = engine(1, 2, 8);
+    shares_of(c, t, found);
+    expect_shares(found, 0.1, 0.1, 0.8);
+    chains_close(c);
+}
+
+static void a_group_goes_on_in_another_rank(void **state)
+{
+    (void)state;
+    struct sampler s[2] = {endless_sampler(0), endless_sampler(0)};
+    struct chain_task t[2] = {tasks[0], tasks[0]};
+    struct job jobs[2];
+    struct chain_group *g[2];
+    struct err e;
+    double steps[2];
+    struct chains *c = engine(1, 2, 8);
+    for (int i = 0; i < 2; i++) {
+        t[i].sampler = &s[i];
+        t[i].rank = 1;
+        submit(c, &jobs[i], &t[i], NULL);
+        g[i] = jobs[i].group;
+    }
+    wait_steps(g[0], 2000);
+    assert_int_equal(chain_group_set_rank(g[0], 2, 4, &e), 0);
+    share(c, g, 8000, steps);
+    const double ratio = steps[0] / steps[1];
+    for (int i = 0; i < 2; i++) {
+        chain_group_cancel(g[i]);
+        wait_done(&jobs[i]);
+        assert_int_equal(chain_group_set_rank(g[i], 3, 1, &e), 0); /* nothing to move any more */
+        chain_group_free(g[i]);
+    }
+    chains_close(c);
+    if (!(ratio > 3.4 && ratio < 4.6))
+        fail_msg("the work is shared %.2f : 1, expected 4 : 1", ratio);
+}
+
+/* Who could use little for a while has not saved it up. */
+static void nothing_is_saved_up(void **state)
+{
+    (void)state;
+    struct sampler s = endless_sampler(0);
+    struct chain_task few = tasks[0], many = tasks[0];
+    struct job jobs[3];
+    struct chain_group *g[2];
+    double steps[2];
+    few.sampler = many.sampler = &s;
+    few.owner = "ann";
+    few.n_chains = 1;
+    many.owner = "bob";
+    struct chains *c = engine(1, 4, 8);
+    submit(c, &jobs[0], &few, NULL);
+    submit(c, &jobs[1], &many, NULL);
+    wait_steps(jobs[1].group, 6000); /* ann's one chain has had a slot all the time, and used a quarter */
+    few.n_chains = many.n_chains;
+    submit(c, &jobs[2], &few, NULL);
+    g[0] = jobs[2].group;
+    g[1] = jobs[1].group;
+    share(c, g, 6000, steps);
+    for (int i = 0; i < 3; i++) {
+        chain_group_cancel(jobs[i].group);
+        wait_done(&jobs[i]);
+        chain_group_free(jobs[i].group);
+    }
+    chains_close(c);
+    if (!(steps[1] > 0.6 * steps[0])) /* ann has two groups in her half */
+        fail_msg("the newcomer has %.0f steps to %.0f", steps[0], steps[1]);
+}
+
 static void a_late_group_gets_its_share_and_no_more(void **state)
 {
     (void)state;
@@ -282,6 +417,10 @@ int main(void)
         cmocka_unit_test(jobs_that_never_ran_survive_a_stop),
         cmocka_unit_test(a_job_may_be_freed_within_its_own_end),
         cmocka_unit_test(groups_share_the_slots_by_weight),
+        cmocka_unit_test(owners_share_alike_however_many_groups_they_have),
+        cmocka_unit_test(ranks_share_by_weight_before_owners_do),
+        cmocka_unit_test(a_group_goes_on_in_another_rank),
+        cmocka_unit_test(nothing_is_saved_up),
         cmocka_unit_test(a_late_group_gets_its_share_and_no_more),
         cmocka_unit_test(two_models_take_turns),
         cmocka_unit_test(more_models_than_a_worker_keeps_are_all_served),
