@@ -42,9 +42,9 @@ struct sample_request {
     uint8_t *mask; /* [C][H][W], 0 = stays as in the image; NULL = all move */
     bool seed_given;
     uint64_t seed;
-    unsigned outputs;        /* of enum sample_output */
-    int preview_every_steps; /* 0 = no previews */
-    struct job_members members; /* labels borrowed from the root */
+    unsigned outputs;                          /* of enum sample_output */
+    int preview_every_steps;                   /* 0 = no previews */
+    struct job_members members;                /* labels borrowed from the root */
     const char *warnings[SAMPLE_WARNINGS_MAX]; /* static sentences */
     int n_warnings;
 };

@@ -129,6 +129,7 @@ static int open_jobs(struct app *a, struct err *e)
     const struct settings *s = &a->settings;
     const struct store_limits limits = {.max_queued = s->jobs.max_queued,
                                         .max_queued_per_client = s->jobs.max_queued_per_client,
+                                        .max_running_per_client = s->jobs.max_running_per_client,
                                         .max_bytes = s->jobs.max_store_bytes,
                                         .retention_ms = (int64_t)s->jobs.retention_seconds * 1000,
                                         .keep_jobs = s->jobs.retention_jobs,

@@ -56,6 +56,27 @@ void job_format_etag(const struct job *job, char etag[JOB_ETAG_SIZE])
     snprintf(etag, JOB_ETAG_SIZE, "\"%" PRIu64 "\"", job->revision);
 }
 
+/* Where it stands and when it will end; null of what does not wait or run. */
+static json_t *way_json(struct call *c, const struct job *job)
+{
+    struct store *s = c->app->store;
+    struct store_ahead a;
+    if (job_state_is_terminal(job->state) || job->state == JOB_CANCELING ||
+        s->ops->ahead(s, job->id, &a, NULL) != 0)
+        return json_null();
+    const double seconds = job->type == JOB_SAMPLE ? jobs_end_seconds(c->app->jobs, &a) : 0;
+    return json_pack("{s:o, s:o}", "position", a.position ? json_integer(a.position) : json_null(),
+                     "estimated_end_seconds", seconds > 0 ? json_real(seconds) : json_null());
+}
+
+static struct blob *answer_of(struct call *c, const struct job *job)
+{
+    json_t *root = job_json(job, true);
+    if (root)
+        json_object_set_new(root, "queue", way_json(c, job));
+    return json_blob(root);
+}
+
 void job_respond(struct call *c, int status, struct job *job, bool location)
 {
     char etag[JOB_ETAG_SIZE], where[64];
@@ -69,7 +90,7 @@ void job_respond(struct call *c, int status, struct job *job, bool location)
     if (!location && call_knows(c, etag))
         reply.status = 304;
     else
-        reply.body = json_blob(job_json(job, true));
+        reply.body = answer_of(c, job);
     job_fini(job);
     if (reply.status == 304 || reply.body) {
         respond(c, &reply);

@@ -6,6 +6,7 @@
 #include "file/digest.h"
 #include "server/job_json.h"
 #include "server/jobs_internal.h"
+#include "server/metrics.h"
 
 #include <inttypes.h>
 #include <stdio.h>
@@ -29,13 +30,22 @@ static void pin_model(struct jobs *j, const char *id, struct model *m)
         return; /* the job still finds its model as long as it is loaded */
     snprintf(pin->id, sizeof pin->id, "%s", id);
     pin->model = model_get(m);
+    pin->accepted_ns = timing_ns();
     pthread_mutex_lock(&j->mu);
     pin->next = j->pins;
     j->pins = pin;
     pthread_mutex_unlock(&j->mu);
 }
 
-static void unpin_model(struct jobs *j, const char *id)
+/* The job is over: how wrong the estimate was. */
+static void compare(const struct pin *pin, enum job_state state)
+{
+    if (state == JOB_SUCCEEDED && pin->estimate_s > 0)
+        metrics_observe(METRIC_JOB_ESTIMATE_ERROR_RATIO,
+                        (double)(timing_ns() - pin->accepted_ns) * 1e-9 / pin->estimate_s);
+}
+
+static void unpin_model(struct jobs *j, const char *id, enum job_state state)
 {
     pthread_mutex_lock(&j->mu);
     struct pin **at = &j->pins;
@@ -45,8 +55,10 @@ static void unpin_model(struct jobs *j, const char *id)
     if (pin)
         *at = pin->next;
     pthread_mutex_unlock(&j->mu);
-    if (pin)
+    if (pin) {
+        compare(pin, state);
         model_put(pin->model);
+    }
     free(pin);
 }
 
@@ -75,7 +87,7 @@ void jobs_announce(struct jobs *j, const struct job *job)
         events_publish(j->p.events, job->id, "end", line ? blob_get(line) : NULL, NULL);
     blob_put(line);
     if (over) {
-        unpin_model(j, job->id);
+        unpin_model(j, job->id, job->state);
         train_unbook(j, job->id);
     }
 }
@@ -85,6 +97,25 @@ double jobs_seconds(struct jobs *j, long long chain_steps)
     struct chains_status s;
     chains_get_status(j->p.chains, &s);
     return (double)chain_steps * s.step_seconds / s.workers;
+}
+
+double jobs_end_seconds(struct jobs *j, const struct store_ahead *a)
+{
+    return jobs_seconds(j, a->own_steps + a->other_steps);
+}
+
+/* Notes when the job that was just accepted will end. */
+static void note_estimate(struct jobs *j, const char *id)
+{
+    struct store_ahead ahead;
+    if (j->p.store->ops->ahead(j->p.store, id, &ahead, NULL) != 0)
+        return;
+    const double seconds = jobs_end_seconds(j, &ahead);
+    pthread_mutex_lock(&j->mu);
+    for (struct pin *pin = j->pins; pin; pin = pin->next)
+        if (strcmp(pin->id, id) == 0)
+            pin->estimate_s = seconds;
+    pthread_mutex_unlock(&j->mu);
 }
 
 double jobs_backlog_seconds(struct jobs *j)
@@ -109,7 +140,6 @@ static int parse(struct jobs *j, const json_t *root, struct sample_request **out
     return rc;
 }
 
-const double jobs_weights[JOB_PRIORITIES] = {1, 2, 4};
 const char *const jobs_gate_names[JOBS_GATES] = {"open", "paused", "draining"};
 
 struct chain_task jobs_task(const struct sample_request *q)
@@ -265,11 +295,12 @@ static int sample_submit(struct jobs *j, json_t *root, const struct job_origin *
         pin_model(j, job.id, q->model);
         rc = jobs_insert(j, &job, by->key, digest, out, e);
         if (rc != 0)
-            unpin_model(j, job.id);
+            unpin_model(j, job.id, JOB_FAILED);
     }
     if (rc == 0) {
         logger(LOGGER_INFO, "job_accepted", "job=%s client=%s model=%s chains=%d steps=%d", job.id,
                by->client, job.model, q->n_chains, q->sampler.steps);
+        note_estimate(j, job.id);
         jobs_poke(j);
     }
     sample_request_free(q);
@@ -331,7 +362,8 @@ int jobs_change(struct jobs *j, const char *id, uint64_t revision, const struct 
     struct run *run = hold(j, id);
     if (run) {
         atomic_store(&run->deadline_ms, out->deadline_ms);
-        if (chain_group_set_rank(run->group, out->priority, jobs_weights[out->priority], NULL) != 0)
+        if (chain_group_set_rank(run->group, out->priority, job_priority_weights[out->priority],
+                                 NULL) != 0)
             logger(LOGGER_WARN, "priority_unchanged", "job=%s", id); /* no memory */
         let_go(j, run);
     }
@@ -464,7 +496,7 @@ void jobs_close(struct jobs *j)
     jobs_release_runs(j);
     train_release(j);
     while (j->pins)
-        unpin_model(j, j->pins->id);
+        unpin_model(j, j->pins->id, JOB_FAILED);
     while (j->bookings)
         train_unbook(j, j->bookings->id);
     pthread_cond_destroy(&j->wake);

@@ -88,6 +88,8 @@ enum jobs_gate { JOBS_OPEN, JOBS_PAUSED, JOBS_DRAINING, JOBS_GATES };
 extern const char *const jobs_gate_names[JOBS_GATES];
 void jobs_set_gate(struct jobs *j, enum jobs_gate gate);
 enum jobs_gate jobs_get_gate(struct jobs *j);
+/* Seconds until a sampling job ends, if nothing new comes; 0 = not known yet. */
+double jobs_end_seconds(struct jobs *j, const struct store_ahead *a);
 /* Seconds of sampling work accepted and not yet done. */
 double jobs_backlog_seconds(struct jobs *j);
 /* Deletes a finished job with its artifacts. Errors: CONFLICT, NOT_FOUND, EXPIRED. */

@@ -35,6 +35,8 @@ struct run {
 struct pin {
     char id[JOB_ID_SIZE];
     struct model *model;
+    int64_t accepted_ns;
+    double estimate_s; /* told when it was accepted, until its end; 0 = not known */
     struct pin *next;
 };
 
@@ -93,8 +95,6 @@ void jobs_announce_stored(struct jobs *j, const char *id);
 int jobs_sign(struct job *job, const struct job_origin *by, struct err *e);
 /* Fills in what every request may say of its job, and when it was made. Errors: NO_MEMORY. */
 int jobs_take_members(struct job *job, const struct job_members *m, struct err *e);
-/* The shares of the engine that priorities get. */
-extern const double jobs_weights[JOB_PRIORITIES];
 /* Stores a described job: 0 with the job as stored, 1 with an earlier one of the same key. */
 int jobs_insert(struct jobs *j, const struct job *job, const char *key, const char *digest,
                 struct job *out, struct err *e);

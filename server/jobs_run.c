@@ -194,7 +194,7 @@ static int start_run(struct jobs *j, struct run *run, struct err *e)
         return rc;
     struct chain_task t = jobs_task(run->q);
     t.rank = (int)run->job.priority; /* which may have changed since */
-    t.rank_weight = jobs_weights[run->job.priority];
+    t.rank_weight = job_priority_weights[run->job.priority];
     t.owner = run->job.client;
     t.done = on_done;
     t.ctx = run;

@@ -30,6 +30,7 @@ static const struct buckets interactive = {
     14, {.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10}};
 static const struct buckets patient = {
     14, {.1, .5, 1, 2.5, 5, 10, 30, 60, 300, 600, 1800, 3600, 14400, 86400}};
+static const struct buckets ratios = {11, {.1, .25, .5, .67, .8, 1, 1.25, 1.5, 2, 4, 10}};
 static const struct buckets sizes = {9, {1, 2, 4, 8, 16, 32, 64, 128, 256}};
 static const struct buckets energies = {
     17, {-1000, -300, -100, -50, -30, -20, -10, -5, 0, 5, 10, 20, 30, 50, 100, 300, 1000}};
@@ -75,6 +76,9 @@ static const struct row table[METRIC_COUNT] = {
         "From acceptance of a job to its first step.", HISTOGRAM, {0}, &patient},
     [METRIC_JOB_RUN_SECONDS] = {"jemd_job_run_seconds",
         "From a job's first step to its end.", HISTOGRAM, {0}, &patient},
+    [METRIC_JOB_ESTIMATE_ERROR_RATIO] = {"jemd_job_estimate_error_ratio",
+        "Time a sampling job took over the time estimated when it was accepted; 1 is right.",
+        HISTOGRAM, {0}, &ratios},
     [METRIC_JOB_QUEUE_OLDEST_AGE_SECONDS] = {"jemd_job_queue_oldest_age_seconds",
         "Age of the job that has waited longest; 0 when none waits.", GAUGE, {0}, NULL},
     [METRIC_JOB_BACKLOG_WORK_SECONDS] = {"jemd_job_backlog_work_seconds",

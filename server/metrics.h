@@ -34,6 +34,7 @@ enum metric {
     METRIC_JOBS,                         /* gauge {state,type} */
     METRIC_JOB_QUEUE_WAIT_SECONDS,       /* histogram */
     METRIC_JOB_RUN_SECONDS,              /* histogram */
+    METRIC_JOB_ESTIMATE_ERROR_RATIO,     /* histogram */
     METRIC_JOB_QUEUE_OLDEST_AGE_SECONDS, /* gauge */
     METRIC_JOB_BACKLOG_WORK_SECONDS,     /* gauge */
     METRIC_JOB_CANCEL_LATENCY_SECONDS,   /* histogram */

@@ -63,7 +63,7 @@ struct settings {
         int checkpoint_ms;
     } sampler;
     struct {
-        int max_queued, max_queued_per_client;
+        int max_queued, max_queued_per_client, max_running_per_client;
         long long max_store_bytes; /* results kept */
         int retention_seconds;
         int retention_jobs;        /* finished ones kept; 0 = no limit */

@@ -108,6 +108,8 @@ const struct key keys[] = {
      "Jobs that wait or run; more are answered 503."},
     {FIELD(jobs, max_queued_per_client), INTEGER, 1, 1000000, "jobs", "100",
      "The same for one key or address; more are answered 429."},
+    {FIELD(jobs, max_running_per_client), INTEGER, 0, 1000000, "jobs", "32",
+     "So many jobs of one key or address run at once; its others wait. 0 = no limit."},
     {FIELD(jobs, max_store_bytes), BYTES, MIB, 1024 * 1024 * GIB, "bytes", "1G",
      "Results kept; a job that would go beyond it is answered 507."},
     {FIELD(jobs, retention_seconds), INTEGER, 60, SECONDS_YEAR, "seconds", "86400",

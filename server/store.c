@@ -14,6 +14,7 @@ const char *const job_state_names[JOB_STATES] = {
     "scheduled", "queued", "running", "canceling", "succeeded", "failed", "canceled", "expired",
 };
 const char *const job_type_names[JOB_TYPES] = {"sample", "train"};
+const double job_priority_weights[JOB_PRIORITIES] = {1, 2, 4};
 const char *const job_priority_names[JOB_PRIORITIES] = {"low", "normal", "high"};
 
 static void take_references(struct job *j)

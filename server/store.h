@@ -123,10 +123,15 @@ struct job_filter {
     const char *label_key, *label_value; /* NULL = any; a key alone: whatever its value */
 };
 
-/* What goes before a job, of its type: jobs that run, and for one that is queued those before it. */
+/* The shares of the engine that priorities get. */
+extern const double job_priority_weights[JOB_PRIORITIES];
+
+/* The way of a job that waits or runs. */
 struct store_ahead {
-    int position;                          /* in the queue, from 1; 0 = not queued */
-    long long running_steps, queued_steps; /* left to do */
+    int position; /* in the queue of its type, from 1; 0 = not queued */
+    /* Left to do of its own; and those that others will make before it ends: what others have left,
+     * but no more than their shares let them do meanwhile. */
+    long long own_steps, other_steps;
 };
 
 struct store_stats {
@@ -206,7 +211,7 @@ struct store_ops {
     /* queued|scheduled -> canceled at once, running -> canceling; canceling or terminal: nothing
      * happens. *out is the job afterwards. */
     int (*cancel)(struct store *s, const char *id, int64_t now_ms, struct job *out, struct err *e);
-    /* How long the way is. */
+    /* How long the way is, if nothing new comes; all 0 when the job has ended. */
     int (*ahead)(struct store *s, const char *id, struct store_ahead *out, struct err *e);
     /* Artifact with one body reference. Errors: also NOT_FOUND (name). */
     int (*artifact)(struct store *s, const char *id, const char *name, struct job_artifact *out,

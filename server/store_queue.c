@@ -56,25 +56,38 @@ static long long steps_left(const struct job *j)
     return j->steps_total > j->steps_done ? j->steps_total - j->steps_done : 0;
 }
 
+/* Steps of r until `mine` has made its own, sharing with it by priority. */
+static long long meanwhile(const struct record *r, const struct record *mine)
+{
+    const double ratio =
+        job_priority_weights[r->job.priority] / job_priority_weights[mine->job.priority];
+    const double most = ratio * (double)steps_left(&mine->job);
+    const long long left = steps_left(&r->job);
+    return (double)left < most ? left : (long long)most;
+}
+
 void queue_ahead(const struct store_index *ix, const struct record *mine, struct store_ahead *out)
 {
     const enum job_type type = mine->job.type;
-    *out = (struct store_ahead){.position = mine->job.state == JOB_QUEUED};
+    const bool waits = mine->job.state == JOB_QUEUED;
+    *out = (struct store_ahead){0};
+    if (job_state_is_terminal(mine->job.state))
+        return;
+    out->position = waits;
+    out->own_steps = steps_left(&mine->job);
     for (int i = 0; i < ix->heaps[HEAP_LEASE].n; i++) {
         const struct record *r = ix->heaps[HEAP_LEASE].items[i].r;
         if (r != mine && r->job.type == type)
-            out->running_steps += steps_left(&r->job);
+            out->other_steps += meanwhile(r, mine);
     }
-    if (mine->job.state != JOB_QUEUED)
-        return;
     for (int priority = 0; priority < JOB_PRIORITIES; priority++) {
         const struct heap *h = &ix->heaps[index_ready(type, priority)];
         for (int i = 0; i < h->n; i++) {
             const struct record *r = h->items[i].r;
-            if (r == mine || !precedes(ix, r, mine))
+            if (r == mine)
                 continue;
-            out->position++;
-            out->queued_steps += steps_left(&r->job);
+            out->position += waits && precedes(ix, r, mine);
+            out->other_steps += meanwhile(r, mine);
         }
     }
 }

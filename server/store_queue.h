@@ -10,5 +10,5 @@
  * `cap` jobs running (0 = no cap). NULL = none. Looks at every queued job: microseconds for
  * hundreds. */
 struct record *queue_next(struct store_index *ix, enum job_type type, int64_t now_ms, int cap);
-/* What goes before a job. */
+/* The way of a job. */
 void queue_ahead(const struct store_index *ix, const struct record *mine, struct store_ahead *out);

@@ -21,6 +21,7 @@ NAMES = {
     "jemd_jobs": ("gauge", "state type"),
     "jemd_job_queue_wait_seconds": ("histogram", ""),
     "jemd_job_run_seconds": ("histogram", ""),
+    "jemd_job_estimate_error_ratio": ("histogram", ""),
     "jemd_job_queue_oldest_age_seconds": ("gauge", ""),
     "jemd_job_backlog_work_seconds": ("gauge", ""),
     "jemd_job_cancel_latency_seconds": ("histogram", ""),

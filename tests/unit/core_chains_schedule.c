@@ -288,7 +288,8 @@ static void nothing_is_saved_up(void **state)
     struct chains *c = engine(1, 4, 8);
     submit(c, &jobs[0], &few, NULL);
     submit(c, &jobs[1], &many, NULL);
-    wait_steps(jobs[1].group, 6000); /* ann's one chain has had a slot all the time, and used a quarter */
+    wait_steps(jobs[1].group,
+               6000); /* ann's one chain has had a slot all the time, and used a quarter */
     few.n_chains = many.n_chains;
     submit(c, &jobs[2], &few, NULL);
     g[0] = jobs[2].group;

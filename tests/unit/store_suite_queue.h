@@ -95,17 +95,22 @@ static void the_way_to_a_job_is_known(void **state)
     assert_int_equal(put(j), 0);
     a = ahead_of(3);
     assert_int_equal(a.position, 3);
-    assert_int_equal(a.running_steps, 70);
-    assert_int_equal(a.queued_steps, 200);
+    assert_int_equal(a.own_steps, 100);
+    assert_int_equal(a.other_steps,
+                     70 + 100 + 100); /* job 4 would make 200 meanwhile, and has 100 */
     a = ahead_of(4);
     assert_int_equal(a.position, 1);
-    assert_int_equal(a.queued_steps, 0);
+    assert_int_equal(a.other_steps, 50 + 50 + 50); /* at half its pace, in its 100 */
     a = ahead_of(1);
     assert_int_equal(a.position, 0);
-    assert_int_equal(a.running_steps, 0);
+    assert_int_equal(a.own_steps, 70);
+    assert_int_equal(a.other_steps, 70 + 70 + 100);
     a = ahead_of(5);
     assert_int_equal(a.position, 1);
-    assert_int_equal(a.running_steps, 0);
+    assert_int_equal(a.other_steps, 0);
+    assert_int_equal(finish(1, epoch, JOB_SUCCEEDED, NULL), 0);
+    a = ahead_of(1);
+    assert_int_equal(a.own_steps, 0);
     assert_int_equal(st->ops->ahead(st, id_of(99), &a, &e), -FAIL_NOT_FOUND);
 }
 
