@@ -258,7 +258,7 @@ static void assert_named_well(const char *name, const char *type)
     if (counter != ends_with(name, "_total"))
         fail_msg("%s is a %s", name, type);
     bool good = counter || ends_with(name, "_seconds") || ends_with(name, "_bytes") ||
-                ends_with(name, "_info");
+                ends_with(name, "_info") || ends_with(name, "_ratio");
     for (size_t i = 0; i < sizeof dimensionless / sizeof dimensionless[0]; i++)
         good = good || strcmp(name, dimensionless[i]) == 0;
     if (!good)

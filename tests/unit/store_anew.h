@@ -127,6 +127,21 @@ static int anew_release(struct store *s, const char *id, uint64_t epoch, int64_t
     return anew_leave(in->ops->release(in, id, epoch, now_ms, err));
 }
 
+static int anew_change(struct store *s, const char *id, uint64_t revision, const struct job_change *c,
+                       struct job *out, struct err *err)
+{
+    (void)s;
+    struct store *in = anew_enter();
+    return anew_leave(in->ops->change(in, id, revision, c, out, err));
+}
+
+static int anew_ahead(struct store *s, const char *id, struct store_ahead *out, struct err *err)
+{
+    (void)s;
+    struct store *in = anew_enter();
+    return anew_leave(in->ops->ahead(in, id, out, err));
+}
+
 static int anew_cancel(struct store *s, const char *id, int64_t now_ms, struct job *out,
                        struct err *err)
 {
@@ -210,7 +225,9 @@ static int anew_begin(struct store **out, const struct store_limits *limits, str
         .load_checkpoint = anew_load_checkpoint,
         .finish = anew_finish,
         .release = anew_release,
-        .cancel = anew_cancel,
+        .change = anew_change,
+    .cancel = anew_cancel,
+    .ahead = anew_ahead,
         .artifact = anew_artifact,
         .artifacts = anew_artifacts,
         .remove = anew_remove,
