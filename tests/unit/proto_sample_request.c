@@ -109,7 +109,8 @@ static void the_least_request_takes_the_models_defaults(void **state)
     assert_true(condition_is_marginal(&q->conditions[0]));
     assert_memory_equal(&q->sampler, &model->d.sampler, sizeof q->sampler);
     assert_int_equal(q->outputs, SAMPLE_GRID | SAMPLE_IMAGES);
-    assert_true(!q->seed_given && q->members.priority == 1 && q->members.deadline_ms == 0 && !q->members.labels);
+    assert_true(!q->seed_given && q->members.priority == 1 && q->members.deadline_ms == 0 &&
+                !q->members.labels);
     assert_int_equal(q->preview_every_steps, 0);
     assert_null(q->image);
     assert_null(q->mask);

@@ -127,8 +127,8 @@ static int anew_release(struct store *s, const char *id, uint64_t epoch, int64_t
     return anew_leave(in->ops->release(in, id, epoch, now_ms, err));
 }
 
-static int anew_change(struct store *s, const char *id, uint64_t revision, const struct job_change *c,
-                       struct job *out, struct err *err)
+static int anew_change(struct store *s, const char *id, uint64_t revision,
+                       const struct job_change *c, struct job *out, struct err *err)
 {
     (void)s;
     struct store *in = anew_enter();
@@ -226,8 +226,8 @@ static int anew_begin(struct store **out, const struct store_limits *limits, str
         .finish = anew_finish,
         .release = anew_release,
         .change = anew_change,
-    .cancel = anew_cancel,
-    .ahead = anew_ahead,
+        .cancel = anew_cancel,
+        .ahead = anew_ahead,
         .artifact = anew_artifact,
         .artifacts = anew_artifacts,
         .remove = anew_remove,
