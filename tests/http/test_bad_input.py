@@ -466,7 +466,7 @@ class Jobs(Bad):
         self.bad_job({**JOB, "image": image}, 422, "unsupported", '"start": "image"', pointer="/image")
         self.bad_job({**JOB, "sampler": {"start": "image"}}, 400, "missing_field", pointer="/image")
         self.bad_job({**JOB, "sampler": {"kind": "ula", "noise": 0.1}}, 422, "unsupported", "sgld", pointer="/sampler/noise")
-        self.bad_job({**JOB, "mask": image}, 422, "unsupported", pointer="/mask")
+        self.bad_job({**JOB, "mask": image}, 400, "missing_field", pointer="/image")
         self.bad_job({**JOB, "sampler": {"clamp": [1, -1]}}, 422, "out_of_range", "low < high", pointer="/sampler/clamp")
 
     def test_words_that_do_not_exist(self):

@@ -235,7 +235,7 @@ class Limits(jemd_test.Case):
 
 class Queued(jemd_test.Case):
     """64 jobs run at once; the 65th waits."""
-    FLAGS = ("--jobs.max_queued_per_client=100",)
+    FLAGS = ("--jobs.max_queued_per_client=100", "--jobs.max_running_per_client=0")
 
     def setUp(self):
         self.ids = [submit(self.daemon, job(1, LONG_STEPS * 10))["id"] for _ in range(64)]
