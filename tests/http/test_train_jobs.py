@@ -326,11 +326,10 @@ class Life(TrainCase):
         self.daemon.stop()
         self.assertTrue(self.daemon.logged("job_released"))
         self.daemon.start()
-        self.problem(self.get("/v1/jobs/" + first["id"]), 404, "not_found")
         other = job(recipe("5", **MIDDLE), name="bare", seed="4", data={"path": "bare"}, run="five")
         self.problem(self.post("/v1/jobs", other), 409, "conflict")
-        again = submit(self.daemon, {"type": "train", "run": "five"})
-        done = self.succeeded(again["id"])
+        done = self.succeeded(first["id"])  # which the store has kept
+        self.assertEqual(done["attempts"], 2)
         self.assertGreater(done["resumed_from_step"], 0)
         self.assertEqual(self.staged("5", "bare"), whole)  # without calibration it is the same file
         self.assertEqual(len(done["result"]["warnings"]), 2)
