@@ -60,7 +60,7 @@ static bool is_id(const char *text)
 static void finish_put(struct call *c, json_t *root)
 {
     char key[KEY_SIZE];
-    snprintf(key, sizeof key, "PUT %s", c->params[0]);
+    snprintf(key, sizeof key, "PUT %.*s", JOB_ID_SIZE - 1, c->params[0]);
     job_submit(c, root, (struct job_origin){.key = key, .id = c->params[0]});
 }
 
