@@ -10,22 +10,35 @@
 
 enum { IDS_MAX = 1000, PAGE = 100, KEY_SIZE = 64 };
 
-int job_may_change(const struct call *c, struct err *e)
+/* The job of the path, which the caller may change: it needs the scope to make such a one. */
+static int find(const struct call *c, struct job *out, struct err *e)
 {
     struct job job;
-    const int rc = c->app->store->ops->get(c->app->store, c->params[0], &job, e);
+    int rc = c->app->store->ops->get(c->app->store, c->params[0], &job, e);
     if (rc != 0)
         return rc;
-    const enum job_type type = job.type;
-    job_fini(&job);
-    return call_allows(c, job_scope(type), e);
+    rc = call_allows(c, job_scope(job.type), e);
+    if (rc == 0)
+        *out = job;
+    else
+        job_fini(&job);
+    return rc;
+}
+
+static int may_change(const struct call *c, struct err *e)
+{
+    struct job job;
+    const int rc = find(c, &job, e);
+    if (rc == 0)
+        job_fini(&job);
+    return rc;
 }
 
 void handle_job_cancel(struct call *c)
 {
     struct job job;
     struct err e;
-    if (job_may_change(c, &e) == 0 && jobs_cancel(c->app->jobs, c->params[0], &job, &e) == 0)
+    if (may_change(c, &e) == 0 && jobs_cancel(c->app->jobs, c->params[0], &job, &e) == 0)
         job_respond(c, 202, &job, true);
     else
         respond_error(c, &e);
@@ -35,7 +48,7 @@ void handle_job_delete(struct call *c)
 {
     struct err e;
     struct http_reply reply = {.status = 204};
-    if (job_may_change(c, &e) == 0 && jobs_remove(c->app->jobs, c->params[0], &e) == 0)
+    if (may_change(c, &e) == 0 && jobs_remove(c->app->jobs, c->params[0], &e) == 0)
         respond(c, &reply);
     else
         respond_error(c, &e);
@@ -78,42 +91,37 @@ void handle_job_put(struct call *c)
 
 /* ---- PATCH ---- */
 
-/* The revision that If-Match wants, 0 = any. */
-static int wanted_revision(const struct call *c, uint64_t *out, struct err *e)
+/* The revision that If-Match wants the job to have, 0 = any. */
+static int wanted_revision(const struct call *c, const struct job *seen, uint64_t *out,
+                           struct err *e)
 {
-    struct job job;
     char etag[JOB_ETAG_SIZE];
     *out = 0;
     if (!request_header(c->request, "If-Match") || call_lists(c, "If-Match", "*"))
         return 0;
-    int rc = c->app->store->ops->get(c->app->store, c->params[0], &job, e);
-    if (rc != 0)
-        return rc;
-    job_format_etag(&job, etag);
-    *out = job.revision;
-    if (!call_lists(c, "If-Match", etag))
-        rc = store_fail_revision(&job, e);
-    job_fini(&job);
-    return rc;
+    job_format_etag(seen, etag);
+    *out = seen->revision;
+    return call_lists(c, "If-Match", etag) ? 0 : store_fail_revision(seen, e);
 }
 
 void handle_job_patch(struct call *c)
 {
     struct job_wishes wishes;
-    struct job job;
+    struct job seen = {0}, job;
     struct err e;
     json_t *root = NULL;
     uint64_t revision;
-    int rc = job_may_change(c, &e);
+    int rc = find(c, &seen, &e);
     if (rc == 0)
         rc = job_parse_body(c, &root, &e);
     if (rc == 0)
         rc = job_wishes_read(&wishes, root, &e);
     if (rc == 0)
-        rc = wanted_revision(c, &revision, &e);
+        rc = wanted_revision(c, &seen, &revision, &e);
     if (rc == 0)
         rc = jobs_change(c->app->jobs, c->params[0], revision, &wishes, &job, &e);
     json_decref(root);
+    job_fini(&seen);
     if (rc == 0)
         job_respond(c, 200, &job, false);
     else
@@ -123,17 +131,11 @@ void handle_job_patch(struct call *c)
 /* ---- retry ---- */
 
 /* The request of a job that has ended, without what has passed: a new reference. */
-static int ended_request(struct call *c, json_t **out, struct err *e)
+static int ended_request(const struct job *job, json_t **out, struct err *e)
 {
-    struct job job;
-    int rc = c->app->store->ops->get(c->app->store, c->params[0], &job, e);
-    if (rc != 0)
-        return rc;
-    if (!job_state_is_terminal(job.state))
-        rc = store_fail_active(&job, e);
-    else
-        rc = json_parse((const char *)job.request->bytes, job.request->size, out, e);
-    job_fini(&job);
+    if (!job_state_is_terminal(job->state))
+        return store_fail_active(job, e);
+    const int rc = json_parse((const char *)job->request->bytes, job->request->size, out, e);
     if (rc == 0) {
         json_object_del(*out, "deadline");
         json_object_del(*out, "scheduled_at");
@@ -144,19 +146,28 @@ static int ended_request(struct call *c, json_t **out, struct err *e)
 struct retry {
     struct task task;
     struct call *call;
+    struct job job;
 };
+
+static void free_retry(struct retry *r)
+{
+    if (r)
+        job_fini(&r->job);
+    free(r);
+}
 
 /* On the task pool: a training's data are looked at anew, which takes seconds. */
 static void retry(struct task *t)
 {
-    struct call *c = ((struct retry *)(void *)t)->call;
+    struct retry *r = (struct retry *)(void *)t;
+    struct call *c = r->call;
     struct err e;
     json_t *root = NULL;
     const char *key;
-    free(t);
     int rc = job_idempotency_key(c, &key, &e);
     if (rc == 0)
-        rc = ended_request(c, &root, &e);
+        rc = ended_request(&r->job, &root, &e);
+    free_retry(r);
     if (rc == 0)
         job_submit(c, root, (struct job_origin){.key = key});
     else
@@ -168,7 +179,7 @@ void handle_job_retry(struct call *c)
 {
     struct err e;
     struct retry *r = calloc(1, sizeof *r);
-    int rc = r ? job_may_change(c, &e) : fail(&e, FAIL_NO_MEMORY, "no memory for the request");
+    int rc = r ? find(c, &r->job, &e) : fail(&e, FAIL_NO_MEMORY, "no memory for the request");
     if (rc == 0) {
         r->call = c;
         r->task.f = retry;
@@ -176,7 +187,7 @@ void handle_job_retry(struct call *c)
             return;
         rc = fail(&e, FAIL_OVERLOADED, "too many jobs wait to be judged");
     }
-    free(r);
+    free_retry(r);
     respond_error(c, &e);
 }
 
@@ -232,19 +243,31 @@ static int read_choice(struct choice *w, const json_t *root, struct err *e)
 }
 
 /* Cancels one; what has ended, is gone or is not the caller's to cancel is left out of the answer. */
-static void cancel_one(struct call *c, const char *id, json_t *done)
+static void cancel_one(struct call *c, const struct job *seen, json_t *done)
 {
     struct job job;
-    if (c->app->store->ops->get(c->app->store, id, &job, NULL) != 0)
+    if (job_state_is_terminal(seen->state) || call_allows(c, job_scope(seen->type), NULL) != 0 ||
+        jobs_cancel(c->app->jobs, seen->id, &job, NULL) != 0)
         return;
-    const bool goes_on = !job_state_is_terminal(job.state);
-    const bool allowed = call_allows(c, job_scope(job.type), NULL) == 0;
+    if (job.state == JOB_CANCELING || job.state == JOB_CANCELED) /* it may have ended meanwhile */
+        json_array_append_new(
+            done, json_pack("{s:s, s:s}", "id", job.id, "state", job_state_names[job.state]));
     job_fini(&job);
-    if (!goes_on || !allowed || jobs_cancel(c->app->jobs, id, &job, NULL) != 0)
-        return;
-    json_array_append_new(
-        done, json_pack("{s:s, s:s}", "id", job.id, "state", job_state_names[job.state]));
-    job_fini(&job);
+}
+
+static void cancel_named(struct call *c, const json_t *ids, json_t *done)
+{
+    struct store *s = c->app->store;
+    struct job job;
+    const json_t *id;
+    size_t i;
+    json_array_foreach(ids, i, id)
+    {
+        if (!json_is_string(id) || s->ops->get(s, json_string_value(id), &job, NULL) != 0)
+            continue;
+        cancel_one(c, &job, done);
+        job_fini(&job);
+    }
 }
 
 static int cancel_found(struct call *c, const struct choice *w, json_t *done, struct err *e)
@@ -256,7 +279,7 @@ static int cancel_found(struct call *c, const struct choice *w, json_t *done, st
     do {
         rc = rc == 0 ? s->ops->list(s, &w->filter, cursor, page, PAGE, &n, e) : rc;
         for (int i = 0; rc == 0 && i < n; i++) {
-            cancel_one(c, page[i].id, done);
+            cancel_one(c, &page[i], done);
             job_fini(&page[i]);
         }
     } while (rc == 0 && cursor[0]);
@@ -269,17 +292,13 @@ void handle_jobs_cancel(struct call *c)
     struct choice w;
     struct err e;
     json_t *root = NULL, *done = json_array();
-    const json_t *id;
-    size_t i;
     int rc = job_parse_body(c, &root, &e);
     if (rc == 0)
         rc = read_choice(&w, root, &e);
-    if (rc == 0 && w.ids) {
-        json_array_foreach(w.ids, i, id)
-            cancel_one(c, json_string_value(id) ? json_string_value(id) : "", done);
-    } else if (rc == 0) {
+    if (rc == 0 && w.ids)
+        cancel_named(c, w.ids, done);
+    else if (rc == 0)
         rc = cancel_found(c, &w, done, &e);
-    }
     json_decref(root);
     if (rc == 0) {
         respond_json(c, 200, json_pack("{s:o}", "canceled", done));

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #pragma once
-/* Shared by handlers_jobs.c (submit, look, wait, list) and handlers_jobs_change.c (all that changes
- * jobs and the queue); private to them. */
+/* Shared by handlers_jobs.c (submit, look, wait, list) and handlers_jobs_change.c (what
+ * changes jobs); private to them. */
 #include "server/handlers.h"
 
 enum { JOB_ETAG_SIZE = 32 };
@@ -12,8 +12,6 @@ void job_format_etag(const struct job *job, char etag[JOB_ETAG_SIZE]);
 void job_respond(struct call *c, int status, struct job *job, bool location);
 /* The scope that a job of this type needs. Types that there are not are refused when they are parsed. */
 unsigned job_scope(enum job_type type);
-/* Whether the caller may change the job of the path: it needs the scope to make such a one. */
-int job_may_change(const struct call *c, struct err *e);
 /* The body as JSON, one new reference. Errors: UNSUPPORTED_MEDIA_TYPE and those of json_parse. */
 int job_parse_body(struct call *c, json_t **root, struct err *e);
 /* Parses the body, which is a job's request, on the task pool, checks the scope, and has `finish`

@@ -30,16 +30,11 @@ void room_drop(struct chain_room *room)
     *room = (struct chain_room){0};
 }
 
-static bool waits(const struct chain_group *g)
-{
-    return g->ready_count > 0 && !g->canceled;
-}
-
 /* Whether something of an account, or of a rank, waits for a slot. */
 static bool account_waits(const struct chain_account *a, const struct chain_group *groups)
 {
     for (const struct chain_group *g = groups; g; g = g->next)
-        if ((g->account == a || g->account->rank == a) && waits(g))
+        if ((g->account == a || g->account->rank == a) && group_waits(g))
             return true;
     return false;
 }

@@ -47,17 +47,12 @@ struct chains {
     struct worker workers[];
 };
 
-static bool can_run(const struct chain_group *g)
-{
-    return g->ready_count > 0 && !g->canceled;
-}
-
 /* The group next in line, of one model or (NULL) of any. */
 static struct chain_group *next_in_line(const struct chains *c, const struct model *m)
 {
     struct chain_group *best = NULL;
     for (struct chain_group *g = c->groups; g; g = g->next) {
-        if (can_run(g) && (!m || g->task.model == m) && (!best || shares_precede(g, best)))
+        if (group_waits(g) && (!m || g->task.model == m) && (!best || shares_precede(g, best)))
             best = g;
     }
     return best;

@@ -124,6 +124,12 @@ void proposal_look(struct stage *s, int i, const float *logits);
 /* After the backward pass: the end of a leapfrog step, of a trajectory, of the chain; the next one. */
 void proposal_move(struct stage *s, int i);
 
+/* Whether a chain of it waits for a slot. */
+static inline bool group_waits(const struct chain_group *g)
+{
+    return g->ready_count > 0 && !g->canceled;
+}
+
 /* Allocates a group, all chains ready at step 0. */
 int group_new(struct chain_group **out, const struct chain_task *t, struct err *e);
 /* Puts a checkpoint's states into a new group. Errors: BAD_FILE. */

@@ -2,27 +2,10 @@
 /* MALA and HMC: the step against proposal densities written out, leapfrog's two virtues, detailed
  * balance, and what is refused. Seeds are fixed; four comparisons allow 5.7 standard deviations, as do
  * three chi-squares: false alarms below 1e-7 together. */
-#include "ebm/metropolis.h"
 #include "unit/law_help.h"
+#include "unit/metropolis_help.h"
 
 enum { N = 7 };
-
-static const struct sampler mala = {.kind = SAMPLER_MALA,
-                                    .steps = 10,
-                                    .langevin_steps = 1,
-                                    .step_size = 0.04f,
-                                    .temperature = 1.7f,
-                                    .range_lo = -50,
-                                    .range_hi = 50};
-
-static struct sampler hmc(int leaps, float eps)
-{
-    struct sampler s = mala;
-    s.kind = SAMPLER_HMC;
-    s.leapfrog_steps = leaps;
-    s.step_size = eps;
-    return s;
-}
 
 /* A score that is no quadratic: -sum (x_i^4 / 4 + i x_i^2 / 4) + sum x_i x_i+1 / 2. */
 static double score_of(const float *x, float *grad)

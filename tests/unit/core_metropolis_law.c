@@ -2,25 +2,8 @@
 /* The law of MALA's and HMC's chains run through the engine, walls, conditions, temperature and masks
  * included, and what a diverging chain does to its batch. Seeds are fixed; each of the some 110
  * comparisons of moments allows 5.7 standard deviations, a false alarm in 1.2e-8: below 2e-6 together. */
-#include "ebm/metropolis.h"
 #include "unit/law_help.h"
-
-static const struct sampler mala = {.kind = SAMPLER_MALA,
-                                    .steps = 10,
-                                    .langevin_steps = 1,
-                                    .step_size = 0.04f,
-                                    .temperature = 1.7f,
-                                    .range_lo = -50,
-                                    .range_hi = 50};
-
-static struct sampler hmc(int leaps, float eps)
-{
-    struct sampler s = mala;
-    s.kind = SAMPLER_HMC;
-    s.leapfrog_steps = leaps;
-    s.step_size = eps;
-    return s;
-}
+#include "unit/metropolis_help.h"
 
 enum { D = 6, CHAINS = 3000, CUTS = 4000 };
 static const float precisions[D] = {1, 2, 0.5f, 4, 1, 3}, centres[D] = {0, 1, -1, 0.5f, 2, -2};
