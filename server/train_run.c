@@ -79,7 +79,7 @@ static int measure(struct train_cost *out, const struct recipe *r, const struct 
     const struct net_weights source = parameters_source(&p);
     rc = net_open(&net, r->model.layers, r->model.n_layers, r->model.input, &source, e);
     if (rc == 0) {
-        const size_t chunk = walk_estimate(net, ops_openblas(), GRADIENT_CHUNK, WALK_WEIGHTS);
+        const size_t chunk = walk_estimate(net, ops_taps(), GRADIENT_CHUNK, WALK_WEIGHTS);
         size_t sum = mem_times(chunk, (images + GRADIENT_CHUNK - 1) / GRADIENT_CHUNK);
         sum = mem_sum(sum, mem_times(p.n * sizeof(float), 8 + GRADIENT_SLOTS));
         sum = mem_sum(

@@ -62,7 +62,7 @@ int gradient_open(struct gradient **out, const struct net *net, const struct par
 {
     invariant(o->batch >= 1 && o->slots >= 0 && walk_weights_within(net, p->values, p->n));
     int rc = fail(e, FAIL_NO_MEMORY, "cannot allocate a gradient of %d images", o->batch);
-    const struct ops *ops = o->ops ? o->ops : ops_openblas();
+    const struct ops *ops = o->ops ? o->ops : ops_taps();
     const int slots = o->slots ? o->slots : GRADIENT_SLOTS;
     struct gradient *g = calloc(1, sizeof *g);
     if (!g)

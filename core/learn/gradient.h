@@ -13,7 +13,7 @@
 enum { GRADIENT_CHUNK = OPS_BLOCK, GRADIENT_SLOTS = 8 };
 
 struct gradient_options {
-    const struct ops *ops; /* NULL = ops_openblas() */
+    const struct ops *ops; /* NULL = ops_taps() */
     int batch;             /* images of a pass at most */
     int slots;         /* 0 = GRADIENT_SLOTS; each holds P floats, and no more threads than slots
                               work on a gradient to parameters */

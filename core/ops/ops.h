@@ -2,8 +2,9 @@
 #pragma once
 /*
  * The arithmetic of one layer over n images, as a table of functions: `ref` (plain loops, the
- * truth), with `openblas` (im2col + sgemm) over it. What is served runs on ops/kernels.h; these are
- * what it is tested against, layer by layer (core/net/walk.c).
+ * truth), with `openblas` (im2col + sgemm) over it, and `taps` (ops/taps.c) over that, which
+ * trainings use. What is served runs on ops/kernels.h; these are what it is tested against, layer by
+ * layer (core/net/walk.c).
  *
  * Contract of every entry: images are independent; the result of an image does not depend, in any
  * bit, on n or on its neighbours. Arrays are dense [n][C][H][W], float32. Nothing allocates.
@@ -80,3 +81,6 @@ extern const struct ops ops_ref;
 /* im2col and OpenBLAS: ref with faster entries put over it. A second opinion for the fast kernels
  * where ref is too slow. */
 const struct ops *ops_openblas(void);
+
+/* The same with convolutions of our own, faster in both directions and to weights: for trainings. */
+const struct ops *ops_taps(void);

@@ -76,9 +76,9 @@ static void check_net(const struct layer_spec *specs, int n, struct net_shape in
     test_fill(c, IMAGES * l, 52);
     for (size_t i = 0; i < all; i++)
         exact[i] = (double)x[i];
-    for (int table = 0; table < 2; table++) {
-        const struct ops *ops = table ? ops_openblas() : &ops_ref;
-        trained_gradient(&t, (struct gradient_options){.ops = ops, .batch = IMAGES});
+    const struct ops *tables[3] = {&ops_ref, ops_openblas(), ops_taps()};
+    for (int i = 0; i < 3; i++) {
+        trained_gradient(&t, (struct gradient_options){.ops = tables[i], .batch = IMAGES});
         memset(dp, 0, t.parameters.n * sizeof *dp);
         gradient_forward(t.gradient, IMAGES, x);
         gradient_backward(t.gradient, IMAGES, c, NULL, dp);
@@ -341,7 +341,7 @@ static void gradients_to_images_are_those_of_a_workspace(void **state)
     batch_open(&b);
     float *dx = calloc(MANY * b.elements, sizeof *dx);
     trained_gradient(&b.trained, (struct gradient_options){.batch = MANY});
-    assert_int_equal(workspace_open(&w, b.trained.net, ops_openblas(), MANY, true, &e), 0);
+    assert_int_equal(workspace_open(&w, b.trained.net, ops_taps(), MANY, true, &e), 0);
     const float *expected = net_forward(w, MANY, b.x);
     const float *logits = gradient_forward(b.trained.gradient, MANY, b.x);
     assert_memory_equal(logits, expected, MANY * b.n_logits * sizeof *logits);

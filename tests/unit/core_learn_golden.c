@@ -171,8 +171,8 @@ static void jem_is_trained_as_by_the_reference(void **state)
 {
     (void)state;
     static struct bench b;
-    const struct ops *tables[2] = {&ops_ref, ops_openblas()};
-    for (int t = 0; t < 2; t++) {
+    const struct ops *tables[3] = {&ops_ref, ops_openblas(), ops_taps()};
+    for (int t = 0; t < 3; t++) {
         memset(&b, 0, sizeof b);
         if (!golden_open(&b.golden, "golden", "jem_wrn10_2", "model."))
             return;
@@ -223,8 +223,8 @@ static void check_kl(struct bench *b, bool marginal, bool neighbour)
 static void check_gibbs(const char *name, int size, int attributes)
 {
     static struct bench b;
-    const struct ops *tables[2] = {&ops_ref, ops_openblas()};
-    for (int t = 0; t < 2; t++) {
+    const struct ops *tables[3] = {&ops_ref, ops_openblas(), ops_taps()};
+    for (int t = 0; t < 3; t++) {
         memset(&b, 0, sizeof b);
         if (!golden_open(&b.golden, "golden", name, "model."))
             return;

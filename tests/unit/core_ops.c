@@ -171,59 +171,69 @@ static void check_weights_adjoint(const struct layer_case *c, const float *x, co
     free(db);
 }
 
+enum { TABLES = 3 };
+
+/* ref is the first. */
+static const struct ops *table(int t)
+{
+    return t == 0 ? &ops_ref : t == 1 ? ops_openblas() : ops_taps();
+}
+
 /* The tables agree over more images than a block, both add, and blocks are independent calls. */
 static void check_weights(struct layer_case c, uint64_t seed, const char *what)
 {
     const size_t nw = weights_of(&c), nb = biases_of(&c);
     float *x = vector(WEIGHTS_BATCH * c.in, seed), *dy = vector(WEIGHTS_BATCH * c.out, seed + 1);
-    float *dw[3], *db[3];
-    for (int t = 0; t < 3; t++) {
-        dw[t] = vector(nw, 7);
-        db[t] = vector(nb, 8);
-        c.ops = t ? ops_openblas() : &ops_ref;
-        const int first = t == 2 ? OPS_BLOCK : WEIGHTS_BATCH, rest = WEIGHTS_BATCH - first;
-        backward_weights(&c, first, x, dy, dw[t], db[t]);
+    enum { RUNS = 2 * TABLES }; /* each table's in one call, then each one's in two */
+    float *dw[RUNS], *db[RUNS];
+    for (int r = 0; r < RUNS; r++) {
+        dw[r] = vector(nw, 7);
+        db[r] = vector(nb, 8);
+        c.ops = table(r % TABLES);
+        const int first = r < TABLES ? WEIGHTS_BATCH : OPS_BLOCK, rest = WEIGHTS_BATCH - first;
+        backward_weights(&c, first, x, dy, dw[r], db[r]);
         if (rest)
-            backward_weights(&c, rest, x + (size_t)first * c.in, dy + (size_t)first * c.out, dw[t],
-                             db[t]);
+            backward_weights(&c, rest, x + (size_t)first * c.in, dy + (size_t)first * c.out, dw[r],
+                             db[r]);
+        if (rest == 0)
+            check_weights_adjoint(&c, x, dy, what);
     }
-    const double apart = test_relative_f(dw[1], dw[0], nw);
-    if (!(apart < 3e-6))
-        fail_msg("%s: gradient to weights %.3g from ref", what, apart);
-    for (size_t o = 0; o < nb; o++) /* sums that may cancel */
-        assert_true(fabsf(db[1][o] - db[0][o]) <= 2e-7f * (float)(WEIGHTS_BATCH * c.out / nb + 8));
-    assert_memory_equal(dw[1], dw[2], nw * sizeof **dw);
-    assert_memory_equal(db[1], db[2], nb * sizeof **db);
-    for (int t = 0; t < 2; t++) {
-        c.ops = t ? ops_openblas() : &ops_ref;
-        check_weights_adjoint(&c, x, dy, what);
+    for (int t = 1; t < TABLES; t++) {
+        const double apart = test_relative_f(dw[t], dw[0], nw);
+        if (!(apart < 3e-6))
+            fail_msg("%s: gradient to weights %.3g from ref (%s)", what, apart, table(t)->name);
+        for (size_t o = 0; o < nb; o++) /* sums that may cancel */
+            assert_true(fabsf(db[t][o] - db[0][o]) <=
+                        2e-7f * (float)(WEIGHTS_BATCH * c.out / nb + 8));
+        assert_memory_equal(dw[t], dw[t + TABLES], nw * sizeof **dw);
+        assert_memory_equal(db[t], db[t + TABLES], nb * sizeof **db);
     }
-    for (int t = 0; t < 3; t++) {
-        free(dw[t]);
-        free(db[t]);
+    for (int r = 0; r < RUNS; r++) {
+        free(dw[r]);
+        free(db[r]);
     }
     free(x);
     free(dy);
 }
 
-/* The default table agrees with ref; both are batch-exact; backward is the adjoint of forward.
+/* The other tables agree with ref; all are batch-exact; backward is the adjoint of forward.
  * `offset` is forward at zero (the bias), [out]. */
 static void check_layer(struct layer_case c, uint64_t seed, const char *what)
 {
     float *x = vector(BATCH * c.in, seed), *dy = vector(BATCH * c.out, seed + 1);
     float *zero = calloc(c.in, sizeof *zero), *offset = unwritten(c.out);
-    float *y[2], *dx[2];
-    const struct ops *tables[2] = {&ops_ref, ops_openblas()};
-    for (int t = 0; t < 2; t++) {
-        c.ops = tables[t];
+    float *y[TABLES], *dx[TABLES];
+    for (int t = 0; t < TABLES; t++) {
+        c.ops = table(t);
         y[t] = unwritten(BATCH * c.out);
         dx[t] = unwritten(BATCH * c.in);
         run_both(c, x, y[t], dy, dx[t]);
+        const double apart[2] = {test_relative_f(y[t], y[0], BATCH * c.out),
+                                 test_relative_f(dx[t], dx[0], BATCH * c.in)};
+        if (!(apart[0] < 2e-6) || !(apart[1] < 2e-6))
+            fail_msg("%s: forward %.3g, backward %.3g from ref (%s)", what, apart[0], apart[1],
+                     c.ops->name);
     }
-    const double apart[2] = {test_relative_f(y[1], y[0], BATCH * c.out),
-                             test_relative_f(dx[1], dx[0], BATCH * c.in)};
-    if (!(apart[0] < 2e-6) || !(apart[1] < 2e-6))
-        fail_msg("%s: forward %.3g, backward %.3g from ref", what, apart[0], apart[1]);
     c.ops = &ops_ref;
     forward(&c, 1, zero, offset);
     for (size_t i = 0; i < c.out; i++)
@@ -232,7 +242,7 @@ static void check_layer(struct layer_case c, uint64_t seed, const char *what)
     const double size = norm(y[0], c.out) * norm(dy, c.out) + norm(x, c.in) * norm(dx[0], c.in);
     if (fabs(there - back) > 1e-6 * (size + norm(offset, c.out) * norm(dy, c.out)))
         fail_msg("%s: backward is not the adjoint: %.9g, %.9g", what, there, back);
-    for (int t = 0; t < 2; t++) {
+    for (int t = 0; t < TABLES; t++) {
         free(y[t]);
         free(dx[t]);
     }
