@@ -7,6 +7,7 @@
 #include "proto/multipart.h"
 #include "server/metrics.h"
 #include "server/predict.h"
+#include "server/routes.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -14,30 +15,45 @@
 #include <string.h>
 #include <strings.h>
 
-static int allocate(struct prediction *p, int n, struct err *e)
+int prediction_init(struct prediction *p, int n, struct err *e)
 {
-    const int most = p->call->app->settings.predict.max_images;
-    if (n < 1)
-        return fail(e, FAIL_MISSING_FIELD, "the request holds no image");
-    if (n > most) {
-        fail(e, FAIL_OUT_OF_RANGE, "%d images in one request, at most %d are allowed", n, most);
-        return fail_limit(e, most);
-    }
+    const size_t rows = (size_t)n;
     p->n = n;
-    p->images = calloc((size_t)n, sizeof *p->images);
-    p->x = malloc((size_t)n * model_elements(p->model) * sizeof *p->x);
-    return p->images && p->x ? 0 : fail(e, FAIL_NO_MEMORY, "no memory for %d images", n);
+    p->images = calloc(rows, sizeof *p->images);
+    p->x = malloc(rows * model_elements(p->model) * sizeof *p->x);
+    p->logits = malloc(rows * (size_t)model_logits(p->model) * sizeof *p->logits);
+    p->approximate_mass = malloc(rows * sizeof *p->approximate_mass);
+    if (p->images && p->x && p->logits && p->approximate_mass)
+        return 0;
+    prediction_fini(p);
+    return fail(e, FAIL_NO_MEMORY, "no memory for %d images", n);
 }
 
-/* One image file into row i. */
-static int read_file(struct prediction *p, int i, const void *bytes, size_t size, struct err *e)
+void prediction_fini(struct prediction *p)
 {
-    const struct settings *s = &p->call->app->settings;
+    free(p->images);
+    free(p->x);
+    free(p->logits);
+    free(p->approximate_mass);
+    p->images = NULL;
+    p->x = p->logits = p->approximate_mass = NULL;
+}
+
+static int allocate(struct prediction *p, const struct predict_body *b, long n, struct err *e)
+{
+    if (n < 1)
+        return fail(e, FAIL_MISSING_FIELD, "the request holds no image");
+    if (n > b->max_images) {
+        fail(e, FAIL_OUT_OF_RANGE, "%ld images in one request, at most %d are allowed", n,
+             b->max_images);
+        return fail_limit(e, b->max_images);
+    }
+    return prediction_init(p, (int)n, e);
+}
+
+int prediction_read_file(struct prediction *p, int i, const void *bytes, size_t size, struct err *e)
+{
     const struct net_shape in = p->model->d.input;
-    const struct image_limits limits = {.max_side = (uint32_t)s->predict.max_side,
-                                        .max_pixels = (uint64_t)s->predict.max_pixels,
-                                        .max_memory_bytes =
-                                            (size_t)s->predict.max_pixels * 8 + (1u << 20)};
     struct predict_image *im = &p->images[i];
     struct image raw = {0}, sized = {0};
     enum image_format format;
@@ -46,7 +62,7 @@ static int read_file(struct prediction *p, int i, const void *bytes, size_t size
     if (image_sniff(bytes, size, &format) != 0)
         return fail(e, FAIL_BAD_IMAGE, "the bytes are neither a PNG nor a JPEG");
     const int64_t begin = timing_ns();
-    int rc = image_decode(&raw, bytes, size, in.c, &limits, e);
+    int rc = image_decode(&raw, bytes, size, in.c, &p->limits, e);
     metrics_observe(METRIC_IMAGE_DECODE_SECONDS, (double)(timing_ns() - begin) * 1e-9,
                     image_format_name(format));
     if (rc != 0)
@@ -56,7 +72,7 @@ static int read_file(struct prediction *p, int i, const void *bytes, size_t size
     im->height = (int)raw.height;
     im->resized = im->width != in.w || im->height != in.h;
     digest_bytes(bytes, size, im->sha256);
-    rc = image_resize(&sized, &raw, (uint32_t)in.w, (uint32_t)in.h, p->options.resize, e);
+    rc = image_resize(&sized, &raw, (uint32_t)in.w, (uint32_t)in.h, p->options->resize, e);
     if (rc == 0)
         model_from_pixels(p->model, sized.data, p->x + (size_t)i * model_elements(p->model));
     image_fini(&sized);
@@ -64,10 +80,10 @@ static int read_file(struct prediction *p, int i, const void *bytes, size_t size
     return rc;
 }
 
-static int read_single(struct prediction *p, const void *body, size_t size, struct err *e)
+static int read_single(struct prediction *p, const struct predict_body *b, struct err *e)
 {
-    const int rc = allocate(p, 1, e);
-    return rc == 0 ? read_file(p, 0, body, size, e) : rc;
+    const int rc = allocate(p, b, 1, e);
+    return rc == 0 ? prediction_read_file(p, 0, b->bytes, b->size, e) : rc;
 }
 
 /* A name of the client's, of whatever bytes, as an id: UTF-8, cut at a character's end. */
@@ -78,22 +94,21 @@ static void put_id(struct predict_image *im, const char *name)
         im->id[--n] = '\0';
 }
 
-static int read_form(struct prediction *p, const void *body, size_t size, struct err *e)
+static int read_form(struct prediction *p, const struct predict_body *b, struct err *e)
 {
-    const int most = p->call->app->settings.predict.max_images;
-    const char *type = request_header(p->call->request, "Content-Type");
+    const int most = b->max_images;
     struct multipart_part *parts = calloc((size_t)most, sizeof *parts);
     int n = 0;
     if (!parts)
         return fail(e, FAIL_NO_MEMORY, "no memory for %d form parts", most);
-    int rc = multipart_parse(type, body, size, parts, most, &n, e);
+    int rc = multipart_parse(b->type, b->bytes, b->size, parts, most, &n, e);
     if (rc == 0)
-        rc = allocate(p, n, e);
+        rc = allocate(p, b, n, e);
     for (int i = 0; rc == 0 && i < n; i++) {
         char pointer[64];
         const char *name = parts[i].filename[0] ? parts[i].filename : parts[i].name;
         put_id(&p->images[i], name);
-        rc = read_file(p, i, parts[i].data, parts[i].size, e);
+        rc = prediction_read_file(p, i, parts[i].data, parts[i].size, e);
         snprintf(pointer, sizeof pointer, "/parts/%d", i);
         if (rc != 0)
             fail_at(e, pointer);
@@ -124,7 +139,7 @@ static int read_json_image(struct prediction *p, int i, const json_t *value, str
     snprintf(p->images[i].id, sizeof p->images[i].id, "%s", id ? id : "");
     rc = base64_to_bytes(text, strlen(text), &bytes, &size, e);
     if (rc == 0)
-        rc = read_file(p, i, bytes, size, e);
+        rc = prediction_read_file(p, i, bytes, size, e);
     free(bytes);
     snprintf(pointer, sizeof pointer, "/images/%d/b64", i);
     if (rc != 0)
@@ -132,13 +147,13 @@ static int read_json_image(struct prediction *p, int i, const json_t *value, str
     return rc;
 }
 
-static int read_json(struct prediction *p, const void *body, size_t size, struct err *e)
+static int read_json(struct prediction *p, const struct predict_body *b, struct err *e)
 {
     struct json_reader r;
     json_t *root;
     const json_t *images;
     const struct json_limits limits = {.depth = JSON_DEPTH_MAX, .values = JSON_BODY_VALUES};
-    int rc = json_parse_limited(body, size, &limits, &root, e);
+    int rc = json_parse_limited(b->bytes, b->size, &limits, &root, e);
     if (rc != 0)
         return rc;
     rc = json_reader_init(&r, root, "", e);
@@ -149,17 +164,15 @@ static int read_json(struct prediction *p, const void *body, size_t size, struct
     if (rc > 0)
         rc = json_reader_finish(&r, e);
     if (rc == 0)
-        rc = allocate(p, (int)json_array_size(images), e);
+        rc = allocate(p, b, (long)json_array_size(images), e);
     for (int i = 0; rc == 0 && i < p->n; i++)
         rc = read_json_image(p, i, json_array_get(images, (size_t)i), e);
     json_decref(root);
     return rc;
 }
 
-/* X-Image-Shape: N,H,W,C (C may be left out for grey). */
-static int read_shape(const struct prediction *p, long shape[4], struct err *e)
+int predict_read_shape(const char *text, long shape[4], struct err *e)
 {
-    const char *text = request_header(p->call->request, "X-Image-Shape");
     int end = 0;
     if (!text)
         return fail(e, FAIL_MISSING_FIELD, "raw bytes need a header \"X-Image-Shape: N,H,W,C\"");
@@ -173,9 +186,17 @@ static int read_shape(const struct prediction *p, long shape[4], struct err *e)
                 : fail(e, FAIL_OUT_OF_RANGE, "X-Image-Shape must be N,H,W,C with positive numbers");
 }
 
+int predict_read_element(const char *text, bool *is_float, struct err *e)
+{
+    *is_float = text && strcasecmp(text, "float32") == 0;
+    if (!text || *is_float || strcasecmp(text, "uint8") == 0)
+        return 0;
+    return fail(e, FAIL_OUT_OF_RANGE, "X-Image-Type is uint8 (default) or float32");
+}
+
 /* Pixels [H][W][C] of row i: already of the model's channels. */
-static int read_pixels(struct prediction *p, int i, unsigned char *pixels, const long shape[4],
-                       struct err *e)
+static int read_pixels(struct prediction *p, int i, unsigned char *pixels,
+                       const struct prediction_raw *from, struct err *e)
 {
     const struct net_shape in = p->model->d.input;
     float *x = p->x + (size_t)i * model_elements(p->model);
@@ -183,12 +204,13 @@ static int read_pixels(struct prediction *p, int i, unsigned char *pixels, const
         model_from_pixels(p->model, pixels, x);
         return 0;
     }
-    const struct image raw = {.width = (uint32_t)shape[2],
-                              .height = (uint32_t)shape[1],
+    const struct image raw = {.width = (uint32_t)from->width,
+                              .height = (uint32_t)from->height,
                               .channels = in.c,
                               .data = pixels};
     struct image sized;
-    const int rc = image_resize(&sized, &raw, (uint32_t)in.w, (uint32_t)in.h, p->options.resize, e);
+    const int rc =
+        image_resize(&sized, &raw, (uint32_t)in.w, (uint32_t)in.h, p->options->resize, e);
     if (rc != 0)
         return rc;
     model_from_pixels(p->model, sized.data, x);
@@ -207,17 +229,32 @@ static int read_floats(struct prediction *p, int i, const unsigned char *bytes, 
             float v;
             memcpy(&v, bytes + (at * c + k) * sizeof v, sizeof v);
             if (!isfinite(v))
-                return fail(e, FAIL_OUT_OF_RANGE, "image %d holds a number that is not finite", i);
+                return fail(e, FAIL_OUT_OF_RANGE, "the image holds a number that is not finite");
             x[k * plane + at] = v;
         }
     }
     return 0;
 }
 
+int prediction_read_raw(struct prediction *p, int i, const struct prediction_raw *raw,
+                        const void *bytes, struct err *e)
+{
+    static const char *const words[] = {"uint8", "float32"};
+    const struct net_shape in = p->model->d.input;
+    const size_t each = (size_t)raw->height * (size_t)raw->width * (size_t)in.c;
+    struct predict_image *im = &p->images[i];
+    im->width = raw->width;
+    im->height = raw->height;
+    im->format = words[raw->is_float];
+    im->resized = raw->height != in.h || raw->width != in.w;
+    digest_bytes(bytes, raw->is_float ? each * sizeof(float) : each, im->sha256);
+    return raw->is_float ? read_floats(p, i, bytes, e)
+                         : read_pixels(p, i, (unsigned char *)(uintptr_t)bytes, raw, e);
+}
+
 static int check_raw(const struct prediction *p, const long shape[4], bool is_float, size_t size,
                      struct err *e)
 {
-    const struct settings *s = &p->call->app->settings;
     const struct net_shape in = p->model->d.input;
     const int width = is_float ? 4 : 1;
     const __int128 need = (__int128)shape[0] * shape[1] * shape[2] * shape[3] * width; /* <= 2^83 */
@@ -225,11 +262,11 @@ static int check_raw(const struct prediction *p, const long shape[4], bool is_fl
         return fail(e, FAIL_BAD_REQUEST,
                     "the body has %zu bytes, X-Image-Shape asks for %ld x %ld x %ld x %ld x %d",
                     size, shape[0], shape[1], shape[2], shape[3], width);
-    if (shape[1] > s->predict.max_side || shape[2] > s->predict.max_side ||
-        shape[1] * shape[2] > s->predict.max_pixels)
+    if (shape[1] > (long)p->limits.max_side || shape[2] > (long)p->limits.max_side ||
+        (uint64_t)(shape[1] * shape[2]) > p->limits.max_pixels)
         return fail(e, FAIL_IMAGE_TOO_LARGE,
-                    "raw images of %ld x %ld pixels are beyond %d a side or %lld in all", shape[2],
-                    shape[1], s->predict.max_side, (long long)s->predict.max_pixels);
+                    "raw images of %ld x %ld pixels are beyond %u a side or %llu in all", shape[2],
+                    shape[1], p->limits.max_side, (unsigned long long)p->limits.max_pixels);
     const bool same = shape[1] == in.h && shape[2] == in.w;
     if (shape[3] != in.c || (is_float && !same))
         return fail(e, FAIL_IMAGE_SIZE_MISMATCH,
@@ -238,37 +275,34 @@ static int check_raw(const struct prediction *p, const long shape[4], bool is_fl
     return 0;
 }
 
-static int read_raw(struct prediction *p, const void *body, size_t size, struct err *e)
+static int read_raw(struct prediction *p, const struct predict_body *b, struct err *e)
 {
-    static const char *const words[] = {"uint8", "float32"};
-    const char *type = request_header(p->call->request, "X-Image-Type");
-    const bool is_float = type && strcasecmp(type, "float32") == 0;
-    const struct net_shape in = p->model->d.input;
+    bool is_float;
     long shape[4];
-    int rc = read_shape(p, shape, e);
-    if (rc == 0 && type && !is_float && strcasecmp(type, "uint8") != 0)
-        rc = fail(e, FAIL_OUT_OF_RANGE, "X-Image-Type is uint8 (default) or float32");
+    char pointer[64];
+    int rc = predict_read_shape(b->shape, shape, e);
     if (rc == 0)
-        rc = check_raw(p, shape, is_float, size, e);
+        rc = predict_read_element(b->element, &is_float, e);
     if (rc == 0)
-        rc = allocate(p, (int)shape[0], e);
-    const size_t each = rc == 0 ? size / (size_t)p->n : 0;
+        rc = check_raw(p, shape, is_float, b->size, e);
+    if (rc == 0)
+        rc = allocate(p, b, shape[0], e);
+    if (rc != 0)
+        return rc;
+    const size_t each = b->size / (size_t)p->n;
+    const struct prediction_raw raw = {(int)shape[1], (int)shape[2], is_float};
     for (int i = 0; rc == 0 && i < p->n; i++) {
-        const unsigned char *bytes = (const unsigned char *)body + (size_t)i * each;
-        p->images[i] = (struct predict_image){.width = (int)shape[2],
-                                              .height = (int)shape[1],
-                                              .format = words[is_float],
-                                              .resized = shape[1] != in.h || shape[2] != in.w};
-        digest_bytes(bytes, each, p->images[i].sha256);
-        rc = is_float ? read_floats(p, i, bytes, e)
-                      : read_pixels(p, i, (unsigned char *)(uintptr_t)bytes, shape, e);
+        rc = prediction_read_raw(p, i, &raw, (const unsigned char *)b->bytes + (size_t)i * each, e);
+        snprintf(pointer, sizeof pointer, "/%d", i);
+        if (rc != 0)
+            fail_at(e, pointer);
     }
     return rc;
 }
 
 struct reader {
     const char *type;
-    int (*read)(struct prediction *, const void *, size_t, struct err *);
+    int (*read)(struct prediction *, const struct predict_body *, struct err *);
 };
 static const struct reader readers[] = {{"image/png", read_single},
                                         {"image/jpeg", read_single},
@@ -276,15 +310,13 @@ static const struct reader readers[] = {{"image/png", read_single},
                                         {"multipart/form-data", read_form},
                                         {"application/json", read_json}};
 
-int predict_read_body(struct prediction *p, struct err *e)
+int predict_read_body(struct prediction *p, const struct predict_body *b, struct err *e)
 {
-    size_t size;
-    const void *body = request_body(p->call->request, &size);
-    const char *type = request_header(p->call->request, "Content-Type");
+    const char *type = b->type;
     const size_t n = type ? strcspn(type, "; \t") : 0;
     for (size_t i = 0; type && i < sizeof readers / sizeof readers[0]; i++)
         if (strlen(readers[i].type) == n && strncasecmp(type, readers[i].type, n) == 0)
-            return readers[i].read(p, body, size, e);
+            return readers[i].read(p, b, e);
     return fail(e, FAIL_UNSUPPORTED_MEDIA_TYPE,
                 "%s%.80s; send image/png, image/jpeg, multipart/form-data, application/json or "
                 "application/octet-stream",
