@@ -13,13 +13,13 @@
 const char *const job_state_names[JOB_STATES] = {
     "scheduled", "queued", "running", "canceling", "succeeded", "failed", "canceled", "expired",
 };
-const char *const job_type_names[JOB_TYPES] = {"sample", "train"};
+const char *const job_type_names[JOB_TYPES] = {"sample", "predict", "train"};
 const double job_priority_weights[JOB_PRIORITIES] = {1, 2, 4};
 const char *const job_priority_names[JOB_PRIORITIES] = {"low", "normal", "high"};
 
 static void take_references(struct job *j)
 {
-    struct blob *const blobs[] = {j->request, j->labels, j->result};
+    struct blob *const blobs[] = {j->request, j->input, j->labels, j->result};
     for (size_t i = 0; i < sizeof blobs / sizeof blobs[0]; i++)
         if (blobs[i])
             blob_get(blobs[i]);
@@ -34,6 +34,7 @@ void job_copy(struct job *to, const struct job *from)
 void job_fini(struct job *j)
 {
     blob_put(j->request);
+    blob_put(j->input);
     blob_put(j->labels);
     blob_put(j->result);
     *j = (struct job){0};
@@ -64,7 +65,8 @@ static size_t blob_bytes(const struct blob *b)
 
 size_t job_bytes(const struct job *j)
 {
-    return STORE_JOB_BYTES + blob_bytes(j->request) + blob_bytes(j->labels) + blob_bytes(j->result);
+    return STORE_JOB_BYTES + blob_bytes(j->request) + blob_bytes(j->input) + blob_bytes(j->labels) +
+           blob_bytes(j->result);
 }
 
 size_t job_artifact_bytes(const struct job_artifact *a)

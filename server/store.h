@@ -46,7 +46,7 @@ enum job_state {
     JOB_EXPIRED,
     JOB_STATES
 };
-enum job_type { JOB_SAMPLE, JOB_TRAIN, JOB_TYPES };
+enum job_type { JOB_SAMPLE, JOB_PREDICT, JOB_TRAIN, JOB_TYPES };
 enum job_priority { JOB_LOW, JOB_NORMAL, JOB_HIGH, JOB_PRIORITIES };
 
 extern const char *const job_state_names[JOB_STATES];
@@ -86,13 +86,14 @@ struct job {
     int attempts;                 /* claims so far */
     char client[JOB_CLIENT_SIZE]; /* who asked: key name or peer address */
     char model[64], version[64], digest[65];
-    /* Chain-steps, or training steps; back at the checkpoint when queued again. */
+    /* Chain-steps, images, or training steps; back at the checkpoint when queued again. */
     long long steps_done, steps_total;
     long long first_step;        /* done by an earlier job that this one goes on from, 0 = none */
     long long resumed_from_step; /* of the newest claim; -1 = from the start */
     enum fail_code error_code;   /* failed and expired jobs */
     char error[256];
     struct blob *request; /* JSON text, as accepted */
+    struct blob *input;   /* what belongs to it and is not shown, or NULL: store_ops.input has it */
     struct blob *labels;  /* JSON text of an object of strings, or NULL */
     struct blob *result;  /* JSON text, terminal jobs, or NULL */
 };
@@ -139,8 +140,9 @@ struct store_stats {
     int queued[JOB_PRIORITIES];
     int64_t oldest_queued_ms; /* queued_ms of the oldest queued job, 0 = none */
     long long queued_steps;   /* chain-steps not yet done in queued and running sampling jobs */
+    long long queued_images;  /* the same of images of prediction jobs */
     size_t
-        bytes; /* held: requests, labels, results, artifacts, checkpoints, and the charges above */
+        bytes; /* held: requests, inputs, labels, results, artifacts, checkpoints, and the charges above */
 };
 
 struct store_limits {
@@ -159,7 +161,7 @@ struct store_ops {
     const char *name; /* "memory" */
     void (*close)(struct store *s);
     /* Inserts j: id, type, state (queued or scheduled), priority, client, model, version, digest,
-     * created_ms, scheduled_ms, deadline_ms, steps_total, first_step, request and labels are the
+     * created_ms, scheduled_ms, deadline_ms, steps_total, first_step, request, input and labels are the
      * caller's; the rest begins as a new job's. With idempotency_key (while that job is kept): a job of the same
      * client and key is not made twice; if its body_digest agrees *existing is filled and 1
      * returned, else IDEMPOTENCY_MISMATCH. Returns 0 when inserted. Errors: CONFLICT (id taken),
@@ -173,6 +175,9 @@ struct store_ops {
                   struct job *existing, struct err *e);
     /* Errors: NOT_FOUND, EXPIRED (the sentence says what it was). */
     int (*get)(struct store *s, const char *id, struct job *out, struct err *e);
+    /* What was inserted with the job, one reference; NULL = nothing. The `input` of a job that any other
+     * operation returns only says whether there is one. */
+    int (*input)(struct store *s, const char *id, struct blob **out, struct err *e);
     /* Newest first, after `cursor` ("" = from the start), at most max. Fills out[*n] and the next
      * cursor ("" = no more). Jobs inserted or removed meanwhile make no job come twice or be left
      * out. Errors: BAD_REQUEST (cursor). */

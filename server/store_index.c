@@ -280,6 +280,8 @@ static void count(struct store_index *ix, const struct record *r, int sign)
         s->queued[j->priority] += sign;
     if (j->type == JOB_SAMPLE && (j->state == JOB_QUEUED || j->state == JOB_RUNNING))
         s->queued_steps += sign * left;
+    if (j->type == JOB_PREDICT && (j->state == JOB_QUEUED || j->state == JOB_RUNNING))
+        s->queued_images += sign * left;
     s->bytes = sign > 0 ? s->bytes + r->bytes : s->bytes - r->bytes;
     ix->active += active;
     r->client->active += active;

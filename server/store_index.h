@@ -90,7 +90,7 @@ struct store_index {
     struct store_stats stats; /* without oldest_queued_ms */
 };
 
-/* Stands for a blob that is in the log only: in a record's request, result, checkpoint and bodies of
+/* Stands for a blob that is in the log only: in a record's request, input, result, checkpoint and bodies of
  * artifacts. It is counted like any other and has no bytes. */
 extern struct blob store_elsewhere;
 

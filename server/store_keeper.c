@@ -183,6 +183,19 @@ static int keeper_get(struct store *s, const char *id, struct job *out, struct e
     return end_with_job(&t, rc, 0, &copy, out);
 }
 
+/* Takes the reference b, or reads what it stands for. */
+static int finish_read(struct keeper *k, int rc, const char *id, enum log_kind kind, struct blob *b,
+                       struct blob **out, struct err *e)
+{
+    if (b == &store_elsewhere) {
+        blob_put(b);
+        rc = k->log->ops->read(k->log, id, kind, "", &b, e);
+    }
+    if (rc == 0)
+        *out = b;
+    return rc;
+}
+
 static int keeper_ahead(struct store *s, const char *id, struct store_ahead *out, struct err *e)
 {
     struct turn t;
@@ -197,6 +210,20 @@ static int keeper_ahead(struct store *s, const char *id, struct store_ahead *out
     if (rc == 0)
         *out = made;
     return rc;
+}
+
+static int keeper_input(struct store *s, const char *id, struct blob **out, struct err *e)
+{
+    struct turn t;
+    struct blob *b = NULL;
+    const struct record *shown = NULL;
+    int rc = turn_begin(&t, s, "input", e);
+    if (rc == 0)
+        rc = find_shown(t.k, id, &shown, e);
+    if (rc == 0 && shown->job.input)
+        b = blob_get(shown->job.input);
+    rc = turn_end(&t, rc);
+    return finish_read(t.k, rc, id, LOG_INPUT, b, out, e);
 }
 
 struct scan {
@@ -336,13 +363,7 @@ static int keeper_load_checkpoint(struct store *s, const char *id, struct blob *
     if (rc == 0 && shown->checkpoint)
         b = blob_get(shown->checkpoint);
     rc = turn_end(&t, rc);
-    if (b == &store_elsewhere) {
-        blob_put(b);
-        rc = t.k->log->ops->read(t.k->log, id, LOG_CHECKPOINT, "", &b, e);
-    }
-    if (rc == 0)
-        *out = b;
-    return rc;
+    return finish_read(t.k, rc, id, LOG_CHECKPOINT, b, out, e);
 }
 
 static void drop_artifacts(struct job_artifact *artifacts, int n)
@@ -608,6 +629,7 @@ static const struct store_ops operations = {
     .insert = keeper_insert,
     .replay = keeper_replay,
     .get = keeper_get,
+    .input = keeper_input,
     .list = keeper_list,
     .claim = keeper_claim,
     .renew = keeper_renew,

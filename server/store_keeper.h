@@ -18,10 +18,18 @@
  */
 #include "server/store_index.h"
 
-enum log_kind { LOG_REQUEST, LOG_LABELS, LOG_RESULT, LOG_CHECKPOINT, LOG_ARTIFACT, LOG_KINDS };
+enum log_kind {
+    LOG_REQUEST,
+    LOG_LABELS,
+    LOG_RESULT,
+    LOG_CHECKPOINT,
+    LOG_INPUT,
+    LOG_ARTIFACT,
+    LOG_KINDS
+};
 
-/* Blobs up to this size stay in memory besides the log, and so do all labels. Artifacts and
- * checkpoints never do. */
+/* Blobs up to this size stay in memory besides the log, and so do all labels. Artifacts,
+ * checkpoints and inputs never do. */
 enum { LOG_INLINE_BYTES = 16 << 10 };
 
 struct store_log; /* every implementation begins with `const struct store_log_ops *ops` */

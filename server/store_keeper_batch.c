@@ -117,6 +117,7 @@ static void slim(struct record *r)
     leave_to_log(&r->job.request, LOG_INLINE_BYTES);
     leave_to_log(&r->job.result, LOG_INLINE_BYTES);
     leave_to_log(&r->checkpoint, 0);
+    leave_to_log(&r->job.input, 0);
     for (int i = 0; i < r->n_artifacts; i++)
         leave_to_log(&r->artifacts[i].body, 0);
 }

@@ -20,8 +20,8 @@ static struct blob *expire(struct keeper *k, struct record *r, int64_t now_ms)
 /* A job that is due for a change, and the heap that says so. */
 static struct record *next_change(const struct store_index *ix, int64_t now_ms, int *heap)
 {
-    static const int heaps[] = {HEAP_DEADLINE, HEAP_LEASE, HEAP_DUE, HEAP_DUE + 1};
-    _Static_assert(JOB_TYPES == 2, "one heap of due jobs a type");
+    static const int heaps[] = {HEAP_DEADLINE, HEAP_LEASE, HEAP_DUE, HEAP_DUE + 1, HEAP_DUE + 2};
+    _Static_assert(JOB_TYPES == 3, "one heap of due jobs a type");
     struct record *r = NULL;
     for (size_t i = 0; !r && i < sizeof heaps / sizeof heaps[0]; i++) {
         *heap = heaps[i];

@@ -8,7 +8,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-const char *const row_kinds[LOG_KINDS] = {"request", "labels", "result", "checkpoint", "artifact"};
+const char *const row_kinds[LOG_KINDS] = {"request",    "labels", "result",
+                                          "checkpoint", "input",  "artifact"};
 
 static const char unknown[] = "the job store has a row that this version of jemd does not know";
 
@@ -221,9 +222,10 @@ static bool read_field(const struct field *f, const json_t *value, struct record
 /* Which blobs there are. */
 static json_t *blobs_json(const struct record *r)
 {
-    return json_pack("{s:b, s:b, s:b, s:b}", row_kinds[LOG_REQUEST], r->job.request != NULL,
+    return json_pack("{s:b, s:b, s:b, s:b, s:b}", row_kinds[LOG_REQUEST], r->job.request != NULL,
                      row_kinds[LOG_LABELS], r->job.labels != NULL, row_kinds[LOG_RESULT],
-                     r->job.result != NULL, row_kinds[LOG_CHECKPOINT], r->checkpoint != NULL);
+                     r->job.result != NULL, row_kinds[LOG_CHECKPOINT], r->checkpoint != NULL,
+                     row_kinds[LOG_INPUT], r->job.input != NULL);
 }
 
 int row_of_job(const struct record *r, struct value v[JOB_COLUMNS], char **text, char sum[65],
@@ -255,12 +257,12 @@ int row_of_job(const struct record *r, struct value v[JOB_COLUMNS], char **text,
 static bool read_record(const json_t *root, struct record *r)
 {
     const json_t *blobs = json_object_get(root, "blobs");
-    struct blob **const places[] = {&r->job.request, &r->job.labels, &r->job.result,
-                                    &r->checkpoint};
+    struct blob **const places[] = {&r->job.request, &r->job.labels, &r->job.result, &r->checkpoint,
+                                    &r->job.input};
     bool good = json_is_object(root) && json_is_object(blobs);
     for (int i = 0; good && i < FIELDS; i++)
         good = read_field(&fields[i], json_object_get(root, fields[i].name), r);
-    for (int i = 0; good && i < 4; i++)
+    for (int i = 0; good && i < 5; i++)
         if (json_is_true(json_object_get(blobs, row_kinds[i])))
             *places[i] = blob_get(&store_elsewhere);
     good = good && r->n_artifacts >= 0 && r->n_artifacts <= 1 << 24;

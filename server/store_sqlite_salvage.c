@@ -170,9 +170,9 @@ static int judge(struct database *d, struct record *r)
 {
     unsigned kinds;
     int artifacts, rc = count_blobs(d, r->job.id, &kinds, &artifacts);
-    const unsigned promised = (r->job.request != NULL) << LOG_REQUEST |
-                              (r->job.labels != NULL) << LOG_LABELS |
-                              (r->job.result != NULL) << LOG_RESULT;
+    const unsigned promised =
+        (r->job.request != NULL) << LOG_REQUEST | (r->job.labels != NULL) << LOG_LABELS |
+        (r->job.result != NULL) << LOG_RESULT | (r->job.input != NULL) << LOG_INPUT;
     if (rc != SQLITE_OK)
         return rc;
     if ((kinds & promised) != promised || artifacts != r->n_artifacts) {

@@ -92,6 +92,8 @@ int tables_write(struct database *d, const struct record *r)
     if (rc == SQLITE_OK)
         rc = put_changed(d, r, LOG_REQUEST, r->job.request, was->job.request);
     if (rc == SQLITE_OK)
+        rc = put_changed(d, r, LOG_INPUT, r->job.input, was->job.input);
+    if (rc == SQLITE_OK)
         rc = put_changed(d, r, LOG_LABELS, r->job.labels, was->job.labels);
     if (rc == SQLITE_OK)
         rc = put_changed(d, r, LOG_RESULT, r->job.result, was->job.result);
@@ -176,8 +178,8 @@ static int load_blob(const struct store_index *ix, const struct value *v, int64_
     struct record *r = index_find(ix, id);
     if (!r)
         return SQLITE_CORRUPT;
-    struct blob **const places[] = {&r->job.request, &r->job.labels, &r->job.result,
-                                    &r->checkpoint};
+    struct blob **const places[] = {&r->job.request, &r->job.labels, &r->job.result, &r->checkpoint,
+                                    &r->job.input};
     int kind = 0;
     while (kind < LOG_KINDS && (strlen(row_kinds[kind]) != v[2].size ||
                                 memcmp(row_kinds[kind], v[2].bytes, v[2].size) != 0))
@@ -252,7 +254,8 @@ static bool is_complete(const struct store_index *ix)
         const struct record *r = ix->order[i].r;
         const unsigned promised =
             (r->job.request != NULL) << LOG_REQUEST | (r->job.labels != NULL) << LOG_LABELS |
-            (r->job.result != NULL) << LOG_RESULT | (r->checkpoint != NULL) << LOG_CHECKPOINT;
+            (r->job.result != NULL) << LOG_RESULT | (r->checkpoint != NULL) << LOG_CHECKPOINT |
+            (r->job.input != NULL) << LOG_INPUT;
         if (r->found != promised)
             return false;
         if (r->n_artifacts && !r->artifacts[r->n_artifacts - 1].content_type)
