@@ -11,6 +11,8 @@
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
+#include <unistd.h>
 
 /* Images a core computes at once, at most; models with open workspaces. */
 enum { SLICE = 16, BENCHES = 4, PART_LEAST = 4, CACHE_BYTES = 1 << 20 };
@@ -227,7 +229,7 @@ static void compute_batch(struct pool *pool, struct batch *b)
 {
     const int threads = pool_threads(pool);
     const struct ticket *first = b->rows[0].ticket;
-    const bool single = b->n == 1 && first->n == 1 && !first->gradient;
+    const bool single = b->n == 1 && first->n == 1 && !first->gradient && !first->same;
     if (!single && b->n >= threads) {
         const int each = (b->n + threads - 1) / threads;
         b->each = each < b->bench->part ? each : b->bench->part;
@@ -259,23 +261,24 @@ static void learn_speed(struct batcher *b, int images, int64_t ns)
     pthread_mutex_unlock(&b->mu);
 }
 
-static void finish(struct ticket *t, int result)
+static void finish(const struct batcher *b, struct ticket *t, int result)
 {
-    metrics_observe(METRIC_PREDICT_QUEUE_SECONDS, (double)t->queued_ns * 1e-9);
-    if (result == 0)
+    if (!b->settings.hidden)
+        metrics_observe(METRIC_PREDICT_QUEUE_SECONDS, (double)t->queued_ns * 1e-9);
+    if (result == 0 && !b->settings.hidden)
         metrics_observe(METRIC_PREDICT_COMPUTE_SECONDS, (double)t->compute_ns * 1e-9);
     t->done(t, result);
 }
 
 /* Ends the tickets that are complete (or all, when something went wrong); returns the others. */
-static struct ticket *end_complete(struct ticket *list, int rc)
+static struct ticket *end_complete(const struct batcher *b, struct ticket *list, int rc)
 {
     struct ticket *left = NULL, **end = &left;
     while (list) {
         struct ticket *t = list;
         list = t->next;
         if (rc != 0 || t->computed == t->n) {
-            finish(t, rc);
+            finish(b, t, rc);
             continue;
         }
         *end = t;
@@ -298,7 +301,8 @@ static void compute(struct batcher *b, struct ticket *list, struct row *rows)
             images = cut(list, b->settings.batch_max, rows);
             compute_batch(b->pool, &(struct batch){.bench = bench, .rows = rows, .n = images});
             learn_speed(b, images, timing_ns() - begin);
-            metrics_observe(METRIC_PREDICT_BATCH_SIZE, images);
+            if (!b->settings.hidden)
+                metrics_observe(METRIC_PREDICT_BATCH_SIZE, images);
         }
         const int64_t ns = timing_ns() - begin;
         for (struct ticket *t = list; t; t = t->next) {
@@ -306,7 +310,7 @@ static void compute(struct batcher *b, struct ticket *list, struct row *rows)
             t->batch_images =
                 t->computed > 0 && images > t->batch_images ? images : t->batch_images;
         }
-        list = end_complete(list, rc);
+        list = end_complete(b, list, rc);
     }
 }
 
@@ -349,11 +353,14 @@ static void forget(struct batcher *b)
     count_bytes(b);
 }
 
-static void pin_rank(void *ctx, int rank, int size)
+static void settle_thread(void *ctx, int rank, int size)
 {
-    (void)ctx;
+    const struct batcher_settings *s = ctx;
     (void)size;
-    pin_thread(rank);
+    if (s->pin)
+        pin_thread(rank);
+    if (s->nice > 0)
+        setpriority(PRIO_PROCESS, (id_t)gettid(), getpriority(PRIO_PROCESS, 0) + s->nice);
 }
 
 static void *batcher_main(void *arg)
@@ -361,8 +368,8 @@ static void *batcher_main(void *arg)
     struct batcher *b = arg;
     struct row *rows = calloc((size_t)b->settings.batch_max, sizeof *rows);
     invariant(rows);
-    if (b->settings.pin)
-        pool_together(b->pool, pin_rank, NULL);
+    if (b->settings.pin || b->settings.nice > 0)
+        pool_together(b->pool, settle_thread, &b->settings);
     pthread_mutex_lock(&b->mu);
     for (;;) {
         struct ticket *dropped = NULL;
@@ -381,7 +388,7 @@ static void *batcher_main(void *arg)
         while (dropped) {
             struct ticket *t = dropped;
             dropped = t->next;
-            finish(t, -FAIL_DEADLINE);
+            finish(b, t, -FAIL_DEADLINE);
         }
         if (list)
             compute(b, list, rows);
@@ -443,6 +450,14 @@ void batcher_load(struct batcher *b, int *images, double *seconds)
     *images = b->waiting;
     *seconds = b->waiting * b->image_seconds;
     pthread_mutex_unlock(&b->mu);
+}
+
+double batcher_image_seconds(struct batcher *b)
+{
+    pthread_mutex_lock(&b->mu);
+    const double seconds = b->image_seconds;
+    pthread_mutex_unlock(&b->mu);
+    return seconds;
 }
 
 size_t batcher_bytes(struct batcher *b)

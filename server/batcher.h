@@ -4,7 +4,8 @@
  * Predictions: tickets of images wait in one queue; one thread takes what is there (never waiting
  * for more when it is idle), and computes a batch over the cores, images of several tickets in one
  * pass. An image's numbers do not depend on the batch it was in, but for one: an image that is alone
- * may differ in the last digits (model_engine_single). Used by the predict handlers.
+ * may differ in the last digits (model_engine_single), unless its ticket says `same`. Used by the
+ * predict handlers; bulk.c has one of its own, whose threads step back.
  */
 #include "base/fail.h"
 #include "ebm/model.h"
@@ -21,6 +22,7 @@ struct ticket {
     int n;                   /* images */
     const float *x;          /* [n][C][H][W] */
     bool gradient;           /* approximate mass is wanted */
+    bool same;               /* an image that is alone gets the numbers it gets in a batch */
     const int *given;        /* [K] for score_read; NULL = nothing is known */
     float *logits;           /* [n][model_logits], filled in */
     float *approximate_mass; /* [n], filled in when gradient */
@@ -41,6 +43,8 @@ struct batcher_settings {
     int batch_max; /* images */
     int queue_max; /* images waiting */
     bool pin;      /* thread i stays on core i (base/pin.h) */
+    int nice;      /* added to the threads' niceness, 0..19 */
+    bool hidden;   /* its tickets are not counted in the metrics of predictions */
 };
 
 /* Errors: NO_MEMORY, IO. */
@@ -49,7 +53,8 @@ int batcher_open(struct batcher **out, const struct batcher_settings *s, struct 
 int batcher_submit(struct batcher *b, struct ticket *t, struct err *e);
 /* Images waiting, and seconds it will take to compute them at the present speed (for Retry-After). */
 void batcher_load(struct batcher *b, int *images, double *seconds);
-size_t batcher_bytes(struct batcher *b); /* of workspaces */
+double batcher_image_seconds(struct batcher *b); /* what one takes just now; 0 = not known yet */
+size_t batcher_bytes(struct batcher *b);         /* of workspaces */
 /* Those of one model that will be prepared as planned. SIZE_MAX when out of memory. */
 size_t batcher_estimate(const struct batcher_settings *s, const struct model *m,
                         const struct model_plan *plan);

@@ -34,6 +34,8 @@ int models_need_bytes(size_t *out, const struct model *m, enum precision precisi
     sum = mem_sum(sum, engine_packed_bytes(plan.engine));
     sum = mem_sum(sum, plan.single ? engine_packed_bytes(plan.single) : 0);
     sum = mem_sum(sum, batcher_estimate(&users->batcher, m, &plan));
+    if (users->bulk.batch_max > 0)
+        sum = mem_sum(sum, batcher_estimate(&users->bulk, m, &plan));
     sum = mem_sum(sum, chains_estimate(&users->chains, m, plan.engine));
     model_plan_close(&plan);
     if (sum == SIZE_MAX)

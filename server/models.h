@@ -16,6 +16,7 @@ struct models;
 /* Who computes with the models: what of them says how large the workspaces are. */
 struct models_users {
     struct batcher_settings batcher;
+    struct batcher_settings bulk; /* of prediction jobs; batch_max 0 = there is none */
     struct chains_settings chains;
 };
 
