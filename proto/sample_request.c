@@ -25,9 +25,9 @@ int sample_request_head(const json_t *root, const char **model, struct err *e)
     if (rc == 0 && !type)
         return json_missing(&r, "type", e);
     if (rc > 0 && strcmp(type, "sample") != 0) {
-        static const char *const types[] = {"sample"};
-        fail(e, FAIL_UNSUPPORTED, "job type \"%.32s\" is not offered here (offered: sample)", type);
-        fail_suggest(e, fail_nearest(type, types, 1));
+        static const char *const types[] = {"sample", "predict", "train"};
+        fail(e, FAIL_UNSUPPORTED, "there is no job type \"%.32s\": sample, predict or train", type);
+        fail_suggest(e, fail_nearest(type, types, 3));
         return fail_at(e, "/type");
     }
     if (rc > 0)

@@ -24,6 +24,7 @@ struct app {
         *chores; /* one thread for what takes seconds: promotions, judging a training job */
     struct batcher *batcher;
     struct chains *chains;
+    struct bulk *bulk;
     struct store *store;
     struct events *events;
     struct jobs *jobs;

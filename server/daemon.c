@@ -87,6 +87,12 @@ static struct models_users users_of(const struct settings *s)
                                              .batch_max = s->predict.batch_max,
                                              .queue_max = s->predict.queue_max,
                                              .pin = s->compute.pin},
+                                 .bulk = {.threads = s->predict.threads,
+                                          .batch_max = s->predict.batch_max,
+                                          .queue_max = s->predict.batch_max,
+                                          .pin = s->compute.pin,
+                                          .nice = s->sampler.nice,
+                                          .hidden = true},
                                  .chains = {.workers = s->sampler.workers,
                                             .slots = s->sampler.slots,
                                             .quantum_steps = s->sampler.quantum_steps,
@@ -112,6 +118,14 @@ static int open_models(struct app *a, struct err *e)
     return models_open(&a->models, &m, e);
 }
 
+static struct image_limits image_limits_of(const struct settings *s)
+{
+    return (struct image_limits){.max_side = (uint32_t)s->predict.max_side,
+                                 .max_pixels = (uint64_t)s->predict.max_pixels,
+                                 .max_memory_bytes =
+                                     (size_t)s->predict.max_pixels * 8 + (1u << 20)};
+}
+
 static int open_engine(struct app *a, struct err *e)
 {
     const struct settings *s = &a->settings;
@@ -121,6 +135,9 @@ static int open_engine(struct app *a, struct err *e)
         rc = tasks_open(&a->chores, 1, CHORES_MAX, e);
     if (rc == 0)
         rc = batcher_open(&a->batcher, &u.batcher, e);
+    const struct bulk_settings b = {.batcher = u.bulk, .image = image_limits_of(s)};
+    if (rc == 0)
+        rc = bulk_open(&a->bulk, &b, e);
     return rc == 0 ? chains_open(&a->chains, &u.chains, e) : rc;
 }
 
@@ -137,9 +154,8 @@ static int open_jobs(struct app *a, struct err *e)
     const struct jobs_settings j = {
         .limits = {.max_images = s->sampler.max_images,
                    .max_steps = s->sampler.max_steps,
-                   .image = {.max_side = (uint32_t)s->predict.max_side,
-                             .max_pixels = (uint64_t)s->predict.max_pixels,
-                             .max_memory_bytes = (size_t)s->predict.max_pixels * 8 + (1u << 20)}},
+                   .image = image_limits_of(s)},
+        .predict = {.images = s->predict.job_images, .bytes = (size_t)s->predict.job_bytes},
         .train = {.enabled = s->train.enabled,
                   .data_root = s->train.data_root,
                   .directory = s->train.directory,
@@ -161,6 +177,7 @@ static int open_jobs(struct app *a, struct err *e)
         rc = events_open(&a->events, SUBSCRIBERS_MAX, e);
     const struct jobs_parts p = {.models = a->models,
                                  .chains = a->chains,
+                                 .bulk = a->bulk,
                                  .store = a->store,
                                  .events = a->events,
                                  .tasks = a->tasks};
@@ -264,12 +281,14 @@ static void stop(struct app *a)
     jobs_stop(a->jobs); /* who stays may post tasks, so the tasks end after it and the batcher */
     if (a->chains)
         chains_stop(a->chains);
+    bulk_stop(a->bulk);
     if (a->http)
         http_close(a->http);
     batcher_stop(a->batcher);
     tasks_close(a->chores);
     tasks_close(a->tasks);
     jobs_close(a->jobs);
+    bulk_close(a->bulk);
     batcher_close(a->batcher);
     metrics_fini();
     if (a->events)
@@ -300,6 +319,7 @@ static void reload(struct app *a, const char *config, const char *const *overrid
     if (changed) {
         chains_forget(a->chains);
         batcher_forget(a->batcher);
+        bulk_forget(a->bulk);
     }
     logger(LOGGER_INFO, "reloaded", "models_changed=%d keys=%d", changed,
            a->auth ? auth_count(a->auth) : 0);

@@ -17,7 +17,9 @@ struct posted {
     struct task task;
     struct call *call;
     json_t *root;
-    void (*finish)(struct call *c, json_t *root); /* answers; root is borrowed */
+    struct blob *input; /* of predictions, or NULL */
+    void (*finish)(struct call *c, json_t *root,
+                   struct blob *input); /* answers; both are borrowed */
 };
 
 int job_parse_body(struct call *c, json_t **root, struct err *e)
@@ -28,7 +30,8 @@ int job_parse_body(struct call *c, json_t **root, struct err *e)
     const char *type = request_header(c->request, "Content-Type");
     if (!type || strcspn(type, "; \t") != 16 || strncasecmp(type, "application/json", 16) != 0)
         return fail(e, FAIL_UNSUPPORTED_MEDIA_TYPE,
-                    "a job is JSON: send Content-Type: application/json");
+                    "a job is JSON (Content-Type: application/json); one for predictions may be "
+                    "multipart/form-data or application/octet-stream, too");
     if (size == 0)
         return fail(e, FAIL_MALFORMED_JSON, "the body is empty; a job is a JSON object");
     return json_parse_limited(body, size, &limits, root, e);
@@ -64,7 +67,7 @@ static json_t *way_json(struct call *c, const struct job *job)
     if (job_state_is_terminal(job->state) || job->state == JOB_CANCELING ||
         s->ops->ahead(s, job->id, &a, NULL) != 0)
         return json_null();
-    const double seconds = job->type == JOB_SAMPLE ? jobs_end_seconds(c->app->jobs, &a) : 0;
+    const double seconds = jobs_end_seconds(c->app->jobs, job->type, &a);
     return json_pack("{s:o, s:o}", "position", a.position ? json_integer(a.position) : json_null(),
                      "estimated_end_seconds", seconds > 0 ? json_real(seconds) : json_null());
 }
@@ -103,7 +106,7 @@ void job_respond(struct call *c, int status, struct job *job, bool location)
 
 unsigned job_scope(enum job_type type)
 {
-    return type == JOB_TRAIN ? AUTH_TRAIN : AUTH_SAMPLE;
+    return type == JOB_TRAIN ? AUTH_TRAIN : type == JOB_PREDICT ? AUTH_PREDICT : AUTH_SAMPLE;
 }
 
 void job_submit(struct call *c, json_t *root, struct job_origin by)
@@ -117,12 +120,12 @@ void job_submit(struct call *c, json_t *root, struct job_origin by)
         job_respond(c, 202, &job, true);
 }
 
-static void finish_submit(struct call *c, json_t *root)
+static void finish_submit(struct call *c, json_t *root, struct blob *input)
 {
     struct err e;
     const char *key;
     if (job_idempotency_key(c, &key, &e) == 0)
-        job_submit(c, root, (struct job_origin){.key = key});
+        job_submit(c, root, (struct job_origin){.key = key, .input = input});
     else
         respond_error(c, &e);
 }
@@ -133,16 +136,21 @@ static json_t *estimate_json(const struct job_estimate *est, enum job_type type)
         return json_pack("{s:b, s:I, s:I, s:I, s:I}", "valid", 1, "steps", (json_int_t)est->steps,
                          "parameters", (json_int_t)est->parameters, "images",
                          (json_int_t)est->images, "memory_bytes", (json_int_t)est->memory_bytes);
+    if (type == JOB_PREDICT)
+        return json_pack("{s:b, s:I, s:I, s:f, s:f}", "valid", 1, "images", (json_int_t)est->images,
+                         "memory_bytes", (json_int_t)est->memory_bytes, "estimated_run_seconds",
+                         est->run_seconds, "estimated_queue_seconds", est->queue_seconds);
     return json_pack("{s:b, s:i, s:I, s:I, s:f, s:f}", "valid", 1, "chains", est->chains,
                      "chain_steps", (json_int_t)est->chain_steps, "memory_bytes",
                      (json_int_t)est->memory_bytes, "estimated_run_seconds", est->run_seconds,
                      "estimated_queue_seconds", est->queue_seconds);
 }
 
-static void finish_validate(struct call *c, json_t *root)
+static void finish_validate(struct call *c, json_t *root, struct blob *input)
 {
     struct job_estimate est;
     struct err e;
+    (void)input;
     const enum job_type type = jobs_type_of(root);
     if (jobs_validate(c->app->jobs, root, &est, &e) != 0)
         respond_error(c, &e);
@@ -155,10 +163,12 @@ static void judge(struct task *t)
     struct posted *p = (struct posted *)(void *)t;
     struct call *c = p->call;
     json_t *root = p->root;
-    void (*finish)(struct call *, json_t *) = p->finish;
+    struct blob *input = p->input;
+    void (*finish)(struct call *, json_t *, struct blob *) = p->finish;
     free(p);
-    finish(c, root);
+    finish(c, root, input);
     json_decref(root);
+    blob_put(input);
 }
 
 /* Parses the body; a training job then waits for its turn among what takes seconds. */
@@ -169,9 +179,7 @@ static void parse_posted(struct task *t)
     struct err e;
     int rc = atomic_load(&c->app->draining)
                  ? fail(&e, FAIL_SHUTTING_DOWN, "the daemon is shutting down")
-                 : job_parse_body(c, &p->root, &e);
-    if (rc == 0)
-        rc = call_allows(c, job_scope(jobs_type_of(p->root)), &e);
+                 : job_read(c, &p->root, &p->input, &e);
     p->task.f = judge;
     if (rc == 0 && jobs_type_of(p->root) != JOB_TRAIN) {
         judge(t);
@@ -182,11 +190,12 @@ static void parse_posted(struct task *t)
     if (rc == 0)
         fail(&e, FAIL_OVERLOADED, "too many training jobs wait to be judged");
     json_decref(p->root);
+    blob_put(p->input);
     free(p);
     respond_error(c, &e);
 }
 
-void job_post(struct call *c, void (*finish)(struct call *, json_t *))
+void job_post(struct call *c, void (*finish)(struct call *, json_t *, struct blob *))
 {
     struct err e;
     struct posted *p = calloc(1, sizeof *p);

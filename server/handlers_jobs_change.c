@@ -70,11 +70,11 @@ static bool is_id(const char *text)
 
 /* The same request under the same id is the same job: the id is an idempotency key too, with a space so
  * that no header can be it. */
-static void finish_put(struct call *c, json_t *root)
+static void finish_put(struct call *c, json_t *root, struct blob *input)
 {
     char key[KEY_SIZE];
     snprintf(key, sizeof key, "PUT %.*s", JOB_ID_SIZE - 1, c->params[0]);
-    job_submit(c, root, (struct job_origin){.key = key, .id = c->params[0]});
+    job_submit(c, root, (struct job_origin){.key = key, .id = c->params[0], .input = input});
 }
 
 void handle_job_put(struct call *c)
@@ -163,16 +163,20 @@ static void retry(struct task *t)
     struct call *c = r->call;
     struct err e;
     json_t *root = NULL;
+    struct blob *input = NULL;
     const char *key;
     int rc = job_idempotency_key(c, &key, &e);
     if (rc == 0)
         rc = ended_request(&r->job, &root, &e);
+    if (rc == 0)
+        rc = c->app->store->ops->input(c->app->store, r->job.id, &input, &e);
     free_retry(r);
     if (rc == 0)
-        job_submit(c, root, (struct job_origin){.key = key});
+        job_submit(c, root, (struct job_origin){.key = key, .input = input});
     else
         respond_error(c, &e);
     json_decref(root);
+    blob_put(input);
 }
 
 void handle_job_retry(struct call *c)

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #pragma once
 /* Shared by handlers_jobs.c (submit, look, wait, list) and handlers_jobs_change.c (what
- * changes jobs); private to them. */
+ * changes jobs) and handlers_jobs_read.c (what bodies hold); private to them. */
 #include "server/handlers.h"
 
 enum { JOB_ETAG_SIZE = 32 };
@@ -14,9 +14,12 @@ void job_respond(struct call *c, int status, struct job *job, bool location);
 unsigned job_scope(enum job_type type);
 /* The body as JSON, one new reference. Errors: UNSUPPORTED_MEDIA_TYPE and those of json_parse. */
 int job_parse_body(struct call *c, json_t **root, struct err *e);
-/* Parses the body, which is a job's request, on the task pool, checks the scope, and has `finish`
- * answer; root is borrowed. */
-void job_post(struct call *c, void (*finish)(struct call *c, json_t *root));
+/* The body as a job's request, checked for its scope: JSON of any type, or, for predictions, a form or
+ * raw bytes. Those are packed (proto/predict_request.h), with the images in *input, else NULL. Both
+ * references are the caller's, on failure too. Errors: as above, and those of packing. */
+int job_read(struct call *c, json_t **root, struct blob **input, struct err *e);
+/* Does this on the task pool and has `finish` answer; root and input are borrowed. */
+void job_post(struct call *c, void (*finish)(struct call *c, json_t *root, struct blob *input));
 /* The Idempotency-Key, or NULL. Errors: BAD_REQUEST, OUT_OF_RANGE. */
 int job_idempotency_key(const struct call *c, const char **key, struct err *e);
 /* Submits root and answers. `by` without the client. */

@@ -174,21 +174,23 @@ static json_t *words(const char *const *list, int n)
 
 static json_t *limits_json(const struct settings *s)
 {
-    return json_pack("{s:I, s:I, s:i, s:I, s:i, s:i, s:i, s:i, s:i, s:i, s:I, s:I, s:I, s:i}",
-                     "body_bytes", (json_int_t)s->http.max_body_bytes, "header_bytes",
-                     (json_int_t)s->http.max_header_bytes, "images_per_request",
-                     s->predict.max_images, "image_pixels", (json_int_t)s->predict.max_pixels,
-                     "image_side", s->predict.max_side, "predict_timeout_ms", s->predict.timeout_ms,
-                     "job_images", s->sampler.max_images, "job_steps", s->sampler.max_steps,
-                     "jobs_waiting", s->jobs.max_queued, "jobs_waiting_per_client",
-                     s->jobs.max_queued_per_client, "train_steps", (json_int_t)s->train.max_steps,
-                     "train_parameters", (json_int_t)s->train.max_parameters, "train_recipe_bytes",
-                     (json_int_t)s->train.max_recipe_bytes, "train_seconds", s->train.max_seconds);
+    return json_pack(
+        "{s:I, s:I, s:i, s:I, s:i, s:i, s:i, s:I, s:i, s:i, s:i, s:i, s:I, s:I, s:I, s:i}",
+        "body_bytes", (json_int_t)s->http.max_body_bytes, "header_bytes",
+        (json_int_t)s->http.max_header_bytes, "images_per_request", s->predict.max_images,
+        "image_pixels", (json_int_t)s->predict.max_pixels, "image_side", s->predict.max_side,
+        "predict_timeout_ms", s->predict.timeout_ms, "predict_job_images", s->predict.job_images,
+        "predict_job_bytes", (json_int_t)s->predict.job_bytes, "job_images", s->sampler.max_images,
+        "job_steps", s->sampler.max_steps, "jobs_waiting", s->jobs.max_queued,
+        "jobs_waiting_per_client", s->jobs.max_queued_per_client, "train_steps",
+        (json_int_t)s->train.max_steps, "train_parameters", (json_int_t)s->train.max_parameters,
+        "train_recipe_bytes", (json_int_t)s->train.max_recipe_bytes, "train_seconds",
+        s->train.max_seconds);
 }
 
 void handle_capabilities(struct call *c)
 {
-    const int n_types = c->app->settings.train.enabled ? JOB_TYPES : 1; /* training is the last */
+    const int n_types = JOB_TYPES - !c->app->settings.train.enabled; /* training is the last */
     static const char *const inputs[] = {"image/png", "image/jpeg", "multipart/form-data",
                                          "application/json", "application/octet-stream"};
     static const char *const outputs[] = {"grid", "images", "tensor", "trace"};

@@ -60,10 +60,13 @@ static double fraction_of(const struct job *j, long long steps_done)
 
 static json_t *progress_json(const struct job *j)
 {
-    const bool train = j->type == JOB_TRAIN;
-    return json_pack("{s:I, s:I, s:f}", train ? "steps_done" : "chain_steps_done",
-                     (json_int_t)j->steps_done, train ? "steps_total" : "chain_steps_total",
-                     (json_int_t)j->steps_total, "fraction", fraction_of(j, j->steps_done));
+    static const char *const names[JOB_TYPES][2] = {
+        [JOB_SAMPLE] = {"chain_steps_done", "chain_steps_total"},
+        [JOB_PREDICT] = {"images_done", "images_total"},
+        [JOB_TRAIN] = {"steps_done", "steps_total"}};
+    return json_pack("{s:I, s:I, s:f}", names[j->type][0], (json_int_t)j->steps_done,
+                     names[j->type][1], (json_int_t)j->steps_total, "fraction",
+                     fraction_of(j, j->steps_done));
 }
 
 json_t *job_json(const struct job *j, bool with_result)
@@ -102,6 +105,15 @@ struct blob *job_progress_line(const struct job *j, long long steps_done, int ch
                                (json_int_t)j->steps_total, "fraction", fraction_of(j, steps_done),
                                "chains_finished", chains_finished, "chains_diverged",
                                chains_diverged, "eta_seconds", eta_seconds));
+}
+
+struct blob *job_predict_line(const struct job *j, int images_done, int images_failed,
+                              double eta_seconds)
+{
+    return json_blob(json_pack("{s:s, s:i, s:I, s:i, s:f, s:f}", "id", j->id, "images_done",
+                               images_done, "images_total", (json_int_t)j->steps_total,
+                               "images_failed", images_failed, "fraction",
+                               fraction_of(j, images_done), "eta_seconds", eta_seconds));
 }
 
 struct blob *job_training_line(const struct job *j, const struct train_progress *p)

@@ -13,5 +13,8 @@ struct blob *job_json_line(const struct job *j);
 /* The line of a progress event. */
 struct blob *job_progress_line(const struct job *j, long long steps_done, int chains_finished,
                                int chains_diverged, double eta_seconds);
+/* The same of predictions. */
+struct blob *job_predict_line(const struct job *j, int images_done, int images_failed,
+                              double eta_seconds);
 /* The same of a training. */
 struct blob *job_training_line(const struct job *j, const struct train_progress *p);

@@ -99,21 +99,24 @@ double jobs_seconds(struct jobs *j, long long chain_steps)
     return (double)chain_steps * s.step_seconds / s.workers;
 }
 
-double jobs_end_seconds(struct jobs *j, const struct store_ahead *a)
+double jobs_end_seconds(struct jobs *j, enum job_type type, const struct store_ahead *a)
 {
-    return jobs_seconds(j, a->own_steps + a->other_steps);
+    const long long steps = a->own_steps + a->other_steps;
+    return type == JOB_SAMPLE    ? jobs_seconds(j, steps)
+           : type == JOB_PREDICT ? bulk_seconds(j->p.bulk, steps)
+                                 : 0;
 }
 
 /* Notes when the job that was just accepted will end. */
-static void note_estimate(struct jobs *j, const char *id)
+static void note_estimate(struct jobs *j, const struct job *job)
 {
     struct store_ahead ahead;
-    if (j->p.store->ops->ahead(j->p.store, id, &ahead, NULL) != 0)
+    if (j->p.store->ops->ahead(j->p.store, job->id, &ahead, NULL) != 0)
         return;
-    const double seconds = jobs_end_seconds(j, &ahead);
+    const double seconds = jobs_end_seconds(j, job->type, &ahead);
     pthread_mutex_lock(&j->mu);
     for (struct pin *pin = j->pins; pin; pin = pin->next)
-        if (strcmp(pin->id, id) == 0)
+        if (strcmp(pin->id, job->id) == 0)
             pin->estimate_s = seconds;
     pthread_mutex_unlock(&j->mu);
 }
@@ -122,7 +125,7 @@ double jobs_backlog_seconds(struct jobs *j)
 {
     struct store_stats stats;
     j->p.store->ops->stats(j->p.store, &stats);
-    return jobs_seconds(j, stats.queued_steps);
+    return jobs_seconds(j, stats.queued_steps) + bulk_seconds(j->p.bulk, stats.queued_images);
 }
 
 static int parse(struct jobs *j, const json_t *root, struct sample_request **out, struct err *e)
@@ -180,6 +183,8 @@ int jobs_validate(struct jobs *j, json_t *root, struct job_estimate *out, struct
     struct sample_request *q;
     if (jobs_type_of(root) == JOB_TRAIN)
         return train_validate(j, root, out, e);
+    if (jobs_type_of(root) == JOB_PREDICT)
+        return predict_validate(j, root, out, e);
     int rc = parse(j, root, &q, e);
     if (rc != 0)
         return rc;
@@ -278,6 +283,20 @@ int jobs_insert(struct jobs *j, const struct job *job, const char *key, const ch
     return rc == 0 ? j->p.store->ops->get(j->p.store, job->id, out, e) : rc;
 }
 
+int jobs_accept(struct jobs *j, const struct job *job, struct model *m, const struct job_origin *by,
+                const char *digest, struct job *out, struct err *e)
+{
+    pin_model(j, job->id, m);
+    const int rc = jobs_insert(j, job, by->key, digest, out, e);
+    if (rc != 0) {
+        unpin_model(j, job->id, JOB_FAILED);
+        return rc;
+    }
+    note_estimate(j, job);
+    jobs_poke(j);
+    return 0;
+}
+
 static int sample_submit(struct jobs *j, json_t *root, const struct job_origin *by,
                          const char *digest, struct job *out, struct err *e)
 {
@@ -291,18 +310,11 @@ static int sample_submit(struct jobs *j, json_t *root, const struct job_origin *
         rc = complete(root, q, e);
     if (rc == 0)
         rc = describe(&job, root, q, by, e);
-    if (rc == 0) {
-        pin_model(j, job.id, q->model);
-        rc = jobs_insert(j, &job, by->key, digest, out, e);
-        if (rc != 0)
-            unpin_model(j, job.id, JOB_FAILED);
-    }
-    if (rc == 0) {
+    if (rc == 0)
+        rc = jobs_accept(j, &job, q->model, by, digest, out, e);
+    if (rc == 0)
         logger(LOGGER_INFO, "job_accepted", "job=%s client=%s model=%s chains=%d steps=%d", job.id,
                by->client, job.model, q->n_chains, q->sampler.steps);
-        note_estimate(j, job.id);
-        jobs_poke(j);
-    }
     sample_request_free(q);
     job_fini(&job);
     return rc;
@@ -321,6 +333,8 @@ int jobs_submit(struct jobs *j, json_t *root, const struct job_origin *by, struc
     blob_put(as_sent);
     if (jobs_type_of(root) == JOB_TRAIN)
         return train_submit(j, root, by, digest, out, e);
+    if (jobs_type_of(root) == JOB_PREDICT)
+        return predict_submit(j, root, by, digest, out, e);
     return sample_submit(j, root, by, digest, out, e);
 }
 
@@ -367,6 +381,7 @@ int jobs_change(struct jobs *j, const char *id, uint64_t revision, const struct 
             logger(LOGGER_WARN, "priority_unchanged", "job=%s", id); /* no memory */
         let_go(j, run);
     }
+    predict_change(j, out);
     pthread_mutex_lock(&j->mu);
     if (j->training && strcmp(j->training->job.id, id) == 0)
         atomic_store(&j->training->deadline_ms, out->deadline_ms);
@@ -390,6 +405,7 @@ int jobs_cancel(struct jobs *j, const char *id, struct job *out, struct err *e)
             train_run_stop(t->run);
         }
         pthread_mutex_unlock(&j->mu);
+        predict_cancel(j, id, now);
     }
     if (run) {
         int64_t none = 0;
@@ -495,6 +511,7 @@ void jobs_close(struct jobs *j)
     jobs_stop(j);
     jobs_release_runs(j);
     train_release(j);
+    predict_release(j);
     while (j->pins)
         unpin_model(j, j->pins->id, JOB_FAILED);
     while (j->bookings)

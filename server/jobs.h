@@ -2,7 +2,7 @@
 #pragma once
 /*
  * Jobs from acceptance to result: parses and stores requests, claims them from the store, runs
- * their chains on the chain engine or trains (train_run.h, one at a time), keeps leases and progress,
+ * their chains on the chain engine, predicts (bulk.h) or trains (train_run.h, one at a time), keeps leases and progress,
  * renders and commits artifacts. The only user of the store's worker half. One thread of its own;
  * rendering runs on the task pool.
  */
@@ -10,8 +10,10 @@
 #include "ebm/chains.h"
 #include "file/json.h"
 #include "proto/job_members.h"
+#include "proto/predict_request.h"
 #include "proto/sample_request.h"
 #include "proto/train_request.h"
+#include "server/bulk.h"
 #include "server/events.h"
 #include "server/models.h"
 #include "server/store.h"
@@ -31,6 +33,7 @@ struct jobs_train_settings {
 struct jobs_settings {
     struct jobs_train_settings train;
     struct sample_limits limits;
+    struct predict_limits predict;
     long long budget_bytes; /* of a job's chains; jobs are claimed while those running take less */
     int lease_ms, checkpoint_ms;
 };
@@ -39,6 +42,7 @@ struct jobs_settings {
 struct jobs_parts {
     struct models *models;
     struct chains *chains;
+    struct bulk *bulk;
     struct store *store;
     struct events *events;
     struct tasks *tasks;
@@ -51,8 +55,8 @@ struct job_estimate {
     size_t memory_bytes;
     double run_seconds;   /* alone, at the engine's present speed; 0 = not known yet */
     double queue_seconds; /* backlog before it */
-    /* Of a training. */
-    long long steps, parameters, images; /* images of data */
+    /* Of a training: images of data; of predictions: those to predict. */
+    long long steps, parameters, images;
 };
 
 /* Errors: NO_MEMORY, IO. */
@@ -61,13 +65,15 @@ int jobs_open(struct jobs **out, const struct jobs_settings *s, const struct job
 /* What the type says; JOB_TYPES when there is none or another (the error comes with the parsing). */
 enum job_type jobs_type_of(const json_t *root);
 /* Checks a request as a whole without keeping it; it may be completed. One for training opens the
- * data: it takes seconds. */
+ * data: it takes seconds. One for predictions has been packed. */
 int jobs_validate(struct jobs *j, json_t *root, struct job_estimate *out, struct err *e);
 /* Who submits, and how. */
 struct job_origin {
     const char *client;
     const char *key; /* idempotency key, or NULL */
     const char *id;  /* of the client's choice: a UUID in lower case; NULL = a new one */
+    struct blob
+        *input; /* the images of a packed request (predict_request.h), else NULL; borrowed */
 };
 /* Accepts a request: it is in the store when this returns. root gets the seed and the model's name
  * filled in. Returns 0 with the new job, 1 with the job an earlier request with the same key made.
@@ -88,9 +94,9 @@ enum jobs_gate { JOBS_OPEN, JOBS_PAUSED, JOBS_DRAINING, JOBS_GATES };
 extern const char *const jobs_gate_names[JOBS_GATES];
 void jobs_set_gate(struct jobs *j, enum jobs_gate gate);
 enum jobs_gate jobs_get_gate(struct jobs *j);
-/* Seconds until a sampling job ends, if nothing new comes; 0 = not known yet. */
-double jobs_end_seconds(struct jobs *j, const struct store_ahead *a);
-/* Seconds of sampling work accepted and not yet done. */
+/* Seconds until a job ends, if nothing new comes; 0 = not known yet, or of a training. */
+double jobs_end_seconds(struct jobs *j, enum job_type type, const struct store_ahead *a);
+/* Seconds of sampling and prediction work accepted and not yet done. */
 double jobs_backlog_seconds(struct jobs *j);
 /* Deletes a finished job with its artifacts. Errors: CONFLICT, NOT_FOUND, EXPIRED. */
 int jobs_remove(struct jobs *j, const char *id, struct err *e);

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #pragma once
 /* Shared by jobs.c (acceptance, cancel, life cycle), jobs_run.c (the jobs thread: from claim to
- * commit), jobs_train.c (acceptance of training jobs) and jobs_train_run.c (their run); private to
- * them. */
+ * commit), jobs_train.c (acceptance of training jobs) and jobs_train_run.c (their run),
+ * jobs_predict.c and jobs_predict_run.c (the same of predictions); private to them. */
 #include "server/jobs.h"
 #include "server/train_run.h"
 
@@ -64,6 +64,22 @@ struct training {
     bool began;                  /* known to have loaded its checkpoint */
 };
 
+/* A claimed prediction job. The jobs thread makes and frees it. */
+struct predicting {
+    struct job job;
+    json_t *root; /* the request text parsed; outlives q */
+    struct predict_request *q;
+    struct blob *input;
+    struct bulk_run *run;
+    size_t bytes;
+    int64_t renewed_ms, checkpoint_ms;
+    int saved;                   /* images in the last checkpoint */
+    _Atomic int64_t deadline_ms; /* 0 = none; a client may change it */
+    _Atomic int64_t cancel_ns;   /* when the cancel arrived, 0 = none */
+    bool late, lost;             /* its deadline passed while it ran; somebody else has it */
+    struct predicting *next;     /* guarded by mu */
+};
+
 struct jobs {
     struct jobs_settings settings;
     char data_root[256], train_directory[256]; /* settings.train points to them */
@@ -72,15 +88,18 @@ struct jobs {
     pthread_t thread;
     pthread_mutex_t mu;
     pthread_cond_t wake;
-    bool stop, draining, work; /* guarded by mu; work: something to look at now */
-    enum jobs_gate gate;       /* guarded by mu */
-    struct run *runs;          /* guarded by mu */
-    int n_runs;                /* guarded by mu */
-    size_t bytes;              /* of running groups; guarded by mu */
-    struct pin *pins;          /* guarded by mu */
-    struct training *training; /* guarded by mu; NULL = none */
-    struct booking *bookings;  /* guarded by mu */
-    bool joined;               /* of who stops and closes */
+    bool stop, draining, work;     /* guarded by mu; work: something to look at now */
+    enum jobs_gate gate;           /* guarded by mu */
+    struct run *runs;              /* guarded by mu */
+    int n_runs;                    /* guarded by mu */
+    size_t bytes;                  /* of running groups; guarded by mu */
+    struct pin *pins;              /* guarded by mu */
+    struct training *training;     /* guarded by mu; NULL = none */
+    struct predicting *predicting; /* guarded by mu; their number and bytes are the jobs thread's */
+    int n_predicting;
+    size_t predicting_bytes;
+    struct booking *bookings; /* guarded by mu */
+    bool joined;              /* of who stops and closes */
 };
 
 /* Wakes the jobs thread. */
@@ -98,6 +117,9 @@ int jobs_take_members(struct job *job, const struct job_members *m, struct err *
 /* Stores a described job: 0 with the job as stored, 1 with an earlier one of the same key. */
 int jobs_insert(struct jobs *j, const struct job *job, const char *key, const char *digest,
                 struct job *out, struct err *e);
+/* The same of a job for this model, which it keeps alive; wakes the jobs thread. */
+int jobs_accept(struct jobs *j, const struct job *job, struct model *m, const struct job_origin *by,
+                const char *digest, struct job *out, struct err *e);
 /* Commits the end of a claimed job as failed. */
 void jobs_fail_claimed(struct jobs *j, const struct job *job, const struct err *why);
 /* The error of an ended job, cut to what fits at a character's end (it becomes JSON); NULL = none. */
@@ -120,6 +142,21 @@ void train_claim(struct jobs *j);
 void train_tend(struct jobs *j, int64_t now_ms);
 /* The same after the thread has ended: back to the queue, with a checkpoint. */
 void train_release(struct jobs *j);
+
+/* jobs_predict.c: jobs_validate and jobs_submit for predictions. */
+int predict_validate(struct jobs *j, json_t *root, struct job_estimate *out, struct err *e);
+int predict_submit(struct jobs *j, json_t *root, const struct job_origin *by, const char *digest,
+                   struct job *out, struct err *e);
+
+/* jobs_predict_run.c, of the jobs thread: claims what there is room for; looks after it. */
+void predict_claim(struct jobs *j);
+void predict_tend(struct jobs *j, int64_t now_ms);
+/* From any thread: what a client wants of a job that runs, if it does here. */
+void predict_change(struct jobs *j, const struct job *job);
+void predict_cancel(struct jobs *j, const char *id, int64_t now_ns);
+/* After the thread has ended and bulk is stopped: every run goes back to the queue. */
+void predict_release(struct jobs *j);
+
 /* Seconds the engine takes for so many chain-steps at its present speed. */
 double jobs_seconds(struct jobs *j, long long chain_steps);
 /* The group's description for the engine, without callbacks. */

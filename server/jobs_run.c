@@ -382,6 +382,8 @@ void *jobs_main(void *arg)
         events_tick(j->p.events, timing_ns());
         while (claim_one(j))
             continue;
+        predict_tend(j, timing_wall_ms());
+        predict_claim(j);
         train_tend(j, timing_wall_ms());
         train_claim(j);
         wait_a_tick(j);

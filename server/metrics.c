@@ -61,6 +61,8 @@ static const struct row table[METRIC_COUNT] = {
         "Time of one batch in the network.", HISTOGRAM, {0}, &interactive},
     [METRIC_PREDICT_BATCH_SIZE] = {"jemd_predict_batch_size",
         "Images in one forward pass.", HISTOGRAM, {0}, &sizes},
+    [METRIC_PREDICT_JOB_IMAGES] = {"jemd_predict_job_images_total",
+        "Images of prediction jobs, by whether they could be read.", COUNTER, {"result"}, NULL},
     [METRIC_IMAGE_DECODE_SECONDS] = {"jemd_image_decode_seconds",
         "Time to decode and resize one image.", HISTOGRAM, {"format"}, &interactive},
     [METRIC_INPUT_ENERGY] = {"jemd_input_energy",

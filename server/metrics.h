@@ -27,6 +27,7 @@ enum metric {
     METRIC_PREDICT_QUEUE_SECONDS,        /* histogram */
     METRIC_PREDICT_COMPUTE_SECONDS,      /* histogram */
     METRIC_PREDICT_BATCH_SIZE,           /* histogram */
+    METRIC_PREDICT_JOB_IMAGES,           /* counter {result} */
     METRIC_IMAGE_DECODE_SECONDS,         /* histogram {format} */
     METRIC_INPUT_ENERGY,                 /* histogram {model} */
     METRIC_OOD_FLAGGED,                  /* counter {model} */

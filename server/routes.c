@@ -25,6 +25,9 @@ struct route {
     void (*handle)(struct call *c);
 };
 
+/* Which of them a job needs depends on its type: job_scope. */
+enum { SUBMITTING = AUTH_SAMPLE | AUTH_TRAIN | AUTH_PREDICT };
+
 /* GET routes answer HEAD too. First match wins. */
 static const struct route routes[] = {
     {"GET", "/", 0, BODY_NONE, ROUTE_OTHER, handle_page},
@@ -45,20 +48,16 @@ static const struct route routes[] = {
     {"POST", "/v1/score", AUTH_PREDICT, BODY_FULL, ROUTE_JSON, handle_score},
     {"POST", "/v1/models/{}:predict", AUTH_PREDICT, BODY_FULL, ROUTE_JSON, handle_predict},
     {"POST", "/v1/models/{}:score", AUTH_PREDICT, BODY_FULL, ROUTE_JSON, handle_score},
-    {"POST", "/v1/jobs", AUTH_SAMPLE | AUTH_TRAIN, BODY_FULL, ROUTE_JSON, handle_job_submit},
-    {"POST", "/v1/jobs:validate", AUTH_SAMPLE | AUTH_TRAIN, BODY_FULL, ROUTE_JSON,
-     handle_job_validate},
-    {"POST", "/v1/jobs:cancel", AUTH_SAMPLE | AUTH_TRAIN, BODY_SMALL, ROUTE_JSON,
-     handle_jobs_cancel},
+    {"POST", "/v1/jobs", SUBMITTING, BODY_FULL, ROUTE_JSON, handle_job_submit},
+    {"POST", "/v1/jobs:validate", SUBMITTING, BODY_FULL, ROUTE_JSON, handle_job_validate},
+    {"POST", "/v1/jobs:cancel", SUBMITTING, BODY_SMALL, ROUTE_JSON, handle_jobs_cancel},
     {"GET", "/v1/jobs", AUTH_READ, BODY_NONE, ROUTE_JSON, handle_job_list},
     {"GET", "/v1/jobs/{}", AUTH_READ, BODY_NONE, ROUTE_JSON, handle_job_get},
-    {"PUT", "/v1/jobs/{}", AUTH_SAMPLE | AUTH_TRAIN, BODY_FULL, ROUTE_JSON, handle_job_put},
-    {"PATCH", "/v1/jobs/{}", AUTH_SAMPLE | AUTH_TRAIN, BODY_SMALL, ROUTE_JSON, handle_job_patch},
-    {"POST", "/v1/jobs/{}:retry", AUTH_SAMPLE | AUTH_TRAIN, BODY_SMALL, ROUTE_JSON,
-     handle_job_retry},
-    {"DELETE", "/v1/jobs/{}", AUTH_SAMPLE | AUTH_TRAIN, BODY_NONE, ROUTE_JSON, handle_job_delete},
-    {"POST", "/v1/jobs/{}:cancel", AUTH_SAMPLE | AUTH_TRAIN, BODY_SMALL, ROUTE_JSON,
-     handle_job_cancel},
+    {"PUT", "/v1/jobs/{}", SUBMITTING, BODY_FULL, ROUTE_JSON, handle_job_put},
+    {"PATCH", "/v1/jobs/{}", SUBMITTING, BODY_SMALL, ROUTE_JSON, handle_job_patch},
+    {"POST", "/v1/jobs/{}:retry", SUBMITTING, BODY_SMALL, ROUTE_JSON, handle_job_retry},
+    {"DELETE", "/v1/jobs/{}", SUBMITTING, BODY_NONE, ROUTE_JSON, handle_job_delete},
+    {"POST", "/v1/jobs/{}:cancel", SUBMITTING, BODY_SMALL, ROUTE_JSON, handle_job_cancel},
     {"GET", "/v1/jobs/{}/events", AUTH_READ, BODY_NONE, ROUTE_OTHER, handle_job_events},
     {"GET", "/v1/jobs/{}/artifacts/{*}", AUTH_READ, BODY_NONE, ROUTE_OTHER, handle_job_artifact},
     {"GET", "/v1/queue", AUTH_READ, BODY_NONE, ROUTE_JSON, handle_queue},

@@ -53,6 +53,8 @@ struct settings {
         int decode_threads;
         long long max_pixels; /* of an image file */
         int max_side;
+        int job_images; /* a prediction job */
+        long long job_bytes;
     } predict;
     struct {
         int workers; /* resolved, never 0 */

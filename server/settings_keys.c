@@ -88,6 +88,10 @@ const struct key keys[] = {
      "Width times height of an image file; checked before anything is decoded."},
     {FIELD(predict, max_side), INTEGER, 1, 65535, "pixels", "8192",
      "Width or height of an image file."},
+    {FIELD(predict, job_images), INTEGER, 1, 100000, "images", "4096",
+     "Images in one prediction job; more are answered 413."},
+    {FIELD(predict, job_bytes), BYTES, KIB, 512 * MIB, "bytes", "32M",
+     "All images of one prediction job as they are stored; more are answered 413. What is sent is bounded by http.max_body_bytes, too."},
 
     {FIELD(sampler, workers), INTEGER, 0, 1024, "threads", "0",
      "Threads that move chains; 0 = one a core."},

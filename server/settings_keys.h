@@ -15,7 +15,7 @@ struct key {
     const char *initial, *doc;
 };
 
-enum { KEYS = 65 };
+enum { KEYS = 67 };
 extern const struct key keys[KEYS]; /* sections are contiguous */
 
 /* section.name */

@@ -127,7 +127,7 @@ class Contract:
         media = answer.headers.get("content-type", "").partition(";")[0]
         if media not in response["content"]:
             raise Broken(f"{answer.status} with Content-Type {media!r}, {list(response['content'])} are known")
-        if media.endswith("json") and answer.status != 206:
+        if (media == "application/json" or media.endswith("+json")) and answer.status != 206:
             value = strict_json(answer.body)
             self.match(value, response["content"][media]["schema"], f"{answer.status} {media}")
             if media == PROBLEM:
