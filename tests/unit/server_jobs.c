@@ -9,6 +9,7 @@ enum { LONG = 9000000, ARTIFACTS_MAX = 32 };
 
 static struct models *models;
 static struct chains *chains;
+static struct bulk *bulk;
 static struct store *store;
 static struct events *events;
 static struct tasks *tasks;
@@ -28,8 +29,16 @@ static void open_jobs(void)
     struct err e;
     assert_int_equal(chains_open(&chains, &c, &e), 0);
     assert_int_equal(tasks_open(&tasks, 2, 64, &e), 0);
-    const struct jobs_parts p = {
-        .models = models, .chains = chains, .store = store, .events = events, .tasks = tasks};
+    const struct bulk_settings b = {
+        .batcher = {.threads = 2, .batch_max = 32, .queue_max = 32, .hidden = true},
+        .image = s.limits.image};
+    assert_int_equal(bulk_open(&bulk, &b, &e), 0);
+    const struct jobs_parts p = {.models = models,
+                                 .chains = chains,
+                                 .bulk = bulk,
+                                 .store = store,
+                                 .events = events,
+                                 .tasks = tasks};
     assert_int_equal(jobs_open(&jobs, &s, &p, &e), 0);
 }
 
@@ -39,8 +48,10 @@ static void close_jobs(void)
     jobs_drain(jobs);
     jobs_stop(jobs);
     chains_stop(chains);
+    bulk_stop(bulk);
     tasks_close(tasks);
     jobs_close(jobs);
+    bulk_close(bulk);
     chains_close(chains);
 }
 

@@ -72,6 +72,13 @@ static int anew_get(struct store *s, const char *id, struct job *out, struct err
     return anew_leave(in->ops->get(in, id, out, err));
 }
 
+static int anew_input(struct store *s, const char *id, struct blob **out, struct err *err)
+{
+    (void)s;
+    struct store *in = anew_enter();
+    return anew_leave(in->ops->input(in, id, out, err));
+}
+
 static int anew_list(struct store *s, const struct job_filter *f, char cursor[STORE_CURSOR_SIZE],
                      struct job *out, int max, int *n, struct err *err)
 {
@@ -218,6 +225,7 @@ static int anew_begin(struct store **out, const struct store_limits *limits, str
         .insert = anew_insert,
         .replay = anew_replay,
         .get = anew_get,
+        .input = anew_input,
         .list = anew_list,
         .claim = anew_claim,
         .renew = anew_renew,

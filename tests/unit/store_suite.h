@@ -127,6 +127,7 @@ static void store_words_are_those_of_the_surface(void **state)
     assert_string_equal(job_state_names[JOB_CANCELING], "canceling");
     assert_string_equal(job_state_names[JOB_EXPIRED], "expired");
     assert_string_equal(job_type_names[JOB_SAMPLE], "sample");
+    assert_string_equal(job_type_names[JOB_PREDICT], "predict");
     assert_string_equal(job_type_names[JOB_TRAIN], "train");
     assert_string_equal(job_priority_names[JOB_HIGH], "high");
     for (int s = 0; s < JOB_STATES; s++)
@@ -182,6 +183,7 @@ static int store_suite_run(const struct store_kind *of)
         SUITE_TEST(artifacts_come_with_the_terminal_state),
         SUITE_TEST(only_ended_jobs_can_be_removed),
         SUITE_TEST(bytes_are_counted_exactly_and_return_to_zero),
+        SUITE_TEST(what_belongs_to_a_request_is_kept_with_it),
         SUITE_TEST(a_full_store_refuses_what_does_not_fit),
         SUITE_TEST(retention_removes_the_oldest_and_says_so),
         SUITE_TEST(retention_keeps_so_many_jobs_and_bytes),

@@ -32,8 +32,8 @@ static void assert_same_blob(const struct blob *a, const struct blob *b)
 static void assert_same_job(const struct job *a, const struct job *b)
 {
     struct job plain_a = *a, plain_b = *b;
-    plain_a.request = plain_a.labels = plain_a.result = NULL;
-    plain_b.request = plain_b.labels = plain_b.result = NULL;
+    plain_a.request = plain_a.input = plain_a.labels = plain_a.result = NULL;
+    plain_b.request = plain_b.input = plain_b.labels = plain_b.result = NULL;
     assert_memory_equal(&plain_a, &plain_b, sizeof plain_a);
     assert_same_blob(a->request, b->request);
     assert_same_blob(a->labels, b->labels);
@@ -54,6 +54,7 @@ static struct job full_job(int n)
     strcpy(j.version, "v1");
     memset(j.digest, 'd', 64);
     j.request = large_blob(n, LARGE);
+    j.input = large_blob(n + 1, 3 * LARGE);
     j.labels = text_blob("{\"team\":\"red\"}");
     return j;
 }
@@ -92,6 +93,11 @@ static void everything_of_a_job_comes_back(void **state)
         j = get(1);
         assert_same_job(&j, &before);
         job_fini(&j);
+        struct blob *input, *sent = large_blob(2, 3 * LARGE);
+        assert_int_equal(st->ops->input(st, id_of(1), &input, &e), 0);
+        assert_same_blob(input, sent);
+        blob_put(input);
+        blob_put(sent);
         struct job_artifact all[3], one;
         assert_int_equal(st->ops->artifacts(st, id_of(1), all, 3, &e), 3);
         for (int i = 0; i < 3; i++) {

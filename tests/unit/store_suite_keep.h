@@ -395,6 +395,36 @@ static void bytes_are_counted_exactly_and_return_to_zero(void **state)
         assert_int_equal(s.jobs[i][JOB_SAMPLE], 0);
 }
 
+static void what_belongs_to_a_request_is_kept_with_it(void **state)
+{
+    (void)state;
+    struct blob *b = NULL;
+    struct job j = new_job(1);
+    j.type = JOB_PREDICT;
+    j.input = text_blob("images");
+    assert_int_equal(put(j), 0);
+    assert_int_equal(put(new_job(2)), 0);
+    assert_int_equal(stats().queued_images, 100);
+    assert_int_equal(stats().queued_steps, 100);
+    assert_int_equal(stats().bytes, 2 * (STORE_JOB_BYTES + 2) + 6);
+    assert_int_equal(st->ops->claim(st, JOB_PREDICT, "w", NOW, LEASE, &j, &e), 1);
+    assert_string_equal(j.id, id_of(1));
+    j.state = JOB_FAILED;
+    j.ended_ms = NOW;
+    assert_int_equal(st->ops->finish(st, &j, NULL, 0, &e), 0);
+    job_fini(&j);
+    assert_int_equal(stats().queued_images, 0);
+    assert_int_equal(st->ops->input(st, id_of(1), &b, &e), 0); /* it may be tried again */
+    assert_int_equal(b->size, 6);
+    assert_memory_equal(b->bytes, "images", 6);
+    blob_put(b);
+    assert_int_equal(st->ops->input(st, id_of(2), &b, &e), 0);
+    assert_null(b);
+    assert_int_equal(st->ops->remove(st, id_of(1), &e), 0);
+    assert_int_equal(st->ops->input(st, id_of(1), &b, &e), -FAIL_NOT_FOUND);
+    assert_int_equal(stats().bytes, STORE_JOB_BYTES + 2);
+}
+
 static void a_full_store_refuses_what_does_not_fit(void **state)
 {
     (void)state;
