@@ -20,6 +20,7 @@ struct bulk {
     pthread_cond_t work;
     struct bulk_run *runs; /* that have not ended; guarded by mu */
     bool stop;             /* guarded by mu */
+    double image_seconds;  /* moving average, reading included; guarded by mu */
     bool joined;           /* of who stops and closes */
 };
 
@@ -147,9 +148,11 @@ static void step_back(const struct bulk_settings *s)
         setpriority(PRIO_PROCESS, (id_t)gettid(), getpriority(PRIO_PROCESS, 0) + s->batcher.nice);
 }
 
-/* Notes what became of a slice; true: the run is over. Caller holds mu. */
-static bool note(struct bulk *b, struct bulk_run *r, int rc, int64_t ns)
+/* Notes what became of a slice of n images; true: the run is over. Caller holds mu. */
+static bool note(struct bulk *b, struct bulk_run *r, int rc, int n, int64_t ns)
 {
+    const double each = n > 0 ? (double)ns * 1e-9 / n : b->image_seconds;
+    b->image_seconds = b->image_seconds > 0 ? 0.9 * b->image_seconds + 0.1 * each : each;
     r->pass += (double)ns / share_of(b, r);
     if (rc < 0)
         atomic_store(&r->end, BULK_FAILED);
@@ -174,11 +177,12 @@ static void *bulk_main(void *arg)
             pthread_cond_wait(&b->work, &b->mu);
             continue;
         }
+        const int before = r->done;
         pthread_mutex_unlock(&b->mu);
         const int64_t begin = timing_ns();
         const int rc = slice(r, &r->error);
         pthread_mutex_lock(&b->mu);
-        if (note(b, r, rc, timing_ns() - begin)) {
+        if (note(b, r, rc, r->done - before, timing_ns() - begin)) {
             void (*over)(void *) = r->task.over;
             void *ctx = r->task.ctx;
             pthread_mutex_unlock(&b->mu);
@@ -214,7 +218,10 @@ int bulk_open(struct bulk **out, const struct bulk_settings *s, struct err *e)
 
 double bulk_seconds(struct bulk *b, long long images)
 {
-    return (double)images * batcher_image_seconds(b->batcher);
+    pthread_mutex_lock(&b->mu);
+    const double each = b->image_seconds;
+    pthread_mutex_unlock(&b->mu);
+    return (double)images * each;
 }
 
 void bulk_forget(struct bulk *b)

@@ -5,6 +5,7 @@
 #include "server/predict.h"
 
 #include <errno.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -118,7 +119,7 @@ static json_t *number_of(const char *text)
     char *end;
     errno = 0;
     const double v = strtod(text, &end);
-    return errno || end == text || *end ? json_string(text) : json_real(v);
+    return errno || end == text || *end || !isfinite(v) ? json_string(text) : json_real(v);
 }
 
 static json_t *value_of(const char *name, const char *text)

@@ -90,6 +90,7 @@ static void promote(struct task *t)
     if (p.changed) {
         chains_forget(a->chains);
         batcher_forget(a->batcher);
+        bulk_forget(a->bulk);
         metrics_add(METRIC_MODEL_PROMOTIONS, 1, p.model->d.name);
     }
     logger(
