@@ -1,0 +1,235 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""Kills the daemon at random moments under a mixed load of jobs, and asks for all that was promised.
+
+Each cycle starts the daemon, lets clients submit, cancel, change and read for a random time and ends it:
+with SIGKILL, or SIGTERM (--signal TERM), also while it starts. At the end every job that was accepted is
+there, once, in a state it may have, and the artifacts of all that succeeded are byte-identical to those of a
+daemon that nobody disturbed. --damage overwrites pages of the store's file between cycles.
+
+The moments come from --seed; what they hit does not. Takes about 1.2 s a cycle.
+"""
+import argparse
+import collections
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import sys
+import tempfile
+import time
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+sys.path[:0] = [HERE, os.path.join(HERE, "..", "http")]
+import jemd_test  # noqa: E402
+import load  # noqa: E402
+from jemd_test import ENDED, Daemon, patience, wait_until  # noqa: E402
+from test_mcmc import write_bowl  # noqa: E402
+
+SETTINGS = ("--sampler.checkpoint_ms=200", "--sampler.nice=0", "--jobs.max_store_bytes=8G", "--jobs.retention_bytes=0",
+            "--jobs.retention_jobs=0", "--http.max_connections_per_ip=64")
+CLIENTS, ACTIVE = 4, 8  # jobs that a client keeps going
+SAMPLE = "orc-blue-hair.png"
+
+
+class Chaos:
+    def __init__(self, options):
+        self.options, self.seed = options, options.seed
+        self.rng = random.Random(options.seed)
+        self.port = 0  # 0 = there is no daemon to talk to
+        self.stop = self.closing = False
+        self.may_lose = options.damage
+        self.events = collections.Counter()
+        self.folder = tempfile.TemporaryDirectory(prefix="jemd-chaos-")
+        self.models = os.path.join(self.folder.name, "models")
+        os.mkdir(self.models)
+        write_bowl(self.models)
+        if not options.bare:
+            os.symlink(jemd_test.MODEL, os.path.join(self.models, "sprites.safetensors"))
+        self.documents = load.documents(options.seed, not options.bare)
+        self.flags = (*SETTINGS, "--models.directory=" + self.models)
+        self.daemon = Daemon(*self.flags)
+        self.clients, self.going_at_kill = [], []
+
+    def close(self):
+        self.stop = True
+        for client in self.clients:
+            client.join(30)
+        self.daemon.discard()
+        self.folder.cleanup()
+
+    # the daemon
+
+    def spawn(self):
+        self.daemon.spawn()
+
+    def await_ready(self, until):
+        """Whether it can be talked to before then."""
+        while time.monotonic() < until:
+            ready = self.daemon.logged("ready")
+            if ready:
+                self.daemon.port = self.port = int(re.search(r"port=(\d+)", ready[0]).group(1))
+                return True
+            if self.daemon.process.poll() is not None:
+                raise AssertionError("jemd ended at once: " + self.daemon.log())
+            time.sleep(.005)
+        return False
+
+    def end(self, number):
+        self.daemon.signal(number)
+        begin = time.monotonic()
+        code = self.daemon.process.wait(patience(30))
+        self.port = 0
+        if code != (0 if number == signal.SIGTERM else -number):
+            raise AssertionError(f"jemd ended with {code}: ... {self.daemon.log()[-3000:]}")
+        self.events.update(re.findall(r"\bevent=(\w+)", self.daemon.log()))
+        if self.options.log:
+            with open(self.options.log, "a", encoding="utf-8") as f:
+                f.write(self.daemon.log())
+        return time.monotonic() - begin
+
+    # before and after
+
+    def undisturbed(self):
+        """The outcome of each document, by a daemon that is left alone."""
+        daemon = Daemon(*self.flags).start()
+        try:
+            jobs = [jemd_test.submit(daemon, document) for document in self.documents]
+            done = [jemd_test.wait_ended(daemon, job["id"], 120) for job in jobs]
+            for job in done:
+                if job["state"] != "succeeded":
+                    raise AssertionError(f"undisturbed, a job {job['state']}: {job}")
+            expected = [load.outcome(lambda path: daemon.get(path, check=False), job) for job in done]
+            daemon.stop()
+            return expected
+        finally:
+            daemon.discard()
+
+    def items(self):
+        return [item for client in self.clients for item in client.items]
+
+    def check_clients(self):
+        for client in self.clients:
+            if client.error:
+                raise client.error
+
+    def settle(self):
+        """Lets everything that was accepted come to its end, undisturbed."""
+        self.closing = True
+        self.spawn()
+        if not self.await_ready(time.monotonic() + patience(20)):
+            raise AssertionError("jemd is not ready: " + self.daemon.log())
+        until = time.monotonic() + patience(self.options.patience)
+        while any(not i.ended and not i.lost for i in self.items()) and time.monotonic() < until:
+            self.check_clients()
+            time.sleep(.1)
+        self.stop = True
+        for client in self.clients:
+            client.join(30)
+        self.check_clients()
+        left = [(i.key, i.id) for i in self.items() if not i.ended and not i.lost]
+        if left:
+            states = [self.daemon.get("/v1/jobs/" + i[1], check=False) for i in left[:3] if i[1]]
+            raise AssertionError(f"{len(left)} jobs have not ended: {left[:5]} {states}")
+
+    def listed(self):
+        """Every job that the daemon has, by its list."""
+        jobs, path = [], "/v1/jobs?limit=100"
+        while path:
+            page = self.daemon.get(path, check=False).json()
+            jobs += page["jobs"]
+            path = page.get("next_cursor") and "/v1/jobs?limit=100&cursor=" + page["next_cursor"]
+        return jobs
+
+    def judge(self, expected):
+        """Nothing lost, nothing twice, every byte as it should be."""
+        items, states = self.items(), collections.Counter()
+        for item in items:
+            if item.lost:
+                states["lost"] += 1
+                continue
+            job = self.daemon.get("/v1/jobs/" + item.id).json()
+            assert job == item.ended, f"an ended job has changed: {item.ended} is now {job}"
+            state = job["state"]
+            states[state] += 1
+            allowed = {"succeeded"} if not item.must_cancel else set()
+            allowed |= {"canceled"} if item.may_cancel else set()
+            allowed |= {"expired"} if item.may_expire else set()
+            assert state in allowed, f"job {item.id} may not be {state}: {job['error']} {item.__dict__}"
+            if state == "succeeded":
+                got = load.outcome(lambda path: self.daemon.get(path, check=False), job)
+                assert got == expected[item.which], f"job {item.id} of request {item.which} left something else: {got}"
+        ids = [job["id"] for job in self.listed()]
+        assert len(ids) == len(set(ids)), "a job is listed twice"
+        wanted = {item.id for item in items if not item.lost}
+        assert len(wanted) == sum(not i.lost for i in items), "two keys have the same job"
+        assert set(ids) == wanted, f"not listed: {wanted - set(ids)}; nobody's: {set(ids) - wanted}"
+        return states
+
+    # the cycles
+
+    def cycle(self, number):
+        length = self.rng.uniform(0, 2 * self.options.mean)
+        until = time.monotonic() + length
+        self.spawn()
+        if self.await_ready(until):
+            time.sleep(max(0, until - time.monotonic()))
+            self.check_clients()
+            self.going_at_kill.append(sum(i.id is not None and not i.ended for i in self.items()))
+        return self.end(number)
+
+    def run(self):
+        begin = time.monotonic()
+        expected = self.undisturbed()
+        print(f"undisturbed: {len(expected)} requests in {time.monotonic() - begin:.1f} s", flush=True)
+        number = getattr(signal, "SIG" + self.options.signal)
+        self.clients = [load.Client(self, n, ACTIVE) for n in range(CLIENTS)]
+        for client in self.clients:
+            client.start()
+        begin, slowest = time.monotonic(), 0
+        for n in range(self.options.cycles):
+            slowest = max(slowest, self.cycle(number))
+            if (n + 1) % 50 == 0:
+                print(f"cycle {n + 1}: {len(self.items())} jobs, {time.monotonic() - begin:.0f} s", flush=True)
+        cycles_s = time.monotonic() - begin
+        self.settle()
+        states = self.judge(expected)
+        self.daemon.stop()
+        self.events.update(re.findall(r"\bevent=(\w+)", self.daemon.log()))
+        self.report(states, cycles_s, slowest)
+
+    def report(self, states, cycles_s, slowest):
+        counts = sum((collections.Counter(c.counts) for c in self.clients), collections.Counter())
+        attempts = [i.ended["attempts"] for i in self.items() if i.ended]
+        resumed = sum(i.ended["resumed_from_step"] is not None for i in self.items() if i.ended)
+        print(f"{self.options.cycles} cycles of SIG{self.options.signal} in {cycles_s:.0f} s; slowest end {slowest:.2f} s")
+        print(f"jobs going at the end of a cycle: {min(self.going_at_kill, default=0)} to {max(self.going_at_kill, default=0)}")
+        print(f"jobs: {len(self.items())}, {dict(states)}; attempts at most {max(attempts, default=0)}, "
+              f"{sum(attempts)} in all, resumed from a checkpoint: {resumed}")
+        print("requests:", dict(counts))
+        print("events:", {k: v for k, v in self.events.items() if not k.startswith(("model_", "job_state"))})
+        bad = {"store_failed", "job_lost", "job_commit_failed", "checkpoint_failed"} & set(self.events)
+        assert not bad or self.may_lose, f"the log tells of {bad}"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
+    parser.add_argument("--cycles", type=int, default=12)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--signal", choices=("KILL", "TERM"), default="KILL")
+    parser.add_argument("--mean", type=float, default=.8, help="seconds of a cycle")
+    parser.add_argument("--patience", type=float, default=120, help="seconds for what is left at the end")
+    parser.add_argument("--bare", action="store_true", help="without the jobs of the real model")
+    parser.add_argument("--damage", action="store_true", help="overwrite pages of the store between cycles")
+    parser.add_argument("--log", help="append the daemon's log to this file")
+    chaos = Chaos(parser.parse_args())
+    try:
+        chaos.run()
+    finally:
+        chaos.close()
+
+
+if __name__ == "__main__":
+    main()
