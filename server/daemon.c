@@ -4,6 +4,7 @@
 #include "base/logger.h"
 #include "base/timing.h"
 #include "server/app.h"
+#include "server/crash.h"
 #include "server/metrics.h"
 #include "server/notify.h"
 #include "server/routes.h"
@@ -173,6 +174,10 @@ static int open_jobs(struct app *a, struct err *e)
     int rc = strcmp(s->store.kind, "sqlite") == 0
                  ? store_sqlite_open(&a->store, s->store.directory, &limits, e)
                  : store_memory_open(&a->store, &limits, e);
+    struct err why; /* the directory cannot be written now, as the store says itself */
+    if (rc == 0 && strcmp(s->store.kind, "sqlite") == 0 &&
+        crash_watch(s->store.directory, &why) != 0)
+        log_error("crash_watch_failed", &why);
     if (rc == 0)
         rc = events_open(&a->events, SUBSCRIBERS_MAX, e);
     const struct jobs_parts p = {.models = a->models,

@@ -71,17 +71,17 @@ static json_t *progress_json(const struct job *j)
 
 json_t *job_json(const struct job *j, bool with_result)
 {
-    json_t *root =
-        json_pack("{s:s, s:s, s:s, s:s, s:I, s:{s:s, s:s, s:o}, s:s, s:o, s:i, s:o, s:o, s:o, s:o}",
-                  "id", j->id, "type", job_type_names[j->type], "state", job_state_names[j->state],
-                  "priority", job_priority_names[j->priority], "revision", (json_int_t)j->revision,
-                  "model", "name", j->model, "version", j->version, "digest",
-                  j->digest[0] ? json_string(j->digest) : json_null(), "client", j->client,
-                  "progress", progress_json(j), "attempts", j->attempts, "resumed_from_step",
-                  j->attempts > 0 && j->resumed_from_step >= 0 ? json_integer(j->resumed_from_step)
-                                                               : json_null(),
-                  "labels", j->labels ? parsed(j->labels) : json_object(), "error", error_json(j),
-                  "links", links_json(j));
+    json_t *root = json_pack(
+        "{s:s, s:s, s:s, s:s, s:I, s:{s:s, s:s, s:o}, s:s, s:o, s:i, s:i, s:o, s:o, s:o, s:o}",
+        "id", j->id, "type", job_type_names[j->type], "state", job_state_names[j->state],
+        "priority", job_priority_names[j->priority], "revision", (json_int_t)j->revision, "model",
+        "name", j->model, "version", j->version, "digest",
+        j->digest[0] ? json_string(j->digest) : json_null(), "client", j->client, "progress",
+        progress_json(j), "attempts", j->attempts, "crashes", j->crashes, "resumed_from_step",
+        j->attempts > 0 && j->resumed_from_step >= 0 ? json_integer(j->resumed_from_step)
+                                                     : json_null(),
+        "labels", j->labels ? parsed(j->labels) : json_object(), "error", error_json(j), "links",
+        links_json(j));
     if (!root)
         return NULL;
     add_times(root, j);

@@ -3,6 +3,7 @@
 /* Shared by jobs.c (acceptance, cancel, life cycle), jobs_run.c (the jobs thread: from claim to
  * commit), jobs_train.c (acceptance of training jobs) and jobs_train_run.c (their run),
  * jobs_predict.c and jobs_predict_run.c (the same of predictions); private to them. */
+#include "server/crash.h"
 #include "server/jobs.h"
 #include "server/train_run.h"
 
@@ -16,15 +17,18 @@ struct run {
     struct jobs *owner;
     struct task task; /* rendering, on the task pool */
     struct job job;
-    json_t *root; /* the request text parsed; outlives q */
+    char name[CRASH_NAME_SIZE]; /* for base/witness.h */
+    json_t *root;               /* the request text parsed; outlives q */
     struct sample_request *q;
     struct chain_group *group;
     size_t bytes;
     int64_t renewed_ms, checkpoint_ms;
     long long preview_steps;     /* done at the last preview */
+    long long first_steps;       /* done when it was claimed */
     _Atomic int64_t deadline_ms; /* 0 = none; a client may change it */
     _Atomic int64_t cancel_ns;   /* when the cancel arrived, 0 = none */
     atomic_bool late;            /* its deadline passed while it ran */
+    atomic_bool parked;          /* stopped to be given back, so that another can run alone */
     atomic_bool committed;       /* its end is in the store: may be freed */
     struct blob *preview;        /* guarded by mu */
     int pins;         /* guarded by mu: callers of jobs_cancel and jobs_change holding it */
@@ -51,6 +55,7 @@ struct booking {
 /* The training going on. The jobs thread makes and frees it. */
 struct training {
     struct job job;
+    char name[CRASH_NAME_SIZE]; /* for base/witness.h */
     json_t *root;
     struct train_request *q;
     struct blob *request; /* text of root, with all digits */
@@ -120,8 +125,11 @@ int jobs_insert(struct jobs *j, const struct job *job, const char *key, const ch
 /* The same of a job for this model, which it keeps alive; wakes the jobs thread. */
 int jobs_accept(struct jobs *j, const struct job *job, struct model *m, const struct job_origin *by,
                 const char *digest, struct job *out, struct err *e);
-/* Commits the end of a claimed job as failed. */
+/* Commits the end of a claimed job as failed; or gives it back, if the error may pass. */
 void jobs_fail_claimed(struct jobs *j, const struct job *job, const struct err *why);
+/* Gives a claimed job back if the error may pass: that of the store without more ado, others as a fault.
+ * False: it will not pass. */
+bool jobs_excuse(struct jobs *j, const struct job *job, const struct err *why);
 /* The error of an ended job, cut to what fits at a character's end (it becomes JSON); NULL = none. */
 void jobs_put_error(struct job *end, const struct err *why);
 

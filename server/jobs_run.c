@@ -2,6 +2,7 @@
 /* The jobs thread: claims jobs, tends them while they run, commits their end. */
 #include "base/logger.h"
 #include "base/timing.h"
+#include "base/witness.h"
 #include "file/clip.h"
 #include "server/artifacts.h"
 #include "server/job_json.h"
@@ -70,10 +71,55 @@ static void count_end(const struct run *run, enum job_state state, int diverged)
            run->job.id, job_state_names[state], now - run->job.started_ms, diverged);
 }
 
-/* Renders and commits, on the task pool. */
-static void finish_run(struct task *t)
+static bool save_checkpoint(struct jobs *j, struct run *run, long long steps_done)
 {
-    struct run *run = (struct run *)(void *)((char *)t - offsetof(struct run, task));
+    struct blob *checkpoint;
+    struct err e;
+    if (chain_group_checkpoint(run->group, &checkpoint, &e) != 0)
+        return false;
+    const int rc = j->p.store->ops->save_checkpoint(j->p.store, run->job.id, run->job.epoch,
+                                                    checkpoint, steps_done, &e);
+    blob_put(checkpoint);
+    if (rc != 0 && rc != -FAIL_CONFLICT) /* which is that its deadline has ended it */
+        logger(LOGGER_WARN, "checkpoint_failed", "job=%s code=%s", run->job.id, fail_name(e.code));
+    return rc == 0;
+}
+
+bool jobs_excuse(struct jobs *j, const struct job *job, const struct err *why)
+{
+    const struct store *s = j->p.store;
+    const int64_t now = timing_wall_ms();
+    switch (why->code) {
+    case FAIL_STORE_FULL:
+    case FAIL_STORE_UNAVAILABLE:
+        if (why->has_limit)
+            return false;
+        s->ops->release(j->p.store, job->id, job->epoch, now, NULL);
+        return true;
+    case FAIL_NO_MEMORY:
+    case FAIL_IO:
+    case FAIL_INTERNAL:
+        /* On failure its lease will lapse, which does the same. */
+        s->ops->fault(j->p.store, job->id, job->epoch, now, why, NULL);
+        return true;
+    default:
+        return false;
+    }
+}
+
+/* Back to the queue, from where the chains were parked. */
+static void give_back(struct jobs *j, struct run *run)
+{
+    struct chain_progress p;
+    chain_group_progress(run->group, &p);
+    save_checkpoint(j, run, p.steps_done);
+    j->p.store->ops->release(j->p.store, run->job.id, run->job.epoch, timing_wall_ms(), NULL);
+    logger(LOGGER_INFO, "job_released", "job=%s chain_steps_done=%lld", run->job.id, p.steps_done);
+}
+
+/* Renders and commits. */
+static void end_run(struct run *run)
+{
     struct jobs *j = run->owner;
     struct artifacts a = {0};
     struct err e;
@@ -91,6 +137,10 @@ static void finish_run(struct task *t)
         state = JOB_FAILED;
         why = &e;
     }
+    if (state == JOB_FAILED && jobs_excuse(j, &run->job, why)) {
+        artifacts_fini(&a);
+        return;
+    }
     struct err store_error;
     int rc = commit(run, state, &a, why, &store_error);
     const int diverged = a.diverged;
@@ -101,13 +151,27 @@ static void finish_run(struct task *t)
         e = store_error;
         rc = commit(run, state, &a, &e, &store_error);
     }
-    if (rc != 0) {
+    if (rc != 0) { /* CONFLICT: its deadline, or its lease, has ended it before */
         char text[600];
-        logger(LOGGER_ERROR, "job_commit_failed", "job=%s error=%s", run->job.id,
-               logger_quote(store_error.text, text, sizeof text));
+        logger(rc == -FAIL_CONFLICT ? LOGGER_INFO : LOGGER_ERROR, "job_commit_failed",
+               "job=%s error=%s", run->job.id, logger_quote(store_error.text, text, sizeof text));
     }
     artifacts_fini(&a);
-    count_end(run, state, diverged);
+    if (rc == 0)
+        count_end(run, state, diverged);
+}
+
+/* The chains have stopped; on the task pool. */
+static void finish_run(struct task *t)
+{
+    struct run *run = (struct run *)(void *)((char *)t - offsetof(struct run, task));
+    struct jobs *j = run->owner;
+    const struct witness before = witness_set(witness_of(run->name));
+    if (atomic_load(&run->parked) && !atomic_load(&run->late) && !atomic_load(&run->cancel_ns))
+        give_back(j, run);
+    else
+        end_run(run);
+    witness_set(before);
     jobs_announce_stored(j, run->job.id);
     atomic_store(&run->committed, true);
     jobs_poke(j);
@@ -136,11 +200,13 @@ static void free_run(struct run *run)
 void jobs_fail_claimed(struct jobs *j, const struct job *job, const struct err *why)
 {
     struct job end = *job; /* shallow */
-    end.state = JOB_FAILED;
-    end.ended_ms = timing_wall_ms();
-    jobs_put_error(&end, why);
-    logger(LOGGER_WARN, "job_failed", "job=%s code=%s", job->id, fail_name(why->code));
-    j->p.store->ops->finish(j->p.store, &end, NULL, 0, NULL);
+    if (!jobs_excuse(j, job, why)) {
+        end.state = JOB_FAILED;
+        end.ended_ms = timing_wall_ms();
+        jobs_put_error(&end, why);
+        logger(LOGGER_WARN, "job_failed", "job=%s code=%s", job->id, fail_name(why->code));
+        j->p.store->ops->finish(j->p.store, &end, NULL, 0, NULL);
+    }
     jobs_announce_stored(j, job->id);
 }
 
@@ -196,6 +262,7 @@ static int start_run(struct jobs *j, struct run *run, struct err *e)
     t.rank = (int)run->job.priority; /* which may have changed since */
     t.rank_weight = job_priority_weights[run->job.priority];
     t.owner = run->job.client;
+    t.name = run->name;
     t.done = on_done;
     t.ctx = run;
     run->bytes = chain_group_bytes(&t);
@@ -207,12 +274,16 @@ static int start_run(struct jobs *j, struct run *run, struct err *e)
         metrics_add(METRIC_JOB_RESUMES, 1);
     rc = chains_submit(j->p.chains, &t, checkpoint, &run->group, e);
     blob_put(checkpoint);
-    if (rc == 0)
+    if (rc == 0) {
+        struct chain_progress p;
+        chain_group_progress(run->group, &p);
+        run->first_steps = p.steps_done;
         list_run(j, run);
+    }
     return rc;
 }
 
-/* Claims one job and starts it. False when there was none or no room. */
+/* Claims one job and starts it. False when there was none or no room, or it could not be started. */
 static bool claim_one(struct jobs *j)
 {
     struct err e;
@@ -233,13 +304,17 @@ static bool claim_one(struct jobs *j)
     }
     run->renewed_ms = run->checkpoint_ms = now;
     atomic_init(&run->deadline_ms, run->job.deadline_ms);
+    crash_name(&run->job, run->name);
     metrics_observe(METRIC_JOB_QUEUE_WAIT_SECONDS, (double)(now - run->job.queued_ms) * 1e-3);
     jobs_announce(j, &run->job);
-    if (start_run(j, run, &e) != 0) {
+    const struct witness before = witness_set(witness_of(run->name));
+    const bool started = start_run(j, run, &e) == 0;
+    witness_set(before);
+    if (!started) {
         jobs_fail_claimed(j, &run->job, &e);
         free_run(run);
     }
-    return true;
+    return started;
 }
 
 static void publish_progress(struct jobs *j, struct run *run, const struct chain_progress *p)
@@ -273,17 +348,27 @@ static void make_preview(struct jobs *j, struct run *run)
     events_publish(j->p.events, run->job.id, "preview", blob_copy(text, strlen(text)), NULL);
 }
 
-static void save_checkpoint(struct jobs *j, struct run *run, long long steps_done)
+/* A job that was there when daemons died has gone on: it is no suspect any more. So that others can be
+ * tried alone it makes room for them. */
+static void clear(struct jobs *j, struct run *run)
 {
-    struct blob *checkpoint;
-    struct err e;
-    if (chain_group_checkpoint(run->group, &checkpoint, &e) != 0)
+    struct store_stats stats;
+    const bool suspect = run->job.deaths >= JOB_SUSPECT;
+    run->job.deaths = 0;
+    j->p.store->ops->stats(j->p.store, &stats);
+    if (!suspect || stats.suspects[JOB_SAMPLE] == 0)
         return;
-    const int rc = j->p.store->ops->save_checkpoint(j->p.store, run->job.id, run->job.epoch,
-                                                    checkpoint, steps_done, &e);
-    blob_put(checkpoint);
-    if (rc != 0)
-        logger(LOGGER_WARN, "checkpoint_failed", "job=%s code=%s", run->job.id, fail_name(e.code));
+    atomic_store(&run->parked, true);
+    chain_group_cancel(run->group);
+}
+
+/* Whether the first checkpoint is not to be waited for: the job was there when daemons were killed,
+ * and has gone on. What crashed has to get past the place instead, which is before the next regular one. */
+static bool is_proving(const struct run *run, long long steps_done)
+{
+    const struct job *job = &run->job;
+    return job->deaths > 0 && steps_done > run->first_steps &&
+           !(job->crashes > 0 && job->deaths >= JOB_SUSPECT);
 }
 
 static void stop_run(struct run *run)
@@ -328,9 +413,11 @@ static void tend(struct jobs *j, struct run *run, int64_t now_ms)
         if (cancel || rc == -FAIL_CONFLICT) /* asked for, or somebody else has the job by now */
             stop_run(run);
     }
-    if (now_ms - run->checkpoint_ms >= j->settings.checkpoint_ms || now_ms < run->checkpoint_ms) {
+    if (now_ms - run->checkpoint_ms >= j->settings.checkpoint_ms || now_ms < run->checkpoint_ms ||
+        is_proving(run, p.steps_done)) {
         run->checkpoint_ms = now_ms;
-        save_checkpoint(j, run, p.steps_done);
+        if (save_checkpoint(j, run, p.steps_done) && run->job.deaths > 0)
+            clear(j, run);
     }
 }
 
@@ -343,10 +430,13 @@ static void tend_all(struct jobs *j)
     pthread_mutex_unlock(&j->mu);
     while (run) {
         struct run *next = run->next;
-        if (!atomic_load(&run->committed))
+        if (!atomic_load(&run->committed)) {
+            const struct witness before = witness_set(witness_of(run->name));
             tend(j, run, now_ms);
-        else if (unlist_run(j, run))
+            witness_set(before);
+        } else if (unlist_run(j, run)) {
             free_run(run);
+        }
         run = next;
     }
 }
@@ -389,16 +479,6 @@ void *jobs_main(void *arg)
         wait_a_tick(j);
     }
     return NULL;
-}
-
-/* Back to the queue, from where the chains were parked. */
-static void give_back(struct jobs *j, struct run *run)
-{
-    struct chain_progress p;
-    chain_group_progress(run->group, &p);
-    save_checkpoint(j, run, p.steps_done);
-    j->p.store->ops->release(j->p.store, run->job.id, run->job.epoch, timing_wall_ms(), NULL);
-    logger(LOGGER_INFO, "job_released", "job=%s chain_steps_done=%lld", run->job.id, p.steps_done);
 }
 
 void jobs_release_runs(struct jobs *j)

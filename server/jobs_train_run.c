@@ -117,16 +117,23 @@ static void end_job(struct jobs *j, const struct training *t, enum job_state sta
     jobs_announce_stored(j, t->job.id);
 }
 
+/* The checkpoint itself is in the run. */
+static bool save_checkpoint(struct jobs *j, const struct training *t, long long step)
+{
+    struct blob *word = blob_copy(t->q->run, strlen(t->q->run));
+    const bool saved = word && j->p.store->ops->save_checkpoint(j->p.store, t->job.id, t->job.epoch,
+                                                                word, step, NULL) == 0;
+    blob_put(word);
+    return saved;
+}
+
 /* Stopped, and nobody wants its end: it goes on where it is, now or in another daemon. */
 static void give_back(struct jobs *j, const struct training *t)
 {
     struct train_progress p;
-    struct blob *word = blob_copy(t->q->run, strlen(t->q->run)); /* the checkpoint is in the run */
     train_run_progress(t->run, &p);
-    if (word && p.began)
-        j->p.store->ops->save_checkpoint(j->p.store, t->job.id, t->job.epoch, word, p.last.step,
-                                         NULL);
-    blob_put(word);
+    if (p.began)
+        save_checkpoint(j, t, p.last.step);
     j->p.store->ops->release(j->p.store, t->job.id, t->job.epoch, timing_wall_ms(), NULL);
     logger(LOGGER_INFO, "job_released", "job=%s run=%s step=%lld", t->job.id, t->q->run,
            p.last.step);
@@ -217,6 +224,9 @@ void train_tend(struct jobs *j, int64_t now_ms)
     if (p.began && !t->began && p.first > 0)
         metrics_add(METRIC_JOB_RESUMES, 1);
     t->began = p.began;
+    /* One that was there when daemons died, and goes on, is no suspect. */
+    if (!over && t->job.deaths > 0 && p.last.step > p.first && save_checkpoint(j, t, p.first))
+        t->job.deaths = 0;
     if (p.previews != t->previews)
         announce_preview(j, t);
     t->previews = p.previews;
@@ -262,6 +272,7 @@ static int start(struct jobs *j, struct training *t, struct err *e)
                                     .threads = s->threads,
                                     .nice = s->nice,
                                     .preview_every_steps = t->q->preview_every_steps,
+                                    .name = t->name,
                                     .over = on_over,
                                     .ctx = j};
     return train_run_open(&t->run, &task, e);
@@ -283,6 +294,7 @@ void train_claim(struct jobs *j)
         free(t);
         return;
     }
+    crash_name(&t->job, t->name);
     t->begin_ms = t->renewed_ms = now;
     atomic_init(&t->deadline_ms, t->job.deadline_ms);
     metrics_observe(METRIC_JOB_QUEUE_WAIT_SECONDS, (double)(now - t->job.queued_ms) * 1e-3);

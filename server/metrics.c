@@ -90,6 +90,8 @@ static const struct row table[METRIC_COUNT] = {
         HISTOGRAM, {0}, &interactive},
     [METRIC_JOB_RESUMES] = {"jemd_job_resumes_total",
         "Jobs resumed from a checkpoint.", COUNTER, {0}, NULL},
+    [METRIC_JOB_CRASHES] = {"jemd_job_crashes_total",
+        "Crashes and failures of workers that a job was held responsible for.", COUNTER, {0}, NULL},
     [METRIC_CHAIN_STEPS] = {"jemd_chain_steps_total",
         "MCMC steps, summed over chains.", COUNTER, {0}, NULL},
     [METRIC_CHAIN_SLOTS] = {"jemd_chain_slots",

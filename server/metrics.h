@@ -40,6 +40,7 @@ enum metric {
     METRIC_JOB_BACKLOG_WORK_SECONDS,     /* gauge */
     METRIC_JOB_CANCEL_LATENCY_SECONDS,   /* histogram */
     METRIC_JOB_RESUMES,                  /* counter */
+    METRIC_JOB_CRASHES,                  /* counter */
     METRIC_CHAIN_STEPS,                  /* counter */
     METRIC_CHAIN_SLOTS,                  /* gauge {state} */
     METRIC_CHAIN_STEP_SECONDS,           /* histogram */

@@ -49,7 +49,7 @@ void job_admit(struct job *to, const struct job *j)
     to->owner[0] = '\0';
     to->lease_until_ms = to->started_ms = to->ended_ms = to->expires_ms = 0;
     to->queued_ms = j->state == JOB_QUEUED ? j->created_ms : 0;
-    to->attempts = 0;
+    to->attempts = to->crashes = to->deaths = 0;
     to->steps_done = j->first_step;
     to->resumed_from_step = -1;
     to->error_code = FAIL_NONE;

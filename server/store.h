@@ -26,7 +26,10 @@
  * `renew`, and every one that reads what only the disk has, may also fail with STORE_FULL without a
  * limit (no room on the disk), STORE_UNAVAILABLE (the disk or the file cannot be used) or NO_MEMORY;
  * then nothing has changed, and the same may work later. A claim on a job does not outlive its
- * daemon: when such a store is opened, running jobs are queued again, from their checkpoint.
+ * daemon: when such a store is opened, running jobs are queued again, from their checkpoint. If the
+ * daemon before had not let go of them, it died: a job that its last words (server/crash.h) blame alone
+ * has crashed its worker, and one of several is a suspect; without words, whoever ran becomes one
+ * if it goes on like that. With JOB_CRASHES_MAX crashes a job fails as crash_loop.
  */
 #include "base/fail.h"
 #include "base/mem.h"
@@ -63,6 +66,9 @@ enum {
     JOB_CLIENT_SIZE = 72,
     JOB_ARTIFACT_NAME_SIZE = 64,
     STORE_CURSOR_SIZE = 64,
+    JOB_CRASHES_MAX = 3,       /* as many fail a job */
+    JOB_SUSPECT = 3,           /* deaths */
+    JOB_DEATHS_MAX = 13,       /* so many fail a job, ten of them while only it ran */
     STORE_REMOVED = 4096,      /* ids remembered after retention has removed the job */
     STORE_JOB_BYTES = 2048,    /* what the record of a job is charged, besides its blobs */
     STORE_ARTIFACT_BYTES = 256 /* the same for an artifact */
@@ -82,8 +88,12 @@ struct job {
     int64_t queued_ms;  /* when it began to wait, again after a release */
     int64_t started_ms; /* first claim */
     int64_t ended_ms, deadline_ms;
-    int64_t expires_ms;           /* of terminal jobs: ended_ms and the retention */
-    int attempts;                 /* claims so far */
+    int64_t expires_ms; /* of terminal jobs: ended_ms and the retention */
+    int attempts;       /* claims so far */
+    int crashes;        /* of its worker, that it was held responsible for; also failures (fault) */
+    /* Daemons that died while it ran, since its last checkpoint. From JOB_SUSPECT on it is claimed only
+     * when no other of its type runs, and none is claimed meanwhile: a crash then tells who it was. */
+    int deaths;
     char client[JOB_CLIENT_SIZE]; /* who asked: key name or peer address */
     char model[64], version[64], digest[65];
     /* Chain-steps, images, or training steps; back at the checkpoint when queued again. */
@@ -138,6 +148,7 @@ struct store_ahead {
 struct store_stats {
     int jobs[JOB_STATES][JOB_TYPES];
     int queued[JOB_PRIORITIES];
+    int suspects[JOB_TYPES], suspects_running[JOB_TYPES]; /* queued; running or canceling */
     int64_t oldest_queued_ms; /* queued_ms of the oldest queued job, 0 = none */
     long long queued_steps;   /* chain-steps not yet done in queued and running sampling jobs */
     long long queued_images;  /* the same of images of prediction jobs */
@@ -194,7 +205,7 @@ struct store_ops {
      * Errors: CONFLICT (stale epoch, lost lease, ended). */
     int (*renew)(struct store *s, const char *id, uint64_t epoch, int64_t lease_until_ms,
                  long long steps_done, bool *cancel, struct err *e);
-    /* Replaces the job's checkpoint, or keeps the old one on failure. Errors: CONFLICT,
+    /* Replaces the job's checkpoint, or keeps the old one on failure; it is no suspect any more. Errors: CONFLICT,
      * STORE_FULL (limit). */
     int (*save_checkpoint)(struct store *s, const char *id, uint64_t epoch, struct blob *checkpoint,
                            long long steps_done, struct err *e);
@@ -208,6 +219,10 @@ struct store_ops {
     /* The owner gives up (drain): back to queued, checkpoint kept; a canceling job is canceled.
      * Errors: CONFLICT. */
     int (*release)(struct store *s, const char *id, uint64_t epoch, int64_t now_ms, struct err *e);
+    /* The owner gives up after an error that may pass: a crash is counted and the job released, or, the
+     * last time, it fails as crash_loop with this error. */
+    int (*fault)(struct store *s, const char *id, uint64_t epoch, int64_t now_ms,
+                 const struct err *why, struct err *e);
     /* Changes a job that has not ended, if `revision` is its revision (0 = whatever it is). It keeps its
      * turn among those of its priority. *out is the job afterwards. Errors: CONFLICT (ended),
      * PRECONDITION_FAILED (revision), WRONG_TYPE and those of json_parse (labels), STORE_FULL. */

@@ -268,6 +268,11 @@ struct record *index_due(const struct store_index *ix, int heap, int64_t now_ms)
     return h->n && h->items[0].key <= now_ms ? h->items[0].r : NULL;
 }
 
+static bool is_running(const struct job *j)
+{
+    return j->state == JOB_RUNNING || j->state == JOB_CANCELING;
+}
+
 /* Adds r to the counts (sign 1) or takes it out of them (-1). */
 static void count(struct store_index *ix, const struct record *r, int sign)
 {
@@ -278,6 +283,10 @@ static void count(struct store_index *ix, const struct record *r, int sign)
     s->jobs[j->state][j->type] += sign;
     if (j->state == JOB_QUEUED)
         s->queued[j->priority] += sign;
+    if (j->deaths >= JOB_SUSPECT && active) {
+        s->suspects[j->type] += j->state == JOB_QUEUED ? sign : 0;
+        s->suspects_running[j->type] += is_running(j) ? sign : 0;
+    }
     if (j->type == JOB_SAMPLE && (j->state == JOB_QUEUED || j->state == JOB_RUNNING))
         s->queued_steps += sign * left;
     if (j->type == JOB_PREDICT && (j->state == JOB_QUEUED || j->state == JOB_RUNNING))
@@ -285,7 +294,7 @@ static void count(struct store_index *ix, const struct record *r, int sign)
     s->bytes = sign > 0 ? s->bytes + r->bytes : s->bytes - r->bytes;
     ix->active += active;
     r->client->active += active;
-    r->client->running += j->state == JOB_RUNNING || j->state == JOB_CANCELING ? sign : 0;
+    r->client->running += is_running(j) ? sign : 0;
     if (!active) {
         ix->ended += sign;
         ix->ended_bytes = sign > 0 ? ix->ended_bytes + r->bytes : ix->ended_bytes - r->bytes;

@@ -346,6 +346,7 @@ static int keeper_save_checkpoint(struct store *s, const char *id, uint64_t epoc
         r->checkpoint_steps = steps_done;
         r->bytes += checkpoint->size - r->checkpoint_bytes;
         r->checkpoint_bytes = checkpoint->size;
+        r->job.deaths = 0;
         progress(r, steps_done);
         index_lay(&t.k->ix, r);
     }
@@ -443,6 +444,21 @@ static int keeper_release(struct store *s, const char *id, uint64_t epoch, int64
         rc = turn_touch(&t, r);
     if (rc == 0)
         turn_discard(&t, record_abandon(t.k, r, now_ms));
+    return turn_end(&t, rc);
+}
+
+static int keeper_fault(struct store *s, const char *id, uint64_t epoch, int64_t now_ms,
+                        const struct err *why, struct err *e)
+{
+    struct turn t;
+    struct record *r = NULL;
+    int rc = turn_begin(&t, s, "fault", e);
+    if (rc == 0)
+        rc = find_leased(&t, id, epoch, &r);
+    if (rc == 0)
+        rc = turn_touch(&t, r);
+    if (rc == 0)
+        turn_discard(&t, record_crash(t.k, r, why->text, now_ms));
     return turn_end(&t, rc);
 }
 
@@ -637,6 +653,7 @@ static const struct store_ops operations = {
     .load_checkpoint = keeper_load_checkpoint,
     .finish = keeper_finish,
     .release = keeper_release,
+    .fault = keeper_fault,
     .change = keeper_change,
     .cancel = keeper_cancel,
     .ahead = keeper_ahead,

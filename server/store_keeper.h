@@ -16,6 +16,7 @@
  *
  * A heartbeat (renew) is not written: after a crash its owner is dead and its lease void.
  */
+#include "server/crash.h"
 #include "server/store_index.h"
 
 enum log_kind {
@@ -57,6 +58,7 @@ struct store_log_ops {
 
 struct store_log {
     const struct store_log_ops *ops;
+    const struct crash *crash; /* last words of the process before, or NULL */
 };
 
 /* Takes the log over, which may be NULL (and is the caller's on failure). Errors: NO_MEMORY, IO. */

@@ -255,7 +255,8 @@ static void revive(struct keeper *k, const struct store_index *old)
             return; /* no memory; its lease is over, so that tick does the same */
         enlist(k, r);
         r->job.revision += REVISION_LEAP;
-        blob_put(record_abandon(k, r, timing_wall_ms()));
+        blob_put(k->opened ? record_abandon(k, r, timing_wall_ms())
+                           : record_orphan(k, r, k->log->crash, timing_wall_ms()));
     }
 }
 
@@ -279,6 +280,7 @@ static void load(struct keeper *k)
         old = k->ix;
         k->ix = fresh;
         revive(k, &old);
+        k->opened = true;
     }
     const int jobs = k->ix.active + k->ix.ended;
     if (k->open.records)

@@ -22,6 +22,7 @@ struct keeper {
     pthread_cond_t wake, landed;
     struct store_index ix; /* guarded by mu, and so is all below */
     bool loaded;           /* ix is what the log has */
+    bool opened;           /* it was, at one time: whoever runs now is of this process */
     bool busy;             /* somebody works on the log: a batch, or loading */
     bool stop;
     struct batch open;
@@ -70,6 +71,12 @@ void record_start(struct keeper *k, struct record *r, int64_t now_ms, int64_t le
 void record_enqueue(struct keeper *k, struct record *r, int64_t now_ms);
 /* The owner of a running or canceling job has gone. */
 struct blob *record_abandon(struct keeper *k, struct record *r, int64_t now_ms);
+
+/* The worker of a running or canceling job failed or crashed over it; why, if that is the last time. */
+struct blob *record_crash(struct keeper *k, struct record *r, const char *why, int64_t now_ms);
+/* The same for a job whose daemon died, which it may be guilty of; `last` are the last words, or NULL. */
+struct blob *record_orphan(struct keeper *k, struct record *r, const struct crash *last,
+                           int64_t now_ms);
 
 /* STORE_UNAVAILABLE. */
 int keeper_fail_loading(struct err *e);

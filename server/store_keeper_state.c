@@ -1,6 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The transitions of a job. */
+#include "base/logger.h"
+#include "file/clip.h"
+#include "server/metrics.h"
 #include "server/store_keeper_internal.h"
+
+#include <stdio.h>
+#include <string.h>
 
 struct blob *record_end(struct keeper *k, struct record *r, enum job_state state, int64_t ended_ms)
 {
@@ -52,4 +58,59 @@ struct blob *record_abandon(struct keeper *k, struct record *r, int64_t now_ms)
         return record_end(k, r, JOB_CANCELED, now_ms);
     record_enqueue(k, r, now_ms);
     return NULL;
+}
+
+/* ---- crashes ---- */
+
+static struct blob *condemn(struct keeper *k, struct record *r, const char *why, int64_t now_ms)
+{
+    r->job.error_code = FAIL_CRASH_LOOP;
+    snprintf(r->job.error, sizeof r->job.error, "%.255s", why);
+    for (size_t n = strlen(r->job.error); !clip_is_utf8(r->job.error);)
+        r->job.error[--n] = '\0';
+    logger(LOGGER_WARN, "job_failed", "job=%s code=%s crashes=%d deaths=%d", r->job.id,
+           fail_name(FAIL_CRASH_LOOP), r->job.crashes, r->job.deaths);
+    return record_end(k, r, JOB_FAILED, now_ms);
+}
+
+struct blob *record_crash(struct keeper *k, struct record *r, const char *why, int64_t now_ms)
+{
+    char text[700];
+    index_lift(&k->ix, r);
+    r->job.crashes++;
+    index_lay(&k->ix, r);
+    metrics_add(METRIC_JOB_CRASHES, 1);
+    logger(LOGGER_WARN, "job_crashed", "job=%s crashes=%d error=%s", r->job.id, r->job.crashes,
+           logger_quote(why, text, sizeof text));
+    if (r->job.crashes < JOB_CRASHES_MAX || r->job.state == JOB_CANCELING)
+        return record_abandon(k, r, now_ms);
+    snprintf(text, sizeof text, "given up after %d crashes, the last of them: %s", r->job.crashes,
+             why);
+    return condemn(k, r, text, now_ms);
+}
+
+struct blob *record_orphan(struct keeper *k, struct record *r, const struct crash *last,
+                           int64_t now_ms)
+{
+    char text[128];
+    const bool blamed = last && crash_blames(last, &r->job);
+    if (last && !blamed)
+        return record_abandon(k, r, now_ms);
+    if (blamed && last->n == 1) {
+        crash_describe(last, text, sizeof text);
+        return record_crash(k, r, text, now_ms);
+    }
+    index_lift(&k->ix, r);
+    r->job.deaths++;
+    if (blamed && r->job.deaths < JOB_SUSPECT)
+        r->job.deaths = JOB_SUSPECT;
+    if (blamed && r->job.crashes == 0)
+        r->job.crashes = 1;
+    index_lay(&k->ix, r);
+    if (r->job.deaths < JOB_DEATHS_MAX || r->job.state == JOB_CANCELING)
+        return record_abandon(k, r, now_ms);
+    snprintf(text, sizeof text,
+             "the daemon died %d times while this job ran, the last %d without another beside it",
+             r->job.deaths, r->job.deaths - JOB_SUSPECT);
+    return condemn(k, r, text, now_ms);
 }

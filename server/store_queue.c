@@ -34,9 +34,32 @@ static bool goes_first(const struct store_index *ix, const struct record *a, con
     return precedes(ix, a, b);
 }
 
-struct record *queue_next(struct store_index *ix, enum job_type type, int64_t now_ms, int cap)
+/* The suspect that is to be claimed, when nothing runs. */
+static struct record *next_suspect(const struct store_index *ix, enum job_type type, int64_t now_ms)
 {
     struct record *best = NULL;
+    for (int priority = 0; priority < JOB_PRIORITIES; priority++) {
+        const struct heap *h = &ix->heaps[index_ready(type, priority)];
+        for (int i = 0; i < h->n; i++) {
+            struct record *r = h->items[i].r;
+            if (r->job.deaths < JOB_SUSPECT || is_late(r, now_ms))
+                continue;
+            if (!best || r->job.deaths < best->job.deaths ||
+                (r->job.deaths == best->job.deaths && precedes(ix, r, best)))
+                best = r;
+        }
+    }
+    return best;
+}
+
+struct record *queue_next(struct store_index *ix, enum job_type type, int64_t now_ms, int cap)
+{
+    const struct store_stats *s = &ix->stats;
+    struct record *best = s->suspects[type] > 0 ? next_suspect(ix, type, now_ms) : NULL;
+    if (s->suspects_running[type] > 0)
+        return NULL;
+    if (best)
+        return s->jobs[JOB_RUNNING][type] + s->jobs[JOB_CANCELING][type] > 0 ? NULL : best;
     for (int priority = 0; priority < JOB_PRIORITIES; priority++) {
         const struct heap *h = &ix->heaps[index_ready(type, priority)];
         for (int i = 0; i < h->n; i++) {

@@ -43,6 +43,7 @@ struct sqlite_log {
     pthread_mutex_t health_mu;
     bool sick;      /* guarded by health_mu */
     struct err why; /* the same */
+    struct crash crash;
 };
 
 static struct sqlite_log *log_of(struct store_log *l)
@@ -448,6 +449,8 @@ int store_sqlite_open(struct store **out, const char *directory, const struct st
         be_sick(l, &why);
         rc = 0;
     }
+    if (crash_read(l->directory, &l->crash))
+        l->log.crash = &l->crash;
     if (rc == 0)
         rc = keeper_open(out, limits, &l->log, &why);
     if (rc) {

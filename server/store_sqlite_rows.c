@@ -110,6 +110,8 @@ static const struct field fields[] = {
     MEMBER("deadline_ms", INT64, job.deadline_ms),
     MEMBER("expires_ms", INT64, job.expires_ms),
     MEMBER("attempts", INT, job.attempts),
+    MEMBER("crashes", INT, job.crashes),
+    MEMBER("deaths", INT, job.deaths),
     MEMBER("client", TEXT, job.client),
     MEMBER("model", TEXT, job.model),
     MEMBER("version", TEXT, job.version),

@@ -4,6 +4,7 @@
 #include "base/logger.h"
 #include "base/pool.h"
 #include "base/timing.h"
+#include "base/witness.h"
 #include "ebm/model.h"
 #include "learn/export.h"
 #include "learn/gradient.h"
@@ -351,6 +352,7 @@ static void *run_main(void *arg)
 {
     struct train_run *r = arg;
     enum train_end end = TRAIN_FAILED;
+    witness_set(witness_of(r->t.name));
     int rc = begin(r, &r->error);
     if (rc == 0)
         rc = make_steps(r, &r->error);

@@ -25,6 +25,7 @@ struct train_task {
     int threads; /* 0 = one a core */
     int nice;    /* added */
     int preview_every_steps;
+    const char *name;        /* for base/witness.h */
     void (*over)(void *ctx); /* from its thread, once, after which train_run_end tells how */
     void *ctx;
 };

@@ -50,6 +50,7 @@
     X(STORE_FULL, store_full)                                                                      \
     X(STORE_UNAVAILABLE, store_unavailable)                                                        \
     X(MODEL_GONE, model_gone)                                                                      \
+    X(CRASH_LOOP, crash_loop)                                                                      \
     X(BAD_MODEL, bad_model)                                                                        \
     X(BAD_FILE, bad_file)                                                                          \
     X(BAD_SETTING, bad_setting)                                                                    \

@@ -2,6 +2,7 @@
 #include "base/pool.h"
 
 #include "base/timing.h"
+#include "base/witness.h"
 
 #include <limits.h>
 #include <linux/futex.h>
@@ -35,7 +36,8 @@ struct pool {
     bool stop;
     void (*f)(void *, int, int);
     void *ctx;
-    int items; /* 0 = all together */
+    int items;              /* 0 = all together */
+    struct witness witness; /* the caller's */
     _Atomic int next;
     struct pool_worker workers[];
 };
@@ -97,6 +99,7 @@ static void *worker_main(void *arg)
         seen = gate_wait(&p->round, seen, seen != 0);
         if (p->stop)
             return NULL;
+        witness_set(p->witness);
         work(p, w->index);
         if (atomic_fetch_sub(&p->busy.word, 1) == 1)
             gate_wake(&p->busy);
@@ -140,6 +143,7 @@ static void run(struct pool *p, int items, void (*f)(void *, int, int), void *ct
     p->f = f;
     p->ctx = ctx;
     p->items = items;
+    p->witness = witness_get();
     atomic_store_explicit(&p->next, 0, memory_order_relaxed);
     publish(p);
     work(p, 0);

@@ -115,11 +115,11 @@ void stage_enter(struct stage *s, struct chain_group *g, int chain, int64_t now_
                                   .state = g->state[chain],
                                   .entered_ns = now_ns,
                                   .trace_first = g->state[chain].n_trace};
+    s->n++; /* from here on the worker works for it (base/witness.h) */
     memcpy(s->x + row * g->elements, g->x + from * g->elements, g->elements * sizeof *s->x);
     memcpy(s->y + row * k, g->y + from * k, k * sizeof *s->y);
     if (proposal_in(&s->slots[row]))
-        proposal_enter(s, s->n);
-    s->n++;
+        proposal_enter(s, (int)row);
 }
 
 void stage_save(struct stage *s, int i)

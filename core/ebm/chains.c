@@ -5,6 +5,7 @@
 #include "base/pin.h"
 #include "base/pool.h"
 #include "base/timing.h"
+#include "base/witness.h"
 #include "ebm/chains_internal.h"
 
 #include <math.h>
@@ -310,10 +311,19 @@ static void report_all(struct chains *c, struct chain_group *ended)
     pthread_mutex_lock(&c->mu);
 }
 
+/* The groups in the slots: ctx is the worker, which asks itself. */
+static void tell_groups(const void *ctx, struct witness_names *to)
+{
+    const struct stage *s = ((const struct worker *)ctx)->stage;
+    for (int i = 0; s && i < s->n; i++)
+        witness_add(to, s->slots[i].group->task.name);
+}
+
 static void *worker_main(void *arg)
 {
     struct worker *w = arg;
     struct chains *c = w->engine;
+    witness_set((struct witness){.tell = tell_groups, .ctx = w});
     if (c->settings.nice > 0)
         setpriority(PRIO_PROCESS, (id_t)gettid(), getpriority(PRIO_PROCESS, 0) + c->settings.nice);
     if (c->settings.pin)

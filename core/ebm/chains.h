@@ -48,6 +48,7 @@ struct chain_task {
     int rank;
     double rank_weight, weight;
     const char *owner;
+    const char *name; /* for base/witness.h, or NULL */
     /* Once, from a worker or from the caller of chain_group_cancel or chains_submit (a checkpoint
      * of a finished group), without locks: every chain has ended or left its slot. The group may be
      * freed from here on, also within. */

@@ -49,7 +49,7 @@ class Chaos:
         if not options.bare:
             os.symlink(jemd_test.MODEL, os.path.join(self.models, "sprites.safetensors"))
         self.documents = load.documents(options.seed, not options.bare)
-        self.flags = (*SETTINGS, "--models.directory=" + self.models)
+        self.flags = (*SETTINGS, f"--sampler.workers={options.workers}", "--models.directory=" + self.models)
         self.daemon = Daemon(*self.flags)
         self.clients, self.going_at_kill = [], []
 
@@ -210,7 +210,7 @@ class Chaos:
               f"{sum(attempts)} in all, resumed from a checkpoint: {resumed}")
         print("requests:", dict(counts))
         print("events:", {k: v for k, v in self.events.items() if not k.startswith(("model_", "job_state"))})
-        bad = {"store_failed", "job_lost", "job_commit_failed", "checkpoint_failed"} & set(self.events)
+        bad = {"store_failed", "job_lost", "checkpoint_failed", "job_crashed"} & set(self.events)
         assert not bad or self.may_lose, f"the log tells of {bad}"
 
 
@@ -221,6 +221,7 @@ def main():
     parser.add_argument("--signal", choices=("KILL", "TERM"), default="KILL")
     parser.add_argument("--mean", type=float, default=.8, help="seconds of a cycle")
     parser.add_argument("--patience", type=float, default=120, help="seconds for what is left at the end")
+    parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--bare", action="store_true", help="without the jobs of the real model")
     parser.add_argument("--damage", action="store_true", help="overwrite pages of the store between cycles")
     parser.add_argument("--log", help="append the daemon's log to this file")
