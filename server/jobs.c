@@ -23,7 +23,7 @@ void jobs_poke(struct jobs *j)
     pthread_mutex_unlock(&j->mu);
 }
 
-static void pin_model(struct jobs *j, const char *id, struct model *m)
+void jobs_pin_model(struct jobs *j, const char *id, struct model *m)
 {
     struct pin *pin = calloc(1, sizeof *pin);
     if (!pin)
@@ -32,9 +32,18 @@ static void pin_model(struct jobs *j, const char *id, struct model *m)
     pin->model = model_get(m);
     pin->accepted_ns = timing_ns();
     pthread_mutex_lock(&j->mu);
-    pin->next = j->pins;
-    j->pins = pin;
+    const struct pin *same = j->pins;
+    while (same && strcmp(same->id, id) != 0)
+        same = same->next;
+    if (!same) {
+        pin->next = j->pins;
+        j->pins = pin;
+    }
     pthread_mutex_unlock(&j->mu);
+    if (same) {
+        model_put(pin->model);
+        free(pin);
+    }
 }
 
 /* The job is over: how wrong the estimate was. */
@@ -286,7 +295,7 @@ int jobs_insert(struct jobs *j, const struct job *job, const char *key, const ch
 int jobs_accept(struct jobs *j, const struct job *job, struct model *m, const struct job_origin *by,
                 const char *digest, struct job *out, struct err *e)
 {
-    pin_model(j, job->id, m);
+    jobs_pin_model(j, job->id, m);
     const int rc = jobs_insert(j, job, by->key, digest, out, e);
     if (rc != 0) {
         unpin_model(j, job->id, JOB_FAILED);

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #pragma once
 /* Shared by jobs.c (acceptance, cancel, life cycle), jobs_run.c (the jobs thread: from claim to
- * commit), jobs_train.c (acceptance of training jobs) and jobs_train_run.c (their run),
- * jobs_predict.c and jobs_predict_run.c (the same of predictions); private to them. */
+ * commit), jobs_kept.c (jobs of a daemon before), jobs_train.c (acceptance of training jobs) and
+ * jobs_train_run.c (their run), jobs_predict.c and jobs_predict_run.c (the same of predictions);
+ * private to them. */
 #include "server/crash.h"
 #include "server/jobs.h"
 #include "server/train_run.h"
@@ -104,7 +105,8 @@ struct jobs {
     int n_predicting;
     size_t predicting_bytes;
     struct booking *bookings; /* guarded by mu */
-    bool joined;              /* of who stops and closes */
+    bool kept_known; /* pins and bookings of jobs that were kept are there; guarded by mu */
+    bool joined;     /* of who stops and closes */
 };
 
 /* Wakes the jobs thread. */
@@ -113,6 +115,11 @@ void jobs_poke(struct jobs *j);
 void jobs_announce(struct jobs *j, const struct job *job);
 /* The model a job was accepted for, one reference. Errors: MODEL_GONE. */
 int jobs_pinned_model(struct jobs *j, const struct job *job, struct model **out, struct err *e);
+/* Keeps m alive until the job ends, if it does not already. */
+void jobs_pin_model(struct jobs *j, const char *id, struct model *m);
+/* jobs_kept.c: once, as soon as the store can be asked: jobs that an earlier daemon accepted have their
+ * models and bookings again. Errors: those of list, NO_MEMORY. */
+int jobs_find_kept(struct jobs *j, struct err *e);
 /* jobs_announce of what the store has of the job now. */
 void jobs_announce_stored(struct jobs *j, const char *id);
 /* Fills in who submits: client and id. Errors: IO. */
@@ -137,6 +144,8 @@ void jobs_put_error(struct job *end, const struct err *why);
 int train_validate(struct jobs *j, json_t *root, struct job_estimate *out, struct err *e);
 int train_submit(struct jobs *j, json_t *root, const struct job_origin *by, const char *digest,
                  struct job *out, struct err *e);
+/* Books what a job that was kept has booked before. Errors: NO_MEMORY. */
+int train_book_again(struct jobs *j, const struct job *job, struct err *e);
 /* Lets the job's booking go, if it has one. */
 void train_unbook(struct jobs *j, const char *id);
 /* Where the data of a request are, with every link followed. Errors: NOT_FOUND, FORBIDDEN (outside of

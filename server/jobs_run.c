@@ -470,6 +470,7 @@ void *jobs_main(void *arg)
         tend_all(j); /* first: after a standstill our leases are renewed before they are judged */
         j->p.store->ops->tick(j->p.store, timing_wall_ms(), on_changed, j);
         events_tick(j->p.events, timing_ns());
+        jobs_find_kept(j, NULL);
         while (claim_one(j))
             continue;
         predict_tend(j, timing_wall_ms());

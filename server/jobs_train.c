@@ -28,18 +28,23 @@ static int refuse_booking(const struct booking *b, const struct booking *by, str
     return fail_at(e, "/version");
 }
 
-static int book(struct jobs *j, const struct booking *b, struct err *e)
+/* Adds a booking, unless it is in the way of another: then that is in *other, and the result 1. */
+static int try_to_book(struct jobs *j, const struct booking *b, struct booking *other,
+                       struct err *e)
 {
-    int rc = 0;
     struct booking *made = malloc(sizeof *made);
+    int rc = 0;
     if (!made)
         return fail(e, FAIL_NO_MEMORY, "no memory for one more job");
     *made = *b;
     pthread_mutex_lock(&j->mu);
-    for (const struct booking *at = j->bookings; at && rc == 0; at = at->next)
+    for (const struct booking *at = j->bookings; at && rc == 0; at = at->next) {
         if (strcmp(at->run, b->run) == 0 ||
-            (strcmp(at->name, b->name) == 0 && strcmp(at->version, b->version) == 0))
-            rc = refuse_booking(b, at, e);
+            (strcmp(at->name, b->name) == 0 && strcmp(at->version, b->version) == 0)) {
+            *other = *at;
+            rc = 1;
+        }
+    }
     if (rc == 0) {
         made->next = j->bookings;
         j->bookings = made;
@@ -48,6 +53,46 @@ static int book(struct jobs *j, const struct booking *b, struct err *e)
     if (rc != 0)
         free(made);
     return rc;
+}
+
+/* Whether a job that booked has ended without being heard of: it was lost, or its end came between. */
+static bool is_over(struct jobs *j, const char *id)
+{
+    struct job job;
+    const int rc = j->p.store->ops->get(j->p.store, id, &job, NULL);
+    if (rc != 0)
+        return rc == -FAIL_NOT_FOUND || rc == -FAIL_EXPIRED;
+    const bool over = job_state_is_terminal(job.state);
+    job_fini(&job);
+    return over;
+}
+
+static int book(struct jobs *j, const struct booking *b, struct err *e)
+{
+    struct booking other;
+    int rc = try_to_book(j, b, &other, e);
+    while (rc > 0 && is_over(j, other.id)) {
+        train_unbook(j, other.id);
+        rc = try_to_book(j, b, &other, e);
+    }
+    return rc > 0 ? refuse_booking(b, &other, e) : rc;
+}
+
+int train_book_again(struct jobs *j, const struct job *job, struct err *e)
+{
+    struct booking b = {0}, other;
+    json_t *root;
+    int rc = json_parse((const char *)job->request->bytes, job->request->size, &root, e);
+    if (rc != 0)
+        return rc == -FAIL_NO_MEMORY ? rc : 0; /* it will fail when it is begun with */
+    const char *run = json_string_value(json_object_get(root, "run"));
+    snprintf(b.id, sizeof b.id, "%s", job->id);
+    snprintf(b.run, sizeof b.run, "%s", run ? run : job->id);
+    snprintf(b.name, sizeof b.name, "%s", job->model);
+    snprintf(b.version, sizeof b.version, "%s", job->version);
+    json_decref(root);
+    rc = try_to_book(j, &b, &other, e);
+    return rc > 0 ? 0 : rc; /* it is there already */
 }
 
 void train_unbook(struct jobs *j, const char *id)
@@ -286,6 +331,8 @@ int train_submit(struct jobs *j, json_t *root, const struct job_origin *by, cons
     if (rc != 0)
         return rc;
     rc = describe(j, &job, &b, root, q, by, e);
+    if (rc == 0)
+        rc = jobs_find_kept(j, e);
     if (rc == 0)
         rc = book(j, &b, e);
     if (rc == 0) {

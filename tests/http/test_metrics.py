@@ -26,6 +26,7 @@ NAMES = {
     "jemd_job_backlog_work_seconds": ("gauge", ""),
     "jemd_job_cancel_latency_seconds": ("histogram", ""),
     "jemd_job_resumes_total": ("counter", ""),
+    "jemd_job_crashes_total": ("counter", ""),
     "jemd_chain_steps_total": ("counter", ""),
     "jemd_chain_slots": ("gauge", "state"),
     "jemd_chain_step_seconds": ("histogram", ""),

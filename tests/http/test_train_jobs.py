@@ -316,6 +316,23 @@ class Life(TrainCase):
         self.assertEqual(back["before"]["digest"], digest)
         self.assertEqual(self.states(), {"1": "serving", "2": "previous"})
 
+    def test_what_a_job_has_booked_is_still_booked_after_a_crash(self):
+        self.assertEqual(self.post("/v1/queue:pause").status, 200)
+        first = submit(self.daemon, job(recipe("7", **LONG), run="seven"), {"Idempotency-Key": "seven"})
+        self.daemon.kill()
+        self.daemon.start()
+        self.assertEqual(self.post("/v1/queue:pause").status, 200)
+        found = self.problem(self.post("/v1/jobs", job(recipe("8", **LONG), run="seven")), 409, "conflict")
+        self.assertEqual(found["errors"][0]["pointer"], "/run")
+        self.assertIn(first["id"], found["detail"])
+        found = self.problem(self.post("/v1/jobs", job(recipe("7", **LONG), run="other")), 409, "conflict")
+        self.assertEqual(found["errors"][0]["pointer"], "/version")
+        again = submit(self.daemon, job(recipe("7", **LONG), run="seven"), {"Idempotency-Key": "seven"})
+        self.assertEqual(again["id"], first["id"])
+        self.assertEqual(self.post("/v1/queue:resume").status, 200)
+        self.cancel(first["id"])
+        self.cancel(submit(self.daemon, job(recipe("7", **LONG), run="other"))["id"])
+
     def test_a_stopped_daemon_leaves_a_run_that_goes_on_to_the_same_bits(self):
         document = recipe("5", **MIDDLE)
         document["model"]["name"] = "bare"

@@ -134,6 +134,14 @@ static int anew_release(struct store *s, const char *id, uint64_t epoch, int64_t
     return anew_leave(in->ops->release(in, id, epoch, now_ms, err));
 }
 
+static int anew_fault(struct store *s, const char *id, uint64_t epoch, int64_t now_ms,
+                      const struct err *why, struct err *err)
+{
+    (void)s;
+    struct store *in = anew_enter();
+    return anew_leave(in->ops->fault(in, id, epoch, now_ms, why, err));
+}
+
 static int anew_change(struct store *s, const char *id, uint64_t revision,
                        const struct job_change *c, struct job *out, struct err *err)
 {
@@ -233,6 +241,7 @@ static int anew_begin(struct store **out, const struct store_limits *limits, str
         .load_checkpoint = anew_load_checkpoint,
         .finish = anew_finish,
         .release = anew_release,
+        .fault = anew_fault,
         .change = anew_change,
         .cancel = anew_cancel,
         .ahead = anew_ahead,
