@@ -44,7 +44,7 @@ LIBC = {name + ".h" for name in (
     "stdatomic stdbool stddef stdint stdio stdlib stdnoreturn string tgmath threads time uchar "
     "wchar wctype "
     # POSIX and glibc
-    "dirent dlfcn elf endian fcntl ftw getopt grp ifaddrs link malloc netdb poll pthread pwd regex sched "
+    "dirent dlfcn elf endian execinfo fcntl ftw getopt grp ifaddrs link malloc netdb poll pthread pwd regex sched "
     "semaphore spawn strings syslog termios unistd "
     # the compiler's
     "cpuid immintrin").split()}
