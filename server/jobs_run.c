@@ -151,10 +151,12 @@ static void end_run(struct run *run)
         e = store_error;
         rc = commit(run, state, &a, &e, &store_error);
     }
-    if (rc != 0) { /* CONFLICT: its deadline, or its lease, has ended it before */
+    if (rc == -FAIL_CONFLICT) {
+        logger(LOGGER_INFO, "job_had_ended", "job=%s", run->job.id); /* its deadline was seen first */
+    } else if (rc != 0) {
         char text[600];
-        logger(rc == -FAIL_CONFLICT ? LOGGER_INFO : LOGGER_ERROR, "job_commit_failed",
-               "job=%s error=%s", run->job.id, logger_quote(store_error.text, text, sizeof text));
+        logger(LOGGER_ERROR, "job_commit_failed", "job=%s error=%s", run->job.id,
+               logger_quote(store_error.text, text, sizeof text));
     }
     artifacts_fini(&a);
     if (rc == 0)
