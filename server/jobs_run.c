@@ -151,8 +151,8 @@ static void end_run(struct run *run)
         e = store_error;
         rc = commit(run, state, &a, &e, &store_error);
     }
-    if (rc == -FAIL_CONFLICT) {
-        logger(LOGGER_INFO, "job_had_ended", "job=%s", run->job.id); /* its deadline was seen first */
+    if (rc == -FAIL_CONFLICT) { /* the store has seen its deadline first */
+        logger(LOGGER_INFO, "job_had_ended", "job=%s", run->job.id);
     } else if (rc != 0) {
         char text[600];
         logger(LOGGER_ERROR, "job_commit_failed", "job=%s error=%s", run->job.id,

@@ -110,9 +110,10 @@ static const struct problem problems[FAIL_COUNT] = {
                                 "says why. Predictions go on; try jobs again later."},
     [FAIL_MODEL_GONE] = {410, "Model gone",
                          "The model a job was accepted for is not loaded any more."},
-    [FAIL_CRASH_LOOP] = {500, "Crash loop",
-                         "A job made its worker crash each time it was begun with, and is not tried "
-                         "again; report it with the job's id and the daemon's log."},
+    [FAIL_CRASH_LOOP] =
+        {500, "Crash loop",
+         "A job made its worker crash each time it was begun with, and is not tried "
+         "again; report it with the job's id and the daemon's log."},
     [FAIL_BAD_MODEL] = {500, "Broken model", "A model file does not describe a usable model."},
     [FAIL_BAD_FILE] = {500, "Broken file", "A file the daemon reads is damaged."},
     [FAIL_BAD_SETTING] = {500, "Bad setting", "A setting is wrong; see the daemon's log."},

@@ -205,8 +205,8 @@ struct store_ops {
      * Errors: CONFLICT (stale epoch, lost lease, ended). */
     int (*renew)(struct store *s, const char *id, uint64_t epoch, int64_t lease_until_ms,
                  long long steps_done, bool *cancel, struct err *e);
-    /* Replaces the job's checkpoint, or keeps the old one on failure; it is no suspect any more. Errors: CONFLICT,
-     * STORE_FULL (limit). */
+    /* Replaces the job's checkpoint, so that it is no suspect any more, or keeps the old one on
+     * failure. Errors: CONFLICT, STORE_FULL (limit). */
     int (*save_checkpoint)(struct store *s, const char *id, uint64_t epoch, struct blob *checkpoint,
                            long long steps_done, struct err *e);
     /* One reference in *out, NULL if there is none. */

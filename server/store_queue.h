@@ -7,7 +7,8 @@
  * for every 16 claims that it has waited through, so that nothing waits for ever; among these one of the
  * client that has the fewest jobs running; of these the first that became queued. When none may run, the
  * scheduled one that has been due longest. Suspects (JOB_SUSPECT) go before all others, those with the
- * fewest deaths first, each when nothing of its type runs, and nothing of the type runs beside one. Never one whose deadline has passed, or whose client has
+ * fewest deaths first, each when nothing of its type runs, and nothing of the type runs beside one.
+ * Never one whose deadline has passed, or whose client has
  * `cap` jobs running (0 = no cap). NULL = none. Looks at every queued job: microseconds for
  * hundreds. */
 struct record *queue_next(struct store_index *ix, enum job_type type, int64_t now_ms, int cap);

@@ -9,9 +9,9 @@
  *   kill    as worker, but the process is killed from outside, as for want of memory
  */
 #include <dlfcn.h>
-#include <png.h>
 #include <signal.h>
 #include <stdbool.h>
+#include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -38,10 +38,14 @@ void *memcpy(void *restrict to, const void *restrict from, size_t size)
     return memmove(to, from, size);
 }
 
-void png_set_IHDR(png_const_structrp png, png_inforp info, png_uint_32 width, png_uint_32 height,
-                  int depth, int colour, int interlace, int compression, int filter)
+/* libpng's, which a picture's size passes through. */
+void png_set_IHDR(void *png, void *info, uint32_t width, uint32_t height, int depth, int colour,
+                  int interlace, int compression, int filter);
+
+void png_set_IHDR(void *png, void *info, uint32_t width, uint32_t height, int depth, int colour,
+                  int interlace, int compression, int filter)
 {
-    void (*next)(png_const_structrp, png_inforp, png_uint_32, png_uint_32, int, int, int, int, int);
+    void (*next)(void *, void *, uint32_t, uint32_t, int, int, int, int, int);
     *(void **)&next = dlsym(RTLD_NEXT, "png_set_IHDR");
     if (is("render") && width > WIDE)
         abort();

@@ -1,7 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Who is held responsible when a daemon dies: last words, and what the job store makes of them. */
 #include "base/witness.h"
+#include "file/json.h"
 #include "server/crash.h"
+#include "server/store_sqlite_internal.h"
 #include "sqlite_kind.h"
 
 #include <signal.h>
@@ -304,8 +306,44 @@ static void failures_that_may_pass_are_tried_three_times(void **state)
     job_fini(&j);
 }
 
-/* A store that was closed with a lease, as in a test or after a drain that could not be written. */
-static void what_this_process_runs_is_not_taken_for_dead(void **state)
+/* Older versions wrote neither. */
+static void a_row_without_crashes_and_deaths_has_none(void **state)
+{
+    struct job j = new_job(1);
+    struct record *r = NULL, *old = NULL;
+    struct value v[JOB_COLUMNS];
+    char sum[65], *text = NULL;
+    json_t *root = NULL;
+    (void)state;
+    assert_int_equal(record_new(&r, &j, NULL, NULL, &e), 0);
+    r->seq = 1;
+    r->job.crashes = 2;
+    r->job.deaths = 5;
+    assert_int_equal(row_of_job(r, v, &text, sum, &e), 0);
+    assert_int_equal(row_to_job(v, &old, &e), 0);
+    assert_int_equal(old->job.crashes, 2);
+    assert_int_equal(old->job.deaths, 5);
+    record_free(old);
+    assert_int_equal(json_parse(text, strlen(text), &root, &e), 0);
+    assert_int_equal(json_object_del(root, "crashes"), 0);
+    assert_int_equal(json_object_del(root, "deaths"), 0);
+    free(text);
+    text = json_text(root, NULL);
+    assert_non_null(text);
+    v[2].bytes = text;
+    v[2].size = strlen(text);
+    assert_int_equal(row_to_job(v, &old, &e), 0);
+    assert_int_equal(old->job.crashes, 0);
+    assert_int_equal(old->job.deaths, 0);
+    assert_int_equal(old->job.attempts, r->job.attempts);
+    json_decref(root);
+    free(text);
+    record_free(old);
+    record_free(r);
+    job_fini(&j);
+}
+
+static void who_was_released_was_not_there_when_the_daemon_died(void **state)
 {
     (void)state;
     put_number(1);
@@ -329,7 +367,8 @@ int main(void)
         TEST(words_that_blame_nobody_are_held_against_nobody),
         TEST(a_job_that_was_to_be_canceled_is_canceled_after_a_crash),
         TEST(failures_that_may_pass_are_tried_three_times),
-        TEST(what_this_process_runs_is_not_taken_for_dead),
+        TEST(a_row_without_crashes_and_deaths_has_none),
+        TEST(who_was_released_was_not_there_when_the_daemon_died),
     };
 #undef TEST
     sqlite_begin();
