@@ -65,6 +65,7 @@ class Chaos:
             self.faults = faults.Faults(self.folder.name, self.store)
             self.daemon.environment.update(self.faults.environment())
         self.clients, self.going_at_kill, self.lost = [], [], set()
+        self.killed_early = 0  # before it was ready
 
     def close(self):
         self.stop = True
@@ -253,12 +254,15 @@ class Chaos:
             self.going_at_kill.append(sum(i.id is not None and not i.ended for i in self.items()))
             return self.end(number)
         length = self.rng.uniform(0, 2 * self.options.mean)
-        until = time.monotonic() + length
+        early = self.rng.random() < .25  # counted from the start, else from when it is ready
         self.spawn()
+        until = time.monotonic() + (length if early else patience(20))
         if self.await_ready(until):
-            time.sleep(max(0, until - time.monotonic()))
+            time.sleep(max(0, until - time.monotonic()) if early else length)
             self.check_clients()
             self.going_at_kill.append(sum(i.id is not None and not i.ended for i in self.items()))
+        else:
+            self.killed_early += 1
         return self.end(number)
 
     def run(self):
@@ -289,7 +293,9 @@ class Chaos:
         resumed = sum(i.ended["resumed_from_step"] is not None for i in self.items() if i.ended)
         kind = self.options.fault or "damage" * self.options.damage or "SIG" + self.options.signal
         print(f"{self.options.cycles} cycles of {kind} in {cycles_s:.0f} s; slowest end {slowest:.2f} s")
-        print(f"jobs going at the end of a cycle: {min(self.going_at_kill, default=0)} to {max(self.going_at_kill, default=0)}")
+        going = sorted(self.going_at_kill) or [0]
+        print(f"jobs going at the end of a cycle: {going[0]} to {going[-1]}, mostly {going[len(going) // 2]}; "
+              f"ended before it was ready: {self.killed_early} times")
         print(f"jobs: {len(self.items())}, {dict(states)}; attempts at most {max(attempts, default=0)}, "
               f"{sum(attempts)} in all, resumed from a checkpoint: {resumed}")
         print("requests:", dict(counts))
