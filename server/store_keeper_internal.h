@@ -74,7 +74,8 @@ struct blob *record_abandon(struct keeper *k, struct record *r, int64_t now_ms);
 
 /* The worker of a running or canceling job failed or crashed over it; why, if that is the last time. */
 struct blob *record_crash(struct keeper *k, struct record *r, const char *why, int64_t now_ms);
-/* The same for a job whose daemon died, which it may be guilty of; `last` are the last words, or NULL. */
+/* The same for a job whose daemon died, which it may be guilty of; `last` are the last words, or NULL.
+ * Words that name nobody say no more than none: not every thread has a witness. */
 struct blob *record_orphan(struct keeper *k, struct record *r, const struct crash *last,
                            int64_t now_ms);
 

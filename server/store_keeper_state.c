@@ -94,7 +94,7 @@ struct blob *record_orphan(struct keeper *k, struct record *r, const struct cras
 {
     char text[128];
     const bool blamed = last && crash_blames(last, &r->job);
-    if (last && !blamed)
+    if (last && last->n > 0 && !blamed)
         return record_abandon(k, r, now_ms);
     if (blamed && last->n == 1) {
         crash_describe(last, text, sizeof text);

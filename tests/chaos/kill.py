@@ -247,8 +247,11 @@ class Chaos:
             return 0
         if self.options.damage:
             number = self.rng.choice((signal.SIGKILL, signal.SIGTERM))
-            self.damage() if os.path.exists(os.path.join(self.store, "jobs.sqlite")) else self.spawn()
-            self.await_ready(time.monotonic() + patience(20))
+            if os.path.exists(os.path.join(self.store, "jobs.sqlite")):
+                self.damage()
+            else:
+                self.spawn()
+                self.await_ready(time.monotonic() + patience(20))
             time.sleep(self.rng.uniform(0, 2 * self.options.mean))
             self.check_clients()
             self.going_at_kill.append(sum(i.id is not None and not i.ended for i in self.items()))

@@ -265,14 +265,14 @@ static void suspects_without_words_take_turns(void **state)
         assert_counts(n, JOB_QUEUED, 0, JOB_SUSPECT + 3);
 }
 
-static void words_that_blame_nobody_are_held_against_nobody(void **state)
+static void words_that_name_nobody_say_no_more_than_none(void **state)
 {
     (void)state;
     put_number(1);
-    for (int i = 0; i < 20; i++) {
+    for (int i = 1; i < JOB_SUSPECT; i++) {
         assert_int_equal(claim(), 1);
         die(0, NULL);
-        assert_counts(1, JOB_QUEUED, 0, 0);
+        assert_counts(1, JOB_QUEUED, 0, i);
     }
 }
 
@@ -364,7 +364,7 @@ int main(void)
         TEST(of_several_each_is_tried_alone),
         TEST(who_is_killed_from_outside_is_innocent_as_long_as_it_goes_on),
         TEST(suspects_without_words_take_turns),
-        TEST(words_that_blame_nobody_are_held_against_nobody),
+        TEST(words_that_name_nobody_say_no_more_than_none),
         TEST(a_job_that_was_to_be_canceled_is_canceled_after_a_crash),
         TEST(failures_that_may_pass_are_tried_three_times),
         TEST(a_row_without_crashes_and_deaths_has_none),
