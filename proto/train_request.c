@@ -17,7 +17,7 @@ static bool is_name(const char *text)
 
 struct blob *train_request_text(const json_t *root)
 {
-    char *text = json_dumps(root, JSON_COMPACT | JSON_ENCODE_ANY | JSON_REAL_PRECISION(17));
+    char *text = json_text_exact(root);
     struct blob *made = text ? blob_copy(text, strlen(text)) : NULL;
     free(text);
     return made;

@@ -223,12 +223,15 @@ static json_t *provenance_json(const struct sample_request *q, const struct blob
     char seed[24];
     json_t *request = NULL, *mismatches = json_array();
     snprintf(seed, sizeof seed, "%" PRIu64, q->seed);
-    json_parse((const char *)request_text->bytes, request_text->size, &request, NULL);
+    if (json_parse((const char *)request_text->bytes, request_text->size, &request, NULL) != 0) {
+        json_decref(mismatches);
+        return NULL;
+    }
     for (int i = 0; q->sampler.start == START_BUFFER && i < q->n_conditions; i++)
         json_array_append_new(mismatches,
                               json_integer(start_buffer_mismatch(q->model, &q->conditions[i])));
     json_t *root =
-        json_pack("{s:s, s:s, s:s, s:s, s:{s:s, s:s, s:s}, s:o, s:o?}", "jemd", JEMD_VERSION,
+        json_pack("{s:s, s:s, s:s, s:s, s:{s:s, s:s, s:s}, s:o, s:o}", "jemd", JEMD_VERSION,
                   "compute", model_fingerprint(q->model), "rng", "philox4x32-10", "seed", seed,
                   "model", "name", q->model->d.name, "version", q->model->d.version, "digest",
                   q->model->digest, "sampler", sampler_json(&q->sampler), "request", request);
@@ -351,7 +354,7 @@ int artifacts_render(struct artifacts *out, const struct sample_request *q,
     struct artifacts a = {0};
     size_t size = 0;
     json_t *root = provenance_json(q, request_text);
-    char *provenance = root ? json_text(root, &size) : NULL;
+    char *provenance = json_text(root, &size);
     json_decref(root);
     a.list = calloc((size_t)q->n_chains + FIXED_ARTIFACTS, sizeof *a.list);
     int rc = a.list && provenance ? 0 : fail(e, FAIL_NO_MEMORY, "no memory for the artifacts");
@@ -369,10 +372,12 @@ int artifacts_render(struct artifacts *out, const struct sample_request *q,
             rc = render_result(&a, q, g, e);
     }
     free(provenance);
-    if (rc != 0)
-        artifacts_fini(&a);
-    else
+    if (rc == 0) {
         *out = a;
+    } else {
+        artifacts_fini(&a);
+        json_forget();
+    }
     return rc;
 }
 

@@ -397,7 +397,8 @@ void handle_job_list(struct call *c)
         rc = s->ops->list(s, &l.filter, l.cursor, jobs, l.limit, &n, &e);
     json_t *array = json_array();
     for (int i = 0; i < n; i++) {
-        json_array_append_new(array, job_json(&jobs[i], false));
+        if (json_array_append_new(array, job_json(&jobs[i], false)) != 0)
+            rc = fail(&e, FAIL_NO_MEMORY, "no memory for the list");
         job_fini(&jobs[i]);
     }
     free(jobs);

@@ -246,32 +246,48 @@ static int read_choice(struct choice *w, const json_t *root, struct err *e)
     return 0;
 }
 
+/* Whether a job cannot be canceled just now, which is not the same as that there is nothing to cancel. */
+static bool is_trouble(int rc)
+{
+    return rc == -FAIL_NO_MEMORY || rc == -FAIL_STORE_FULL || rc == -FAIL_STORE_UNAVAILABLE;
+}
+
 /* Cancels one; what has ended, is gone or is not the caller's to cancel is left out of the answer. */
-static void cancel_one(struct call *c, const struct job *seen, json_t *done)
+static int cancel_one(struct call *c, const struct job *seen, json_t *done, struct err *e)
 {
     struct job job;
-    if (job_state_is_terminal(seen->state) || call_allows(c, job_scope(seen->type), NULL) != 0 ||
-        jobs_cancel(c->app->jobs, seen->id, &job, NULL) != 0)
-        return;
+    if (job_state_is_terminal(seen->state) || call_allows(c, job_scope(seen->type), NULL) != 0)
+        return 0;
+    const int rc = jobs_cancel(c->app->jobs, seen->id, &job, e);
+    if (rc != 0)
+        return is_trouble(rc) ? rc : 0;
     if (job.state == JOB_CANCELING || job.state == JOB_CANCELED) /* it may have ended meanwhile */
         json_array_append_new(
             done, json_pack("{s:s, s:s}", "id", job.id, "state", job_state_names[job.state]));
     job_fini(&job);
+    return 0;
 }
 
-static void cancel_named(struct call *c, const json_t *ids, json_t *done)
+static int cancel_named(struct call *c, const json_t *ids, json_t *done, struct err *e)
 {
     struct store *s = c->app->store;
     struct job job;
     const json_t *id;
     size_t i;
+    int rc = 0;
     json_array_foreach(ids, i, id)
     {
-        if (!json_is_string(id) || s->ops->get(s, json_string_value(id), &job, NULL) != 0)
+        const int found =
+            json_is_string(id) ? s->ops->get(s, json_string_value(id), &job, e) : -FAIL_NOT_FOUND;
+        if (found != 0 && !is_trouble(found))
             continue;
-        cancel_one(c, &job, done);
-        job_fini(&job);
+        rc = found != 0 ? found : cancel_one(c, &job, done, e);
+        if (found == 0)
+            job_fini(&job);
+        if (rc != 0)
+            break;
     }
+    return rc;
 }
 
 static int cancel_found(struct call *c, const struct choice *w, json_t *done, struct err *e)
@@ -282,8 +298,9 @@ static int cancel_found(struct call *c, const struct choice *w, json_t *done, st
     int rc = page ? 0 : fail(e, FAIL_NO_MEMORY, "no memory for the list"), n = 0;
     do {
         rc = rc == 0 ? s->ops->list(s, &w->filter, cursor, page, PAGE, &n, e) : rc;
-        for (int i = 0; rc == 0 && i < n; i++) {
-            cancel_one(c, &page[i], done);
+        const bool listed = rc == 0;
+        for (int i = 0; listed && i < n; i++) {
+            rc = rc == 0 ? cancel_one(c, &page[i], done, e) : rc;
             job_fini(&page[i]);
         }
     } while (rc == 0 && cursor[0]);
@@ -300,7 +317,7 @@ void handle_jobs_cancel(struct call *c)
     if (rc == 0)
         rc = read_choice(&w, root, &e);
     if (rc == 0 && w.ids)
-        cancel_named(c, w.ids, done);
+        rc = cancel_named(c, w.ids, done, &e);
     else if (rc == 0)
         rc = cancel_found(c, &w, done, &e);
     json_decref(root);

@@ -171,10 +171,26 @@ static struct MHD_Response *make_body(struct request *r, const struct http_reply
     return m;
 }
 
-static void add_header(struct MHD_Response *m, const char *name, const char *value)
+static bool add_header(struct MHD_Response *m, const char *name, const char *value)
 {
-    if (MHD_add_response_header(m, name, value) != MHD_YES)
+    const bool added = MHD_add_response_header(m, name, value) == MHD_YES;
+    if (!added)
         logger(LOGGER_ERROR, "reply_header_refused", "name=%s", name);
+    return added;
+}
+
+static bool add_headers(struct MHD_Response *m, const struct request *r,
+                        const struct http_reply *reply)
+{
+    bool whole =
+        add_header(m, "X-Request-Id", r->id) && add_header(m, "X-Content-Type-Options", "nosniff");
+    if (reply->close || atomic_load(&r->http->quiesced))
+        whole = whole && add_header(m, "Connection", "close");
+    if (reply->content_type)
+        whole = whole && add_header(m, "Content-Type", reply->content_type);
+    for (int i = 0; whole && i < reply->n_headers; i++)
+        whole = add_header(m, reply->headers[i].name, reply->headers[i].value);
+    return whole;
 }
 
 static struct MHD_Response *make_response(struct request *r, const struct http_reply *reply)
@@ -185,15 +201,12 @@ static struct MHD_Response *make_response(struct request *r, const struct http_r
         logger(LOGGER_ERROR, "reply_no_memory", "request=%s", r->id);
         return NULL;
     }
-    if (reply->close || atomic_load(&r->http->quiesced))
-        add_header(m, "Connection", "close");
-    if (reply->content_type)
-        add_header(m, "Content-Type", reply->content_type);
-    for (int i = 0; i < reply->n_headers; i++)
-        add_header(m, reply->headers[i].name, reply->headers[i].value);
-    add_header(m, "X-Request-Id", r->id);
-    add_header(m, "X-Content-Type-Options", "nosniff");
-    return m;
+    if (add_headers(m, r, reply))
+        return m;
+    /* Without one of them it says something else: no answer is better. */
+    r->stream = NULL;
+    MHD_destroy_response(m);
+    return NULL;
 }
 
 void http_reply(struct request *r, const struct http_reply *reply)

@@ -263,10 +263,9 @@ static void accept_again(struct http *h, int64_t now)
     if (h->accept_again_ms == 0 || now < h->accept_again_ms)
         return;
     struct epoll_event ev = {.events = EPOLLIN, .data.u64 = 1};
-    h->accept_again_ms = 0;
     pthread_mutex_lock(&h->mu);
-    if (h->listen_fd >= 0)
-        epoll_ctl(h->epoll_fd, EPOLL_CTL_MOD, h->listen_fd, &ev);
+    if (h->listen_fd < 0 || epoll_ctl(h->epoll_fd, EPOLL_CTL_MOD, h->listen_fd, &ev) == 0)
+        h->accept_again_ms = 0; /* else at the next tick */
     pthread_mutex_unlock(&h->mu);
 }
 

@@ -14,11 +14,13 @@ static json_t *time_json(int64_t ms)
     return json_string(text);
 }
 
+/* NULL when there is no memory. */
 static json_t *parsed(const struct blob *text)
 {
     json_t *value = NULL;
-    if (!text || json_parse((const char *)text->bytes, text->size, &value, NULL) != 0)
+    if (!text)
         return json_null();
+    json_parse((const char *)text->bytes, text->size, &value, NULL);
     return value;
 }
 
@@ -85,9 +87,10 @@ json_t *job_json(const struct job *j, bool with_result)
     if (!root)
         return NULL;
     add_times(root, j);
-    if (with_result) {
-        json_object_set_new(root, "request", parsed(j->request));
-        json_object_set_new(root, "result", parsed(j->result));
+    if (with_result && (json_object_set_new(root, "request", parsed(j->request)) != 0 ||
+                        json_object_set_new(root, "result", parsed(j->result)) != 0)) {
+        json_decref(root);
+        return NULL;
     }
     return root;
 }

@@ -289,7 +289,9 @@ int jobs_insert(struct jobs *j, const struct job *job, const char *key, const ch
                 struct job *out, struct err *e)
 {
     const int rc = j->p.store->ops->insert(j->p.store, job, key, digest, out, e);
-    return rc == 0 ? j->p.store->ops->get(j->p.store, job->id, out, e) : rc;
+    if (rc == 0 && j->p.store->ops->get(j->p.store, job->id, out, NULL) != 0)
+        job_admit(out, job); /* it is accepted, whatever keeps us from looking at it */
+    return rc;
 }
 
 int jobs_accept(struct jobs *j, const struct job *job, struct model *m, const struct job_origin *by,

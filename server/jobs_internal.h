@@ -11,7 +11,7 @@
 #include <pthread.h>
 #include <stdatomic.h>
 
-enum { RUN_PATH = 512 };
+enum { RUN_PATH = 512, MISSED_MAX = 64 };
 
 /* A claimed job on its way through the engine. The jobs thread makes and frees it. */
 struct run {
@@ -105,6 +105,9 @@ struct jobs {
     int n_predicting;
     size_t predicting_bytes;
     struct booking *bookings; /* guarded by mu */
+    /* Whose change is still to be told, since the store could not be asked; guarded by mu. */
+    char missed[MISSED_MAX][JOB_ID_SIZE];
+    int n_missed;
     bool kept_known; /* pins and bookings of jobs that were kept are there; guarded by mu */
     bool joined;     /* of who stops and closes */
 };
@@ -120,7 +123,7 @@ void jobs_pin_model(struct jobs *j, const char *id, struct model *m);
 /* jobs_kept.c: once, as soon as the store can be asked: jobs that an earlier daemon accepted have their
  * models and bookings again. Errors: those of list, NO_MEMORY. */
 int jobs_find_kept(struct jobs *j, struct err *e);
-/* jobs_announce of what the store has of the job now. */
+/* jobs_announce of what the store has of the job now; where it cannot say, as soon as it can. */
 void jobs_announce_stored(struct jobs *j, const char *id);
 /* Fills in who submits: client and id. Errors: IO. */
 int jobs_sign(struct job *job, const struct job_origin *by, struct err *e);

@@ -20,10 +20,34 @@ enum { RUNS_MAX = 64, TICK_MS = 100, PROGRESS_MS = 500 };
 void jobs_announce_stored(struct jobs *j, const char *id)
 {
     struct job now;
-    if (j->p.store->ops->get(j->p.store, id, &now, NULL) != 0)
+    struct err e;
+    if (j->p.store->ops->get(j->p.store, id, &now, &e) == 0) {
+        jobs_announce(j, &now);
+        job_fini(&now);
         return;
-    jobs_announce(j, &now);
-    job_fini(&now);
+    }
+    if (e.code == FAIL_NOT_FOUND || e.code == FAIL_EXPIRED)
+        return;
+    pthread_mutex_lock(&j->mu);
+    if (j->n_missed < MISSED_MAX)
+        snprintf(j->missed[j->n_missed++], JOB_ID_SIZE, "%s", id);
+    pthread_mutex_unlock(&j->mu);
+}
+
+/* Once more what could not be told. */
+static void announce_missed(struct jobs *j)
+{
+    char id[JOB_ID_SIZE];
+    pthread_mutex_lock(&j->mu);
+    int n = j->n_missed;
+    while (n-- > 0) {
+        memcpy(id, j->missed[0], sizeof id);
+        memmove(j->missed[0], j->missed[1], (size_t)--j->n_missed * sizeof id);
+        pthread_mutex_unlock(&j->mu);
+        jobs_announce_stored(j, id);
+        pthread_mutex_lock(&j->mu);
+    }
+    pthread_mutex_unlock(&j->mu);
 }
 
 static void on_changed(void *ctx, const struct job *job)
@@ -471,6 +495,7 @@ void *jobs_main(void *arg)
     while (!stopping(j)) {
         tend_all(j); /* first: after a standstill our leases are renewed before they are judged */
         j->p.store->ops->tick(j->p.store, timing_wall_ms(), on_changed, j);
+        announce_missed(j);
         events_tick(j->p.events, timing_ns());
         jobs_find_kept(j, NULL);
         while (claim_one(j))

@@ -176,11 +176,24 @@ static void mend(char *text)
     }
 }
 
+#define NO_MEMORY_BODY                                                                             \
+    "{\"type\":\"/problems/no_memory\",\"title\":\"Out of memory\",\"status\":503,"                \
+    "\"code\":\"no_memory\",\"detail\":\"no memory for the answer; try again later\","             \
+    "\"instance\":\"\",\"request_id\":\"see X-Request-Id\"}"
+
+struct blob *problem_without_memory(void)
+{
+    static struct blob body = {
+        .refs = 1, .size = sizeof NO_MEMORY_BODY - 1, .bytes = NO_MEMORY_BODY};
+    return blob_get(&body);
+}
+
 struct blob *problem_body(const struct err *why, const char *instance, const char *request_id)
 {
     struct err mended = *why;
     const struct err *const e = &mended;
     mend(mended.text);
+    json_forget();
     char type[80];
     snprintf(type, sizeof type, "/problems/%s", fail_name(e->code));
     json_t *root = json_pack("{s:s, s:s, s:i, s:s, s:s, s:s, s:s}", "type", type, "title",

@@ -16,3 +16,5 @@ const char *problem_help(enum fail_code code);
 enum fail_code problem_find(const char *name);
 /* {type,title,status,code,detail,instance,request_id,errors:[…]}; NULL when out of memory. */
 struct blob *problem_body(const struct err *e, const char *instance, const char *request_id);
+/* What is said then, always the same; one reference. */
+struct blob *problem_without_memory(void);

@@ -181,6 +181,10 @@ static void fill_problem(struct http_reply *reply, const struct request *r, cons
     reply->status = problem_status(e->code);
     reply->content_type = PROBLEM_CONTENT_TYPE;
     reply->body = problem_body(e, request_path(r), request_id(r));
+    if (!reply->body) {
+        reply->status = problem_status(FAIL_NO_MEMORY);
+        reply->body = problem_without_memory();
+    }
     add_header(reply, "Cache-Control", "no-store");
 }
 
@@ -326,7 +330,9 @@ static int admit(void *ctx, struct request *r, size_t *max_body_bytes)
     struct err e;
     struct call *c = calloc(1, sizeof *c);
     if (!c) {
-        struct http_reply reply = {.status = 503, .close = true};
+        struct http_reply reply = {.close = true};
+        fail(&e, FAIL_NO_MEMORY, "no memory for the request");
+        fill_problem(&reply, r, &e);
         http_reply(r, &reply);
         return -1;
     }

@@ -124,8 +124,7 @@ int calibrate_write(const struct model *m, const struct calibration *c, const ch
 {
     int rc = 0;
     json_t *root = describe(m, c);
-    /* json_text rounds to a float's digits; the description keeps its doubles */
-    char *text = root ? json_dumps(root, JSON_COMPACT | JSON_REAL_PRECISION(17)) : NULL;
+    char *text = json_text_exact(root);
     struct tensor *tensors = calloc(safetensors_count(m->file) + 1, sizeof *tensors);
     if (text && tensors) {
         const struct tensor_metadata meta[] = {{"format", "jemd"}, {"jemd", text}};

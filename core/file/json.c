@@ -10,6 +10,28 @@
 #include <stdlib.h>
 #include <string.h>
 
+/* Whether jansson has lacked memory on this thread: its builders then leave a member out, and who calls
+ * them need not look each time, since no text is made of what was built meanwhile. */
+static _Thread_local bool lost;
+
+static void *allocate(size_t size)
+{
+    void *p = malloc(size);
+    lost |= !p;
+    return p;
+}
+
+/* Before main: jansson wants to know before it has allocated anything. */
+__attribute__((constructor)) static void watch_memory(void)
+{
+    json_set_alloc_funcs(allocate, free);
+}
+
+void json_forget(void)
+{
+    lost = false;
+}
+
 /* Checks both limits without building anything. Up to the first mistake in the text this sees the
  * same strings as jansson, and jansson stops there. */
 static int scan(const char *bytes, size_t size, const struct json_limits *limits, struct err *e)
@@ -66,10 +88,8 @@ static struct clip literal_before(const char *bytes, size_t end)
     return (struct clip){0};
 }
 
-static int explain(const char *bytes, size_t size, const json_error_t *j, struct err *e)
+static int explain(const char *bytes, const json_error_t *j, struct err *e)
 {
-    if (j->text[0] == '\0' || json_error_code(j) == json_error_out_of_memory)
-        return fail(e, FAIL_NO_MEMORY, "out of memory while parsing %zu bytes of JSON", size);
     if (json_error_code(j) == json_error_duplicate_key) {
         const struct clip key = literal_before(bytes, (size_t)j->position);
         return fail(e, FAIL_DUPLICATE_KEY,
@@ -93,10 +113,18 @@ int json_parse_limited(const char *bytes, size_t size, const struct json_limits 
     const int rc = scan(bytes, size, limits, e);
     if (rc)
         return rc;
+    const bool before = lost;
+    lost = false;
     json_error_t j = {0};
     json_t *value = json_loadb(bytes, size, JSON_REJECT_DUPLICATES | JSON_DECODE_ANY, &j);
+    const bool short_of_memory = lost;
+    lost = before;
+    if (short_of_memory) {
+        json_decref(value);
+        return fail(e, FAIL_NO_MEMORY, "out of memory while parsing %zu bytes of JSON", size);
+    }
     if (!value)
-        return explain(bytes, size, &j, e);
+        return explain(bytes, &j, e);
     *out = value;
     return 0;
 }
@@ -107,12 +135,28 @@ int json_parse(const char *bytes, size_t size, json_t **out, struct err *e)
     return json_parse_limited(bytes, size, &limits, out, e);
 }
 
+static char *text_of(const json_t *value, size_t flags)
+{
+    char *text = value && !lost ? json_dumps(value, JSON_COMPACT | JSON_ENCODE_ANY | flags) : NULL;
+    if (lost) { /* which json_dumps need not notice either */
+        free(text);
+        text = NULL;
+    }
+    lost = false;
+    return text;
+}
+
 char *json_text(const json_t *value, size_t *size)
 {
-    char *text = json_dumps(value, JSON_COMPACT | JSON_ENCODE_ANY | JSON_REAL_PRECISION(9));
+    char *text = text_of(value, JSON_REAL_PRECISION(9));
     if (text && size)
         *size = strlen(text);
     return text;
+}
+
+char *json_text_exact(const json_t *value)
+{
+    return text_of(value, JSON_REAL_PRECISION(17));
 }
 
 static const char *type_name(const json_t *value)
@@ -189,7 +233,7 @@ void json_reader_pointer(const struct json_reader *r, const char *name, char *ou
 struct blob *json_blob(json_t *value)
 {
     size_t size;
-    char *text = value ? json_text(value, &size) : NULL;
+    char *text = json_text(value, &size);
     struct blob *b = text ? blob_copy(text, size) : NULL;
     free(text);
     json_decref(value);

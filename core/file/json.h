@@ -34,9 +34,14 @@ struct json_limits {
 int json_parse_limited(const char *bytes, size_t size, const struct json_limits *limits,
                        json_t **out, struct err *e);
 /* Compact text, reals with 9 significant digits (float precision), keys in insertion order.
- * malloc'd and NUL-terminated, caller frees; *size (may be NULL) without the NUL. NULL when out of
- * memory. */
+ * malloc'd and NUL-terminated, caller frees; *size (may be NULL) without the NUL. NULL when value is, or
+ * when this thread was out of memory at any moment since its last text: jansson's builders leave out
+ * what they have no memory for, so there is a whole document or none. */
 char *json_text(const json_t *value, size_t *size);
+/* The same with all digits of a double. */
+char *json_text_exact(const json_t *value);
+/* For who has failed for want of memory and says so: the next text begins anew. */
+void json_forget(void);
 
 /* The same as a blob with one reference; value (may be NULL) loses one. NULL when it was NULL or there
  * is no memory. */

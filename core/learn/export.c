@@ -245,7 +245,7 @@ static size_t list_tensors(const struct contents *c, struct tensor *out)
 static int write_file(const struct contents *c, json_t *provenance, const char *path, struct err *e)
 {
     json_t *root = describe(c, provenance);
-    char *text = root ? json_dumps(root, JSON_COMPACT | JSON_REAL_PRECISION(17)) : NULL;
+    char *text = json_text_exact(root);
     struct tensor *tensors = calloc((size_t)c->parameters.n_tensors + 5, sizeof *tensors);
     int rc = 0;
     if (text && tensors) {
