@@ -383,7 +383,8 @@ static void shorten_log(struct sqlite_log *l)
 static void probe(struct sqlite_log *l)
 {
     struct err e;
-    if (l->open && !l->stale && log_health(&l->log, NULL) != 0)
+    const bool trusted = l->open && !l->stale && !l->suspect && !l->damaged;
+    if (trusted && log_health(&l->log, NULL) != 0)
         commit(l, NULL, &e);
 }
 

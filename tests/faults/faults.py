@@ -8,8 +8,10 @@ import re
 import struct
 import subprocess
 
+from jemd_test import BIN
+
 LIBRARY = os.environ.get("JEMD_FAULTS_LIBRARY") or os.path.join(
-    os.path.dirname(os.environ.get("JEMD_BIN", "")), "..", "tests", "libfaults.so")
+    os.path.dirname(BIN), "..", "tests", "libfaults.so")
 
 # As in faults.c.
 CALLS = ("alloc", "open", "read", "write", "sync", "truncate", "rename", "mmap", "thread", "accept",
@@ -34,7 +36,7 @@ class Faults:
     def environment(self):
         """Under AddressSanitizer (a shared one) its allocator comes after ours."""
         # pylint: disable=consider-using-with
-        linked = subprocess.run(["ldd", os.environ["JEMD_BIN"]], capture_output=True, text=True,
+        linked = subprocess.run(["ldd", BIN], capture_output=True, text=True,
                                 check=False).stdout
         asan = re.search(r"(/\S*libasan\S*)", linked)
         preload = [LIBRARY] + ([asan.group(1)] if asan else [])

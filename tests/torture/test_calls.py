@@ -16,6 +16,8 @@ import os
 import random
 import re
 import shutil
+import signal
+import subprocess
 import sys
 import tempfile
 import threading
@@ -28,7 +30,7 @@ sys.path[:0] = [os.path.join(SOURCE, "tests", "http"), os.path.join(SOURCE, "tes
 # pylint: disable=wrong-import-position
 import faults  # noqa: E402
 from faults import CALLS, Faults  # noqa: E402
-from jemd_test import ENDED, Answer, Daemon, patience, wait_until  # noqa: E402
+from jemd_test import BIN, ENDED, Answer, Daemon, patience, wait_until  # noqa: E402
 from train_help import by_command, recipe, stripes  # noqa: E402
 
 SECONDS = float(os.environ.get("JEMD_TORTURE_SECONDS", "6"))
@@ -82,6 +84,8 @@ class Stream(threading.Thread):
 class Torture(unittest.TestCase):
     @classmethod
     def setUpClass(cls):
+        if "libtsan" in subprocess.run(["ldd", BIN], capture_output=True, text=True, check=False).stdout:
+            raise unittest.SkipTest("nothing can be preloaded before ThreadSanitizer")
         cls.root = cls.enterClassContext(tempfile.TemporaryDirectory(prefix="jemd-torture-"))
         data = os.path.join(cls.root, "stripes")
         for split, rows in (("train", 64), ("calib", 40), ("test", 48)):
@@ -195,9 +199,13 @@ class Torture(unittest.TestCase):
         """name -> SHA-256, of what can be fetched."""
         out = {}
         for a in ended["result"]["artifacts"]:
-            answer = self.ask("GET", ended["links"]["artifacts"] + a["name"])
-            if answer is None or answer.status != 200:
-                self.broken(f"an artifact is not there: {a['name']} of {ended['id']}: {answer!r}")
+            until = time.monotonic() + patience(10)
+            while True:  # a store that doubts its file opens it anew
+                answer = self.ask("GET", ended["links"]["artifacts"] + a["name"])
+                if answer is not None and answer.status == 200:
+                    break
+                if time.monotonic() > until or answer is None or answer.status != 503:
+                    self.broken(f"an artifact is not there: {a['name']} of {ended['id']}: {answer!r}")
             out[a["name"]] = hashlib.sha256(answer.body).hexdigest()
             self.assertEqual(out[a["name"]], a["sha256"])
         return out
@@ -215,10 +223,12 @@ class Torture(unittest.TestCase):
             want = self.expected.setdefault(json.dumps(request), got)
             if got != want:
                 self.broken(f"job {ended['id']} has other artifacts than before")
-        self.struck["jobs " + state] += 1
+        self.struck[state + (" " + ended["error"]["code"] if ended["error"] else "")] += 1
 
     def settle(self, streams):
         """Without faults: every accepted job ends, every stream does, nothing stays open."""
+        wait_until(lambda: all(c["ok"] for c in self.ask("GET", "/readyz?verbose").json()["checks"]), 30,
+                   "the store is well again")
         until = time.monotonic() + patience(30)
         for job_id, request in list(self.ledger.open.items()):
             while True:
@@ -238,10 +248,6 @@ class Torture(unittest.TestCase):
             stream.join(patience(30))
             if stream.is_alive() or stream.late:
                 self.broken(f"the stream {stream.path} does not end")
-        checks = wait_until(lambda: self.ask("GET", "/readyz?verbose"), 10).json()["checks"]
-        if not all(c["ok"] for c in checks):
-            wait_until(lambda: all(c["ok"] for c in
-                                   self.ask("GET", "/readyz?verbose").json()["checks"]), 30, "ready")
 
     def round(self, how, nth=1, calls=CALLS):
         """The number of calls that were counted; how many failed is in self.failed."""
@@ -276,7 +282,55 @@ class Torture(unittest.TestCase):
         if leak:
             self.broken(leak.group(0)[:4000])
 
+    # stopping and starting
+
+    def fall(self, size):
+        """SIGTERM while jobs run, with a fault on the way; how many calls were counted."""
+        self.faults.arm(faults.ONCE if size else faults.COUNT, nth=self.random.randrange(1, size + 2))
+        self.daemon.signal(signal.SIGTERM)
+        try:
+            code = self.daemon.wait_exit(40)
+        except subprocess.TimeoutExpired:
+            self.broken("it does not end")
+        if code < 0:
+            self.broken("it crashed while it was stopped")
+        self.failed += self.faults.off()
+        return self.faults.get("counted")
+
+    def rise(self, size):
+        """Starts with a fault on the way: it is ready in the end or says why not."""
+        self.faults.arm(faults.ONCE if size else faults.COUNT, nth=self.random.randrange(1, size + 2))
+        self.daemon.spawn()
+        wait_until(lambda: self.daemon.process.poll() is not None or self.daemon.logged("ready"), 30,
+                   "the start")
+        code = self.daemon.process.poll()
+        self.failed += self.faults.off()
+        counted = self.faults.get("counted")
+        if code is not None and (code < 0 or not self.daemon.log().strip()):
+            self.broken("it crashed while it started")
+        self.daemon.kill()
+        self.daemon.start()
+        return counted
+
     # the tests
+
+    def test_a_stop_or_a_start_in_which_a_call_fails_loses_no_job(self):
+        self.files, self.failed = self.daemon.open_files(), 0
+        stopping = starting = 0
+        until = time.monotonic() + SECONDS / 2
+        while time.monotonic() < until or self.failed == 0:
+            self.rounds += 1
+            for document in (job(500, seed="9"), job(), job(500, seed="10")):
+                if not self.ledger.accept(self.ask("POST", "/v1/jobs", document), document):
+                    self.broken("a job was not accepted")
+            time.sleep(self.random.random() * 0.3)
+            stopping = max(stopping, self.fall(stopping))
+            starting = max(starting, self.rise(starting))
+            self.settle([])
+        self.restart()
+        self.end()
+        print(f"torture: seed {SEED}, {self.rounds} stops and starts, {self.failed} calls failed of some "
+              f"{stopping} and {starting}, {dict(self.struck)}", file=sys.stderr)
 
     def test_each_call_fails_once(self):
         self.files = self.daemon.open_files()

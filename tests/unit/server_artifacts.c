@@ -5,6 +5,7 @@
 #include "file/safetensors.h"
 #include "server/artifacts.h"
 #include "unit/server_help.h"
+#include "unit/test_allocations.h"
 
 enum { CHAINS = 5 };
 
@@ -122,6 +123,42 @@ static void two_renders_give_identical_bytes(void **state)
     artifacts_fini(&a);
     artifacts_fini(&b);
     assert_null(a.list);
+}
+
+static void the_same_bytes(const struct artifacts *a, const struct artifacts *b)
+{
+    assert_int_equal(a->n, b->n);
+    for (int i = 0; i < a->n; i++) {
+        assert_string_equal(a->list[i].name, b->list[i].name);
+        assert_string_equal(a->list[i].sha256, b->list[i].sha256);
+    }
+    assert_int_equal(a->result->size, b->result->size);
+    assert_memory_equal(a->result->bytes, b->result->bytes, a->result->size);
+}
+
+/* Each allocation fails once. The chains rest meanwhile. */
+static void what_lacks_memory_is_not_rendered_in_part(void **state)
+{
+    (void)state;
+    run(request_json);
+    struct artifacts want = render();
+    bool more = ALLOCATIONS_COUNTED;
+    int n = 0, refused = 0;
+    while (more) {
+        struct artifacts got;
+        struct err e;
+        allocations_until_one_fails = ++n;
+        const int rc = artifacts_render(&got, request, group, text, &e);
+        more = atomic_exchange(&allocations_until_one_fails, 0) == 0;
+        assert_true(rc == 0 || (rc == -FAIL_NO_MEMORY && more));
+        refused += rc != 0;
+        if (rc != 0)
+            continue;
+        the_same_bytes(&got, &want);
+        artifacts_fini(&got);
+    }
+    assert_true(!ALLOCATIONS_COUNTED || refused > 100);
+    artifacts_fini(&want);
 }
 
 static void the_images_are_the_chains_results(void **state)
@@ -260,6 +297,8 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(two_renders_give_identical_bytes, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(what_lacks_memory_is_not_rendered_in_part, set_up,
+                                        tear_down),
         cmocka_unit_test_setup_teardown(the_images_are_the_chains_results, set_up, tear_down),
         cmocka_unit_test_setup_teardown(the_tensor_file_holds_every_chain, set_up, tear_down),
         cmocka_unit_test_setup_teardown(provenance_names_what_made_the_images_and_no_clock, set_up,

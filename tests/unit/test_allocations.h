@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #pragma once
-/* Counts the allocations of the whole test program, and makes large ones fail on demand, by
- * standing before glibc's allocator: ours and those of every library, OpenBLAS too. Include in one
+/* Counts the allocations of the whole test program, and makes large ones or a single one fail on
+ * demand, by standing before glibc's allocator: ours and those of every library, OpenBLAS too. Include in one
  * source only. Under a sanitizer, which has an allocator of its own, nothing is counted and
  * ALLOCATIONS_COUNTED is 0. */
 #include <errno.h>
 #include <stdatomic.h>
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -16,6 +17,7 @@
 
 static _Atomic long allocations_made;
 static _Atomic size_t allocations_largest = SIZE_MAX; /* more is refused */
+static _Atomic long allocations_until_one_fails;      /* this one included; 0 = none does */
 
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__) ||                               \
     __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
@@ -31,7 +33,9 @@ void *__libc_memalign(size_t align, size_t size);
 static int allocations_refuse(size_t size)
 {
     atomic_fetch_add(&allocations_made, 1);
-    if (size <= allocations_largest)
+    const bool chosen =
+        allocations_until_one_fails > 0 && atomic_fetch_sub(&allocations_until_one_fails, 1) == 1;
+    if (size <= allocations_largest && !chosen)
         return 0;
     errno = ENOMEM;
     return 1;
