@@ -112,6 +112,8 @@ static int blame_recipe(struct err *e)
     char pointer[sizeof e->pointer + 32];
     if (!e)
         return -FAIL_BAD_RECIPE;
+    if (e->code == FAIL_NO_MEMORY)
+        return -FAIL_NO_MEMORY;
     const bool training = strncmp(e->pointer, "/training", 9) == 0;
     const bool model = e->code == FAIL_BAD_MODEL;
     snprintf(pointer, sizeof pointer, "/recipe%s%s%s",

@@ -121,12 +121,17 @@ int train_find_data(const struct jobs *j, const struct train_request *q, char ou
 {
     char root[PATH_MAX], path[PATH_MAX], whole[PATH_MAX];
     struct stat st;
+    errno = 0;
     if (!realpath(j->settings.train.data_root, root)) {
+        if (errno == ENOMEM)
+            return fail(e, FAIL_NO_MEMORY, "no memory for the path of the data");
         fail_errno(e, FAIL_NOT_FOUND, "train.data_root cannot be opened");
         return fail_at(e, "/data/path");
     }
     snprintf(path, sizeof path, "%.3800s/%.255s", root, q->data);
     if (!realpath(path, whole) || stat(whole, &st) != 0 || !S_ISDIR(st.st_mode)) {
+        if (errno == ENOMEM)
+            return fail(e, FAIL_NO_MEMORY, "no memory for the path of the data");
         fail(e, FAIL_NOT_FOUND, "there is no folder \"%s\" below the daemon's data root", q->data);
         return fail_at(e, "/data/path");
     }
@@ -170,8 +175,7 @@ static void inherit(json_t *root, const json_t *old, const char *name)
         json_object_set_new(root, name, json_deep_copy(json_object_get(old, name)));
 }
 
-/* Takes what is missing from the job or the run that is gone on with. */
-static int complete(struct jobs *j, json_t *root, struct err *e)
+static int take_missing(struct jobs *j, json_t *root, struct err *e)
 {
     json_t *old = NULL;
     char path[RUN_PATH];
@@ -200,11 +204,25 @@ static int complete(struct jobs *j, json_t *root, struct err *e)
     return 0;
 }
 
-/* To the byte, for that is what the trainer asks for. */
-static bool same_text(const json_t *a, const json_t *b)
+/* Takes what is missing from the job or the run that is gone on with. */
+static int complete(struct jobs *j, json_t *root, struct err *e)
 {
+    json_forget();
+    const int rc = take_missing(j, root, e);
+    if (!json_is_lost())
+        return rc;
+    json_forget();
+    return fail(e, FAIL_NO_MEMORY, "no memory for the request");
+}
+
+/* 1: the same to the byte, for that is what the trainer asks for; 0: it is not. */
+static int same_text(const json_t *a, const json_t *b, struct err *e)
+{
+    if (!a || !b)
+        return 0;
     struct blob *x = train_request_text(a), *y = train_request_text(b);
-    const bool same = x && y && x->size == y->size && memcmp(x->bytes, y->bytes, x->size) == 0;
+    const int same = !x || !y ? fail(e, FAIL_NO_MEMORY, "no memory for the recipe")
+                              : x->size == y->size && memcmp(x->bytes, y->bytes, x->size) == 0;
     blob_put(x);
     blob_put(y);
     return same;
@@ -221,7 +239,11 @@ static int check_run(const struct jobs *j, const json_t *root, const char *run, 
     if (rc != 0)
         return rc == -FAIL_NOT_FOUND ? 0 : rc;
     for (int i = 0; rc == 0 && i < 2; i++) {
-        if (same_text(json_object_get(root, members[i]), json_object_get(old, members[i])))
+        const int same =
+            same_text(json_object_get(root, members[i]), json_object_get(old, members[i]), e);
+        if (same < 0)
+            rc = same;
+        if (same != 0)
             continue;
         fail(e, FAIL_CONFLICT, "the run \"%s\" was begun with another %s; choose another name", run,
              members[i]);

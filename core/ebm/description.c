@@ -491,15 +491,16 @@ int description_parse(struct description *d, const char *text, const char *path,
     if (rc == 0)
         rc = read_root(&made, e);
     if (rc != 0) {
+        const enum fail_code code = rc == -FAIL_NO_MEMORY ? FAIL_NO_MEMORY : FAIL_BAD_MODEL;
         if (e) {
             char what[sizeof e->text];
             memcpy(what, e->text, sizeof what);
             snprintf(e->text, sizeof e->text, "%.120s: description%s%s: %.200s", path,
                      e->pointer[0] ? " at " : "", e->pointer, what);
-            e->code = FAIL_BAD_MODEL;
+            e->code = code;
         }
         description_fini(&made);
-        return -FAIL_BAD_MODEL;
+        return -(int)code;
     }
     *d = made;
     return 0;

@@ -27,6 +27,11 @@ __attribute__((constructor)) static void watch_memory(void)
     json_set_alloc_funcs(allocate, free);
 }
 
+bool json_is_lost(void)
+{
+    return lost;
+}
+
 void json_forget(void)
 {
     lost = false;

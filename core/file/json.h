@@ -40,6 +40,8 @@ int json_parse_limited(const char *bytes, size_t size, const struct json_limits 
 char *json_text(const json_t *value, size_t *size);
 /* The same with all digits of a double. */
 char *json_text_exact(const json_t *value);
+/* Whether that is so: for who changes a document without making a text of it. */
+bool json_is_lost(void);
 /* For who has failed for want of memory and says so: the next text begins anew. */
 void json_forget(void);
 

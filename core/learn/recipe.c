@@ -302,9 +302,11 @@ static void read_training(struct recipe *r, struct reading *g)
 static int read_model(struct recipe *r, const json_t *root, const char *path, struct err *e)
 {
     const json_t *model = json_object_get(root, "model");
-    char *text = json_is_object(model) ? json_text(model, NULL) : NULL;
+    if (!json_is_object(model))
+        return fail(e, FAIL_MISSING_FIELD, "%.200s: \"model\" is missing", path);
+    char *text = json_text(model, NULL);
     const int rc = text ? description_parse(&r->model, text, path, e)
-                        : fail(e, FAIL_MISSING_FIELD, "%.200s: \"model\" is missing", path);
+                        : fail(e, FAIL_NO_MEMORY, "no memory for the recipe");
     free(text);
     return rc;
 }

@@ -90,9 +90,9 @@ class Torture(unittest.TestCase):
         data = os.path.join(cls.root, "stripes")
         for split, rows in (("train", 64), ("calib", 40), ("test", 48)):
             stripes(data, split, rows)
-        cls.models = os.path.join(cls.root, "models")
-        os.mkdir(cls.models)
-        with open(os.path.join(cls.models, "stripes.safetensors"), "wb") as f:
+        cls.made = os.path.join(cls.root, "models")
+        os.mkdir(cls.made)
+        with open(os.path.join(cls.made, "stripes.safetensors"), "wb") as f:
             f.write(by_command(cls.root, data, recipe(steps=5)))
 
     def setUp(self):
@@ -100,7 +100,11 @@ class Torture(unittest.TestCase):
         self.folder = tempfile.mkdtemp(prefix="jemd-torture-")
         self.addCleanup(shutil.rmtree, self.folder)
         self.faults = Faults(self.folder)
+        self.models = os.path.join(self.folder, "models")  # a training puts its own there
+        shutil.copytree(self.made, self.models)
         self.daemon = Daemon("--models.directory=" + self.models, "--sampler.checkpoint_ms=100",
+                             "--train.enabled=yes", "--train.data_root=" + self.root, "--train.nice=0",
+                             "--train.directory=" + os.path.join(self.folder, "runs"),
                              "--jobs.lease_ms=1000", "--jobs.max_queued=900", "--sampler.nice=0",
                              "--jobs.max_queued_per_client=900", "--http.max_connections_per_ip=900",
                              environment=self.faults.environment())
@@ -218,7 +222,7 @@ class Torture(unittest.TestCase):
             self.broken(f"a job expired: {ended}")
         if state == "canceled" and request.get("seed") == "7" and "scheduled_at" not in request:
             self.broken(f"a job was canceled that nobody canceled: {ended}")
-        if state == "succeeded":
+        if state == "succeeded" and request["type"] == "sample":
             got = self.artifacts(ended)
             want = self.expected.setdefault(json.dumps(request), got)
             if got != want:
@@ -239,7 +243,7 @@ class Torture(unittest.TestCase):
                     self.broken(f"job {job_id} was accepted and is not there")
                 if time.monotonic() > until:
                     self.broken(f"job {job_id} does not end: {now!r}")
-                if request["sampler"]["steps"] == 5000 or "scheduled_at" in request:
+                if request.get("sampler") == {"steps": 5000} or "scheduled_at" in request:
                     self.ask("POST", f"/v1/jobs/{job_id}:cancel")
             self.check_end(now.json(), request)
             self.ledger.ended[job_id] = now.json()
@@ -313,6 +317,30 @@ class Torture(unittest.TestCase):
         return counted
 
     # the tests
+
+    def test_a_call_of_a_training_fails(self):
+        self.files, failed, size = self.daemon.open_files(), 0, 0
+        until = time.monotonic() + SECONDS / 2
+        while time.monotonic() < until or failed == 0:
+            self.rounds += 1
+            document = {"type": "train", "recipe": recipe(f"t{self.rounds}", steps=3),
+                        "data": {"path": "stripes"}}
+            self.faults.arm(faults.ONCE if size else faults.COUNT,
+                            nth=self.random.randrange(1, size + 2))
+            made = self.ledger.accept(self.ask("POST", "/v1/jobs", document), document)
+            streams = [Stream(self.daemon, f"/v1/jobs/{made}/events")] if made else []
+            while made and (now := self.ask("GET", f"/v1/jobs/{made}?wait=5")) is not None and (
+                    now.status != 200 or now.json()["state"] not in ENDED):
+                pass
+            failed += self.faults.off()
+            size = max(size, self.faults.get("counted"))
+            if self.daemon.process.poll() is not None:
+                self.broken("the daemon has ended")
+            self.settle(streams)
+        self.restart()
+        self.end()
+        print(f"torture: seed {SEED}, {self.rounds} trainings, {failed} calls failed of some {size} each, "
+              f"{dict(self.struck)}", file=sys.stderr)
 
     def test_a_stop_or_a_start_in_which_a_call_fails_loses_no_job(self):
         self.files, self.failed = self.daemon.open_files(), 0
