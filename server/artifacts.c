@@ -353,6 +353,7 @@ int artifacts_render(struct artifacts *out, const struct sample_request *q,
 {
     struct artifacts a = {0};
     size_t size = 0;
+    json_forget();
     json_t *root = provenance_json(q, request_text);
     char *provenance = json_text(root, &size);
     json_decref(root);
@@ -372,13 +373,13 @@ int artifacts_render(struct artifacts *out, const struct sample_request *q,
             rc = render_result(&a, q, g, e);
     }
     free(provenance);
-    if (rc == 0) {
-        *out = a;
-    } else {
+    if (rc != 0) {
         artifacts_fini(&a);
         json_forget();
+        return rc;
     }
-    return rc;
+    *out = a;
+    return 0;
 }
 
 void artifacts_fini(struct artifacts *a)

@@ -239,7 +239,7 @@ int row_of_job(const struct record *r, struct value v[JOB_COLUMNS], char **text,
         bad = json_object_set_new(root, fields[i].name, write_field(&fields[i], r)) != 0;
     if (!bad)
         bad = json_object_set_new(root, "blobs", blobs_json(r)) != 0;
-    char *made = bad ? NULL : json_text(root, NULL);
+    char *made = json_text(bad ? NULL : root, NULL);
     json_decref(root);
     if (!made)
         return fail(e, FAIL_NO_MEMORY, "no memory for a row of the job store");

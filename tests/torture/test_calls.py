@@ -113,7 +113,6 @@ class Torture(unittest.TestCase):
         self.assertEqual(self.faults.get("attached"), self.daemon.pid, "faults.c is not in it")
         self.ledger, self.rounds, self.struck = Ledger(), 0, collections.Counter()
         self.expected = {}
-        self.seen = {}
 
     # one round
 

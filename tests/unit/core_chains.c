@@ -373,6 +373,46 @@ static void a_workspace_without_memory_ends_the_job_with_its_reason(void **state
     chains_close(c);
 }
 
+/* Submits and waits, and lets the nth allocation of all that fail; false if there were fewer. The job
+ * is refused, or ends with the reason, or is as ever. */
+static bool runs_without(long nth)
+{
+    struct chains *c = engine(1, 64, 4);
+    struct chain_task task = tasks[0];
+    struct job j = {.done = 0};
+    struct err e;
+    task.done = on_done;
+    task.ctx = &j;
+    allocations_until_one_fails = nth;
+    const int rc = chains_submit(c, &task, NULL, &j.group, &e);
+    if (rc == 0)
+        wait_done(&j);
+    const bool struck = atomic_exchange(&allocations_until_one_fails, 0) == 0;
+    if (rc != 0) {
+        assert_int_equal(rc, -FAIL_NO_MEMORY);
+    } else if (chain_group_error(j.group)) {
+        assert_int_equal(chain_group_error(j.group)->code, FAIL_NO_MEMORY);
+        chain_group_free(j.group);
+    } else {
+        finish(&j, 0, "without one allocation");
+    }
+    chains_close(c);
+    return struck;
+}
+
+static void any_allocation_of_a_job_may_fail(void **state)
+{
+    (void)state;
+    if (!ALLOCATIONS_COUNTED) {
+        print_message("skipped: a sanitizer has the allocator\n");
+        return;
+    }
+    long nth = 1;
+    while (runs_without(nth))
+        nth++;
+    assert_true(nth > 4);
+}
+
 static void pinned_workers_stay_on_one_core_each_and_compute_the_same(void **state)
 {
     (void)state;
@@ -421,6 +461,7 @@ int main(void)
         cmocka_unit_test(previews_show_the_last_quantum),
         cmocka_unit_test(a_running_engine_allocates_nothing),
         cmocka_unit_test(a_workspace_without_memory_ends_the_job_with_its_reason),
+        cmocka_unit_test(any_allocation_of_a_job_may_fail),
         cmocka_unit_test(pinned_workers_stay_on_one_core_each_and_compute_the_same),
         cmocka_unit_test(settings_out_of_range_are_refused),
     };
