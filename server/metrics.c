@@ -498,8 +498,8 @@ static void collect(struct metrics_scrape *s)
     for (int i = 0; i < n_collectors; i++)
         collectors[i].f(collectors[i].ctx, s);
     for (int m = 0; m < METRIC_COUNT; m++)
-        if (s->emitted[m].file && fclose(s->emitted[m].file))
-            s->failed = true;
+        if (s->emitted[m].file && (fclose(s->emitted[m].file) != 0 || !s->emitted[m].text))
+            s->failed = true; /* closing wants memory, too, and may succeed without */
 }
 
 int metrics_render(struct blob **out, struct err *e)
@@ -509,10 +509,10 @@ int metrics_render(struct blob **out, struct err *e)
     size_t size = 0;
     struct blob *page = NULL;
     collect(&s);
-    FILE *file = open_memstream(&text, &size);
+    FILE *file = s.failed ? NULL : open_memstream(&text, &size);
     for (int m = 0; file && m < METRIC_COUNT; m++)
         render_metric(file, (enum metric)m, &s);
-    if (file && fclose(file) == 0 && !s.failed)
+    if (file && fclose(file) == 0 && text)
         page = blob_copy(text, size);
     free(text);
     for (int m = 0; m < METRIC_COUNT; m++)
