@@ -6,21 +6,38 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import unittest
 
 SOURCE = os.environ.get("JEMD_SOURCE") or os.path.abspath(
     os.path.join(os.path.dirname(__file__), "..", ".."))
 sys.path.insert(0, os.path.join(SOURCE, "tests", "http"))
 # pylint: disable=wrong-import-position
-from jemd_test import Daemon, run_job, sample, submit, wait_ended, wait_until  # noqa: E402
-from jobs_help import job  # noqa: E402
+from jemd_test import Daemon, run_job, submit, wait_ended, wait_until  # noqa: E402
+from train_help import by_command, picture, recipe, stripes  # noqa: E402
 
-SIZE_KB = 2048
+SIZE_KB = 8192
+
+
+def job(count=2, steps=6):
+    return {"type": "sample", "model": "stripes", "seed": "7", "sampler": {"steps": steps},
+            "conditions": [{"count": count, "attributes": {"way": "down"}}]}
 
 
 class FullDisk(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        cls.root = cls.enterClassContext(tempfile.TemporaryDirectory(prefix="jemd-disk-"))
+        data, cls.models = os.path.join(cls.root, "stripes"), os.path.join(cls.root, "models")
+        for split, rows in (("train", 64), ("calib", 40), ("test", 48)):
+            stripes(data, split, rows)
+        os.mkdir(cls.models)
+        with open(os.path.join(cls.models, "stripes.safetensors"), "wb") as f:
+            f.write(by_command(cls.root, data, recipe(steps=5)))
+
     def setUp(self):
-        self.daemon = Daemon("--sampler.checkpoint_ms=200", "--sampler.nice=0")
+        self.daemon = Daemon("--models.directory=" + self.models, "--sampler.checkpoint_ms=200",
+                             "--sampler.nice=0")
         self.addCleanup(self.daemon.discard)
         self.disk = os.path.join(self.daemon.folder.name, "jobs")
         self.filler = os.path.join(self.disk, "filler")
@@ -49,7 +66,8 @@ class FullDisk(unittest.TestCase):
         return [c for c in checks if c["name"] == "store"][0]
 
     def predicts(self):
-        self.assertEqual(self.daemon.post("/v1/predict", sample(), "image/png").status, 200)
+        answer = self.daemon.post("/v1/models/stripes:predict", picture(), "image/png")
+        self.assertEqual(answer.status, 200, answer)
 
     def refused(self):
         """What a job that is refused is told."""
@@ -64,7 +82,7 @@ class FullDisk(unittest.TestCase):
         self.fill()
         accepted = []
         for _ in range(200):
-            answer = self.daemon.post("/v1/jobs", job(2, 400))
+            answer = self.daemon.post("/v1/jobs", job(2, 300))
             if answer.status != 202:
                 self.assertEqual((answer.status, answer.json()["code"]), (507, "store_full"), answer)
                 return accepted
@@ -76,7 +94,7 @@ class FullDisk(unittest.TestCase):
                 for a in done["result"]["artifacts"]}
 
     def test_a_full_disk_is_told_and_nothing_accepted_is_lost(self):
-        document = job(2, 80)
+        document = job(2, 150)
         expected = self.artifacts(run_job(self.daemon, document))
         kept = run_job(self.daemon, job(4, 10))
         before = self.artifacts(kept)
@@ -103,7 +121,7 @@ class FullDisk(unittest.TestCase):
             self.assertEqual(self.daemon.get(f"/v1/jobs/{job_id}").status, 200)
 
     def test_a_daemon_that_dies_on_a_full_disk_starts_there_and_has_all_jobs(self):
-        document = job(2, 80)
+        document = job(2, 150)
         expected = self.artifacts(run_job(self.daemon, document))
         running = [submit(self.daemon, document)["id"] for _ in range(3)]
         more = self.fill_until_told()
