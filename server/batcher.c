@@ -5,6 +5,7 @@
 #include "base/pin.h"
 #include "base/pool.h"
 #include "base/timing.h"
+#include "base/witness.h"
 #include "ebm/score.h"
 #include "server/metrics.h"
 
@@ -299,7 +300,10 @@ static void compute(struct batcher *b, struct ticket *list, struct row *rows)
         const int64_t begin = timing_ns();
         if (rc == 0) {
             images = cut(list, b->settings.batch_max, rows);
+            const char *job = list->job;
+            const struct witness before = witness_set(job ? witness_of(job) : (struct witness){0});
             compute_batch(b->pool, &(struct batch){.bench = bench, .rows = rows, .n = images});
+            witness_set(before);
             learn_speed(b, images, timing_ns() - begin);
             if (!b->settings.hidden)
                 metrics_observe(METRIC_PREDICT_BATCH_SIZE, images);

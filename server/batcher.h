@@ -23,6 +23,7 @@ struct ticket {
     const float *x;          /* [n][C][H][W] */
     bool gradient;           /* approximate mass is wanted */
     bool same;               /* an image that is alone gets the numbers it gets in a batch */
+    const char *job;         /* for base/witness.h; NULL = that of a request */
     const int *given;        /* [K] for score_read; NULL = nothing is known */
     float *logits;           /* [n][model_logits], filled in */
     float *approximate_mass; /* [n], filled in when gradient */

@@ -2,6 +2,7 @@
 #include "server/bulk.h"
 
 #include "base/timing.h"
+#include "base/witness.h"
 #include "server/bulk_internal.h"
 
 #include <pthread.h>
@@ -96,6 +97,7 @@ static int compute(struct bulk_run *r, int n, struct err *e)
     r->ticket.x = r->p.x;
     r->ticket.gradient = o->include & PREDICT_APPROXIMATE_MASS;
     r->ticket.same = true;
+    r->ticket.job = r->task.name;
     r->ticket.given = o->given;
     r->ticket.logits = r->p.logits;
     r->ticket.approximate_mass = r->p.approximate_mass;
@@ -180,7 +182,9 @@ static void *bulk_main(void *arg)
         const int before = r->done;
         pthread_mutex_unlock(&b->mu);
         const int64_t begin = timing_ns();
+        const struct witness nobody = witness_set(witness_of(r->task.name));
         const int rc = slice(r, &r->error);
+        witness_set(nobody);
         pthread_mutex_lock(&b->mu);
         if (note(b, r, rc, r->done - before, timing_ns() - begin)) {
             void (*over)(void *) = r->task.over;

@@ -25,6 +25,7 @@ struct bulk_task {
     const struct predict_request *request;
     struct blob *input;      /* an image pack of the request's kind and number */
     const char *owner;       /* the client */
+    const char *name;        /* of the job, for base/witness.h */
     double weight;           /* of its priority */
     void (*over)(void *ctx); /* from the thread, once: bulk_run_end tells how. Must be short. */
     void *ctx;

@@ -77,9 +77,10 @@ struct predicting {
     struct predict_request *q;
     struct blob *input;
     struct bulk_run *run;
+    char name[CRASH_NAME_SIZE]; /* for base/witness.h */
     size_t bytes;
     int64_t renewed_ms, checkpoint_ms;
-    int saved;                   /* images in the last checkpoint */
+    int first, saved;            /* images in the checkpoint it began from, and in the last one */
     _Atomic int64_t deadline_ms; /* 0 = none; a client may change it */
     _Atomic int64_t cancel_ns;   /* when the cancel arrived, 0 = none */
     bool late, lost;             /* its deadline passed while it ran; somebody else has it */
@@ -140,6 +141,9 @@ void jobs_fail_claimed(struct jobs *j, const struct job *job, const struct err *
 /* Gives a claimed job back if the error may pass: that of the store without more ado, others as a fault.
  * False: it will not pass. */
 bool jobs_excuse(struct jobs *j, const struct job *job, const struct err *why);
+/* Whether the first checkpoint is not to be waited for: the job was there when daemons were killed,
+ * and has gone on. What crashed has to get past the place instead, which is before the next regular one. */
+bool jobs_is_proving(const struct job *job, bool went_on);
 /* The error of an ended job, cut to what fits at a character's end (it becomes JSON); NULL = none. */
 void jobs_put_error(struct job *end, const struct err *why);
 

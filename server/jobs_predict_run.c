@@ -2,6 +2,7 @@
 /* The run of a prediction job, as the jobs thread sees it: from its claim to its end. */
 #include "base/logger.h"
 #include "base/timing.h"
+#include "base/witness.h"
 #include "file/digest.h"
 #include "server/job_json.h"
 #include "server/jobs_internal.h"
@@ -44,51 +45,62 @@ static int render(const struct predicting *r, int failed, struct job_artifact *a
 }
 
 static int commit(struct jobs *j, const struct predicting *r, enum job_state state,
-                  const struct err *why, struct err *e)
+                  const struct err *why, const struct job_artifact *a, struct blob *result,
+                  struct err *e)
 {
-    struct job_artifact a = {0};
     struct bulk_progress p;
     struct job end = r->job; /* shallow */
-    struct err full;
     bulk_run_progress(r->run, &p);
     end.steps_done = p.images_done;
-    end.result = NULL;
-    if (state == JOB_SUCCEEDED && render(r, p.images_failed, &a, &end.result, &full) != 0) {
-        blob_put(a.body);
-        a.body = NULL;
-        state = JOB_FAILED;
-        why = &full;
-    }
     end.state = state;
     end.ended_ms = timing_wall_ms();
+    end.result = state == JOB_SUCCEEDED ? result : NULL;
     jobs_put_error(&end, why);
-    const int rc = j->p.store->ops->finish(j->p.store, &end, &a, a.body != NULL, e);
-    blob_put(a.body);
-    blob_put(end.result);
-    return rc;
+    return j->p.store->ops->finish(j->p.store, &end, a, state == JOB_SUCCEEDED, e);
+}
+
+static void count_end(const struct predicting *r, enum job_state state)
+{
+    const int64_t ms = timing_wall_ms() - r->job.started_ms, asked = atomic_load(&r->cancel_ns);
+    metrics_observe(METRIC_JOB_RUN_SECONDS, (double)ms * 1e-3);
+    if (state == JOB_CANCELED && asked)
+        metrics_observe(METRIC_JOB_CANCEL_LATENCY_SECONDS, (double)(timing_ns() - asked) * 1e-9);
+    logger(LOGGER_INFO, "job_ended", "job=%s state=%s ms=%" PRId64, r->job.id,
+           job_state_names[state], ms);
 }
 
 static void end_job(struct jobs *j, const struct predicting *r, enum job_state state,
                     const struct err *why)
 {
-    const int64_t now = timing_wall_ms(), asked = atomic_load(&r->cancel_ns);
+    struct job_artifact a = {0};
+    struct blob *result = NULL;
+    struct bulk_progress p;
+    struct err lacking, e;
     char text[600];
-    struct err e;
-    int rc = commit(j, r, state, why, &e);
-    /* A full disk is waited for: without its owner the job goes back to the queue. A limit is not. */
-    if (rc == -FAIL_STORE_FULL && e.has_limit) {
-        const struct err full = e;
+    bulk_run_progress(r->run, &p);
+    if (state == JOB_SUCCEEDED && render(r, p.images_failed, &a, &result, &lacking) != 0) {
         state = JOB_FAILED;
-        rc = commit(j, r, state, &full, &e);
+        why = &lacking;
     }
-    if (rc != 0 && rc != -FAIL_CONFLICT) /* the store has let it expire, or somebody else has it */
-        logger(LOGGER_ERROR, "job_commit_failed", "job=%s error=%s", r->job.id,
-               logger_quote(e.text, text, sizeof text));
-    metrics_observe(METRIC_JOB_RUN_SECONDS, (double)(now - r->job.started_ms) * 1e-3);
-    if (state == JOB_CANCELED && asked)
-        metrics_observe(METRIC_JOB_CANCEL_LATENCY_SECONDS, (double)(timing_ns() - asked) * 1e-9);
-    logger(LOGGER_INFO, "job_ended", "job=%s state=%s ms=%" PRId64, r->job.id,
-           job_state_names[state], now - r->job.started_ms);
+    if (state != JOB_FAILED || !jobs_excuse(j, &r->job, why)) {
+        int rc = commit(j, r, state, why, &a, result, &e);
+        /* A full disk is waited for: without its owner the job goes back to the queue. A limit is
+         * not. */
+        if (rc == -FAIL_STORE_FULL && e.has_limit) {
+            const struct err full = e;
+            state = JOB_FAILED;
+            rc = commit(j, r, state, &full, &a, result, &e);
+        }
+        if (rc == -FAIL_CONFLICT) /* the store has seen its deadline first */
+            logger(LOGGER_INFO, "job_had_ended", "job=%s", r->job.id);
+        else if (rc != 0)
+            logger(LOGGER_ERROR, "job_commit_failed", "job=%s error=%s", r->job.id,
+                   logger_quote(e.text, text, sizeof text));
+        else
+            count_end(r, state);
+    }
+    blob_put(a.body);
+    blob_put(result);
     jobs_announce_stored(j, r->job.id);
 }
 
@@ -133,10 +145,12 @@ static void save_checkpoint(struct jobs *j, struct predicting *r, int images_don
                                               images_done, &e);
         blob_put(checkpoint);
     }
-    if (rc == 0)
+    if (rc == 0) {
         r->saved = images_done;
-    else
+        r->job.deaths = 0; /* it is no suspect any more */
+    } else {
         logger(LOGGER_WARN, "checkpoint_failed", "job=%s code=%s", r->job.id, fail_name(e.code));
+    }
 }
 
 static void ask_to_stop(struct predicting *r)
@@ -171,7 +185,8 @@ static void tend(struct jobs *j, struct predicting *r, int64_t now_ms)
     }
     if (now_ms - r->renewed_ms >= PROGRESS_MS || now_ms < r->renewed_ms)
         renew(j, r, &p, now_ms);
-    if (now_ms - r->checkpoint_ms >= j->settings.checkpoint_ms || now_ms < r->checkpoint_ms) {
+    if (jobs_is_proving(&r->job, p.images_done > r->first) ||
+        now_ms - r->checkpoint_ms >= j->settings.checkpoint_ms || now_ms < r->checkpoint_ms) {
         r->checkpoint_ms = now_ms;
         save_checkpoint(j, r, p.images_done);
     }
@@ -276,6 +291,7 @@ static int start(struct jobs *j, struct predicting *r, struct err *e)
     const struct bulk_task t = {.request = r->q,
                                 .input = r->input,
                                 .owner = r->job.client,
+                                .name = r->name,
                                 .weight = job_priority_weights[r->job.priority],
                                 .over = on_over,
                                 .ctx = j};
@@ -293,15 +309,6 @@ static void list(struct jobs *j, struct predicting *r)
     pthread_mutex_unlock(&j->mu);
     j->n_predicting++;
     j->predicting_bytes += r->bytes;
-}
-
-/* What is wrong with the store may pass: then the lease runs out, and the job is claimed again. */
-static void give_up(struct jobs *j, const struct predicting *r, const struct err *why)
-{
-    if (why->code == FAIL_STORE_UNAVAILABLE)
-        logger(LOGGER_WARN, "job_not_started", "job=%s code=%s", r->job.id, fail_name(why->code));
-    else
-        jobs_fail_claimed(j, &r->job, why);
 }
 
 /* Claims one and starts it; *bytes grows by what was read for it. False when there was none or no
@@ -324,15 +331,19 @@ static bool claim_one(struct jobs *j, size_t *bytes)
         return false;
     }
     r->renewed_ms = r->checkpoint_ms = now;
-    r->saved = (int)r->job.steps_done;
+    r->saved = r->first = (int)r->job.steps_done;
     atomic_init(&r->deadline_ms, r->job.deadline_ms);
+    crash_name(&r->job, r->name);
     metrics_observe(METRIC_JOB_QUEUE_WAIT_SECONDS, (double)(now - r->job.queued_ms) * 1e-3);
     jobs_announce(j, &r->job);
-    if (start(j, r, &e) == 0) {
+    const struct witness nobody = witness_set(witness_of(r->name));
+    const bool started = start(j, r, &e) == 0;
+    witness_set(nobody);
+    if (started) {
         *bytes += r->bytes;
         list(j, r);
     } else {
-        give_up(j, r, &e);
+        jobs_fail_claimed(j, &r->job, &e);
         free_predicting(r);
     }
     return true;

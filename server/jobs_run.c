@@ -388,13 +388,9 @@ static void clear(struct jobs *j, struct run *run)
     chain_group_cancel(run->group);
 }
 
-/* Whether the first checkpoint is not to be waited for: the job was there when daemons were killed,
- * and has gone on. What crashed has to get past the place instead, which is before the next regular one. */
-static bool is_proving(const struct run *run, long long steps_done)
+bool jobs_is_proving(const struct job *job, bool went_on)
 {
-    const struct job *job = &run->job;
-    return job->deaths > 0 && steps_done > run->first_steps &&
-           !(job->crashes > 0 && job->deaths >= JOB_SUSPECT);
+    return job->deaths > 0 && went_on && !(job->crashes > 0 && job->deaths >= JOB_SUSPECT);
 }
 
 static void stop_run(struct run *run)
@@ -440,7 +436,7 @@ static void tend(struct jobs *j, struct run *run, int64_t now_ms)
             stop_run(run);
     }
     if (now_ms - run->checkpoint_ms >= j->settings.checkpoint_ms || now_ms < run->checkpoint_ms ||
-        is_proving(run, p.steps_done)) {
+        jobs_is_proving(&run->job, p.steps_done > run->first_steps)) {
         run->checkpoint_ms = now_ms;
         if (save_checkpoint(j, run, p.steps_done) && run->job.deaths > 0)
             clear(j, run);
