@@ -7,6 +7,7 @@
 #include "base/timing.h"
 #include "base/witness.h"
 #include "ebm/score.h"
+#include "server/admission.h"
 #include "server/metrics.h"
 
 #include <pthread.h>
@@ -36,9 +37,8 @@ struct batcher {
     pthread_mutex_t mu;
     pthread_cond_t work;
     struct ticket *first, **last; /* guarded by mu */
-    int waiting;                  /* images; guarded by mu */
+    struct admission admission;   /* guarded by mu */
     bool stop, forget;            /* guarded by mu */
-    double image_seconds;         /* moving average, all cores; guarded by mu */
     size_t bytes;                 /* guarded by mu */
     struct bench benches[BENCHES];
     uint64_t tick;
@@ -256,9 +256,8 @@ static int cut(struct ticket *list, int room, struct row *rows)
 
 static void learn_speed(struct batcher *b, int images, int64_t ns)
 {
-    const double each = (double)ns * 1e-9 / images;
     pthread_mutex_lock(&b->mu);
-    b->image_seconds = b->image_seconds > 0 ? 0.9 * b->image_seconds + 0.1 * each : each;
+    admission_learn(&b->admission, images, (double)ns * 1e-9);
     pthread_mutex_unlock(&b->mu);
 }
 
@@ -334,7 +333,7 @@ static struct ticket *take(struct batcher *b, int64_t now, struct ticket **dropp
         *at = t->next;
         if (b->last == &t->next)
             b->last = at;
-        b->waiting -= t->n;
+        b->admission.waiting -= t->n;
         t->queued_ns = now - t->queued_ns;
         if (drop) {
             t->next = *dropped;
@@ -346,6 +345,7 @@ static struct ticket *take(struct batcher *b, int64_t now, struct ticket **dropp
             images += t->n;
         }
     }
+    admission_begin(&b->admission, images, now);
     return taken;
 }
 
@@ -410,9 +410,13 @@ int batcher_open(struct batcher **out, const struct batcher_settings *s, struct 
         return fail(e, FAIL_NO_MEMORY, "cannot allocate the batcher");
     b->settings = *s;
     b->last = &b->first;
+    b->admission.queue_max = s->queue_max;
+    b->admission.queue_ms = s->queue_ms;
     pthread_mutex_init(&b->mu, NULL);
     pthread_cond_init(&b->work, NULL);
     int rc = pool_open(&b->pool, s->threads, e);
+    if (rc == 0)
+        b->admission.least = pool_threads(b->pool) * PART_LEAST;
     if (rc == 0 && pthread_create(&b->thread, NULL, batcher_main, b) != 0)
         rc = fail(e, FAIL_IO, "cannot start the batcher's thread");
     if (rc != 0) {
@@ -424,24 +428,72 @@ int batcher_open(struct batcher **out, const struct batcher_settings *s, struct 
     return 0;
 }
 
+/* Whether `images` more may wait, counted either way. Caller holds mu. */
+static int check(struct batcher *b, int images, int64_t now, struct err *e)
+{
+    const int rc = admission_check(&b->admission, images, now, e);
+    if (rc == 0)
+        admission_accept(&b->admission, now);
+    else
+        admission_refuse(&b->admission, now);
+    return rc;
+}
+
+int batcher_admit(struct batcher *b, struct err *e)
+{
+    pthread_mutex_lock(&b->mu);
+    const int64_t now = timing_ns();
+    const int rc = admission_check(&b->admission, 1, now, e);
+    if (rc != 0)
+        admission_refuse(&b->admission, now);
+    pthread_mutex_unlock(&b->mu);
+    return rc;
+}
+
+int batcher_enter(struct batcher *b, struct ticket *t, struct err *e)
+{
+    pthread_mutex_lock(&b->mu);
+    const int rc = check(b, 1, timing_ns(), e);
+    t->has_place = rc == 0;
+    b->admission.places += t->has_place;
+    pthread_mutex_unlock(&b->mu);
+    return rc;
+}
+
+/* Caller holds mu. */
+static bool leave(struct batcher *b, struct ticket *t)
+{
+    const bool had = t->has_place;
+    b->admission.places -= had;
+    t->has_place = false;
+    return had;
+}
+
+void batcher_leave(struct batcher *b, struct ticket *t)
+{
+    pthread_mutex_lock(&b->mu);
+    leave(b, t);
+    pthread_mutex_unlock(&b->mu);
+}
+
 int batcher_submit(struct batcher *b, struct ticket *t, struct err *e)
 {
     int rc = 0;
     t->next = NULL;
     t->computed = t->batch_images = 0;
     t->compute_ns = 0;
-    t->queued_ns = timing_ns();
     pthread_mutex_lock(&b->mu);
-    if (b->stop) {
+    const bool had_place = leave(b, t);
+    t->queued_ns = timing_ns();
+    if (b->stop)
         rc = fail(e, FAIL_SHUTTING_DOWN, "the daemon is shutting down");
-    } else if (b->waiting > 0 && b->waiting + t->n > b->settings.queue_max) {
-        fail(e, FAIL_OVERLOADED, "%d images are waiting already, the queue holds %d", b->waiting,
-             b->settings.queue_max);
-        rc = fail_limit(e, b->settings.queue_max);
-    } else {
+    else
+        rc = had_place ? admission_check_room(&b->admission, t->n, e)
+                       : check(b, t->n, t->queued_ns, e);
+    if (rc == 0) {
         *b->last = t;
         b->last = &t->next;
-        b->waiting += t->n;
+        b->admission.waiting += t->n;
         pthread_cond_signal(&b->work);
     }
     pthread_mutex_unlock(&b->mu);
@@ -451,8 +503,8 @@ int batcher_submit(struct batcher *b, struct ticket *t, struct err *e)
 void batcher_load(struct batcher *b, int *images, double *seconds)
 {
     pthread_mutex_lock(&b->mu);
-    *images = b->waiting;
-    *seconds = b->waiting * b->image_seconds;
+    *images = b->admission.waiting;
+    *seconds = admission_seconds(&b->admission, timing_ns());
     pthread_mutex_unlock(&b->mu);
 }
 
@@ -460,6 +512,14 @@ double batcher_image_seconds(struct batcher *b)
 {
     pthread_mutex_lock(&b->mu);
     const double seconds = b->image_seconds;
+    pthread_mutex_unlock(&b->mu);
+    return seconds;
+}
+
+double batcher_retry_seconds(struct batcher *b)
+{
+    pthread_mutex_lock(&b->mu);
+    const double seconds = admission_retry_seconds(&b->admission, timing_ns());
     pthread_mutex_unlock(&b->mu);
     return seconds;
 }

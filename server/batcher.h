@@ -37,12 +37,14 @@ struct ticket {
     int batch_images;              /* out: images of its (largest) batch */
     struct ticket *next;           /* private */
     int computed;                  /* private */
+    bool has_place;                /* private */
 };
 
 struct batcher_settings {
     int threads;   /* of the parallel-for, 0 = one a core */
     int batch_max; /* images */
     int queue_max; /* images waiting */
+    int queue_ms;  /* they may wait, as estimated; in overload less (admission.h); 0 = no limit */
     bool pin;      /* thread i stays on core i (base/pin.h) */
     int nice;      /* added to the threads' niceness, 0..19 */
     bool hidden;   /* its tickets are not counted in the metrics of predictions */
@@ -50,12 +52,23 @@ struct batcher_settings {
 
 /* Errors: NO_MEMORY, IO. */
 int batcher_open(struct batcher **out, const struct batcher_settings *s, struct err *e);
-/* Errors: OVERLOADED (queue full: limit), SHUTTING_DOWN. */
+/* Refusing what cannot be computed in time should cost little, so it is asked for before there is
+ * anything to submit: whether it is worth while to hear the body of a request, ... Errors: OVERLOADED
+ * (queue full: limit). */
+int batcher_admit(struct batcher *b, struct err *e);
+/* ... and a place in the queue for a ticket while its body is decoded; it ends with batcher_submit
+ * or batcher_leave. Of the ticket, which must be zeroed, nothing is looked at. Errors: OVERLOADED. */
+int batcher_enter(struct batcher *b, struct ticket *t, struct err *e);
+/* Does nothing to a ticket without a place. */
+void batcher_leave(struct batcher *b, struct ticket *t);
+/* Errors: OVERLOADED (with a place only for more images than the queue holds: limit), SHUTTING_DOWN. */
 int batcher_submit(struct batcher *b, struct ticket *t, struct err *e);
-/* Images waiting, and seconds it will take to compute them at the present speed (for Retry-After). */
+/* Images waiting, and seconds it will take to compute them at the present speed. */
 void batcher_load(struct batcher *b, int *images, double *seconds);
 double batcher_image_seconds(struct batcher *b); /* what one takes just now; 0 = not known yet */
-size_t batcher_bytes(struct batcher *b);         /* of workspaces */
+/* In how many seconds one that was refused should come again. */
+double batcher_retry_seconds(struct batcher *b);
+size_t batcher_bytes(struct batcher *b); /* of workspaces */
 /* Those of one model that will be prepared as planned. SIZE_MAX when out of memory. */
 size_t batcher_estimate(const struct batcher_settings *s, const struct model *m,
                         const struct model_plan *plan);

@@ -87,6 +87,7 @@ static struct models_users users_of(const struct settings *s)
     return (struct models_users){.batcher = {.threads = s->predict.threads,
                                              .batch_max = s->predict.batch_max,
                                              .queue_max = s->predict.queue_max,
+                                             .queue_ms = s->predict.queue_ms,
                                              .pin = s->compute.pin},
                                  .bulk = {.threads = s->predict.threads,
                                           .batch_max = s->predict.batch_max,
@@ -274,6 +275,7 @@ static void let_finish(struct app *a)
  * app that was only half started. */
 static void stop(struct app *a)
 {
+    atomic_store(&a->stopped_ns, timing_ns() + (int64_t)a->settings.shutdown.drain_ms * 1000000);
     atomic_store(&a->draining, true);
     if (a->jobs)
         jobs_drain(a->jobs);

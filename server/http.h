@@ -50,6 +50,7 @@ struct http_reply {
     const char *content_type; /* NULL = none */
     struct http_header headers[HTTP_HEADERS_MAX];
     int n_headers;
+    int retry_after_s; /* header Retry-After; 0 = none */
     struct blob *body;
     size_t body_offset, body_length; /* a part of body (Range); length 0 = from offset to the end */
     const struct http_stream *stream; /* copied */
@@ -84,7 +85,7 @@ struct http_settings {
     uint16_t port;       /* 0 = any free port, see http_port */
     int listen_fd;       /* socket activation, taken over; -1 = bind address:port ourselves */
     int threads;
-    int max_connections, max_connections_per_ip;
+    int max_connections, max_connections_per_ip; /* the latter 0 = no limit */
     size_t max_header_bytes; /* request line and headers together; beyond: 431 */
     /* A client that uses up one of these is cut, late by at most half of the shortest of them (and
      * never more than two seconds). */

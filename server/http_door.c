@@ -117,7 +117,8 @@ static struct conn *find_place(struct http *h, const char *peer, int fd, const c
         else if (strcmp(c->peer, peer) == 0)
             same++;
     }
-    if (same >= h->s.max_connections_per_ip && strcmp(peer, "unix") != 0) {
+    const int most = h->s.max_connections_per_ip;
+    if (most > 0 && same >= most && strcmp(peer, "unix") != 0) {
         *reason = "per_ip_limit";
         return NULL;
     }

@@ -2,6 +2,7 @@
 #include "base/logger.h"
 #include "server/http_internal.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -188,6 +189,11 @@ static bool add_headers(struct MHD_Response *m, const struct request *r,
         whole = whole && add_header(m, "Connection", "close");
     if (reply->content_type)
         whole = whole && add_header(m, "Content-Type", reply->content_type);
+    if (reply->retry_after_s > 0) {
+        char seconds[16];
+        snprintf(seconds, sizeof seconds, "%d", reply->retry_after_s);
+        whole = whole && add_header(m, "Retry-After", seconds);
+    }
     for (int i = 0; whole && i < reply->n_headers; i++)
         whole = add_header(m, reply->headers[i].name, reply->headers[i].value);
     return whole;

@@ -32,6 +32,7 @@ static void free_asking(struct asking *a)
 
 static void refuse(struct asking *a, const struct err *e)
 {
+    batcher_leave(a->call->app->batcher, &a->ticket);
     respond_error(a->call, e);
     free_asking(a);
 }
@@ -184,7 +185,8 @@ static void begin(struct call *c, bool score_only)
                               .max_memory_bytes = (size_t)s->predict.max_pixels * 8 + (1u << 20)};
     a->task.f = decode;
     atomic_init(&a->ticket.gone, false);
-    if (models_find(c->app->models, c->params[0], &a->p.model, &e) != 0) {
+    if (models_find(c->app->models, c->params[0], &a->p.model, &e) != 0 ||
+        batcher_enter(c->app->batcher, &a->ticket, &e) != 0) {
         refuse(a, &e);
         return;
     }

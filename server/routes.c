@@ -117,14 +117,18 @@ static bool wants_jobs(const struct call *c)
     return c->route && strncmp(c->route->pattern, "/v1/jobs", 8) == 0;
 }
 
-static int retry_after(const struct call *c)
+/* Seconds until it is worth while to come again: until the daemon has stopped, half of the waiting
+ * jobs are done, or the predictions that wait or were refused lately could be. c may be NULL. */
+static int retry_after(const struct app *a, const struct call *c)
 {
-    int images;
-    double seconds = 1;
-    if (wants_jobs(c))
-        seconds = jobs_backlog_seconds(c->app->jobs) / 2;
+    const int64_t stopped_ns = atomic_load(&a->stopped_ns);
+    double seconds;
+    if (stopped_ns)
+        seconds = (double)(stopped_ns - timing_ns()) * 1e-9;
+    else if (c && wants_jobs(c))
+        seconds = jobs_backlog_seconds(a->jobs) / 2;
     else
-        batcher_load(c->app->batcher, &images, &seconds);
+        seconds = batcher_retry_seconds(a->batcher);
     return seconds < 1 ? 1 : seconds > 3600 ? 3600 : (int)ceil(seconds);
 }
 
@@ -157,8 +161,16 @@ static void add_header(struct http_reply *reply, const char *name, const char *v
     reply->headers[reply->n_headers++] = (struct http_header){name, value};
 }
 
+/* A refusal for now says when to come again. c may be NULL. */
+static void put_retry(struct http_reply *reply, const struct app *a, const struct call *c)
+{
+    if (reply->status == 429 || reply->status == 503)
+        reply->retry_after_s = retry_after(a, c);
+}
+
 void respond(struct call *c, struct http_reply *reply)
 {
+    put_retry(reply, c->app, c);
     http_reply(c->request, reply);
 }
 
@@ -190,13 +202,9 @@ static void fill_problem(struct http_reply *reply, const struct request *r, cons
 
 void respond_error(struct call *c, const struct err *e)
 {
-    char seconds[16], range[40];
+    char range[40];
     struct http_reply reply = {0};
     fill_problem(&reply, c->request, e);
-    if (reply.status == 429 || reply.status == 503) {
-        snprintf(seconds, sizeof seconds, "%d", retry_after(c));
-        add_header(&reply, "Retry-After", seconds);
-    }
     if (reply.status == 416) {
         snprintf(range, sizeof range, "bytes */%lld", e->limit);
         add_header(&reply, "Content-Range", range);
@@ -333,6 +341,7 @@ static int admit(void *ctx, struct request *r, size_t *max_body_bytes)
         struct http_reply reply = {.close = true};
         fail(&e, FAIL_NO_MEMORY, "no memory for the request");
         fill_problem(&reply, r, &e);
+        put_retry(&reply, ctx, NULL);
         http_reply(r, &reply);
         return -1;
     }
@@ -349,6 +358,8 @@ static int admit(void *ctx, struct request *r, size_t *max_body_bytes)
     if (rc == 0 && c->route->kind == ROUTE_JSON && !accepts_json(r))
         rc = fail(&e, FAIL_NOT_ACCEPTABLE, "this route answers application/json");
     const size_t limit = body_limit(c);
+    if (rc == 0 && c->route->scope == AUTH_PREDICT)
+        rc = batcher_admit(c->app->batcher, &e);
     if (rc == 0 && c->route->body == BODY_FULL)
         rc = set_aside(c, limit, &e);
     if (rc != 0) {
@@ -368,8 +379,8 @@ static void handle(void *ctx, struct request *r)
 
 static void refuse(void *ctx, struct request *r, const struct err *e, struct http_reply *reply)
 {
-    (void)ctx;
     fill_problem(reply, r, e);
+    put_retry(reply, ctx, request_user(r));
 }
 
 static void done(void *ctx, const struct request *r, int status, size_t sent_bytes,

@@ -47,6 +47,7 @@ struct settings {
     struct {
         int batch_max;  /* images a forward pass */
         int queue_max;  /* waiting images; beyond: 503 */
+        int queue_ms;   /* they may wait; 0 = no limit */
         int timeout_ms; /* default deadline of a prediction */
         int threads;    /* resolved, never 0 */
         int max_images; /* a request */

@@ -77,6 +77,8 @@ const struct key keys[] = {
      "Images in one forward pass. The batcher never waits for a batch to fill."},
     {FIELD(predict, queue_max), INTEGER, 1, 65536, "images", "256",
      "Images waiting for a prediction; more are answered 503."},
+    {FIELD(predict, queue_ms), INTEGER, 0, HOUR_MS, "ms", "250",
+     "A prediction that would wait longer is answered 503, and while that is so for more than a few, one that would wait longer than a 25th of it, so that others are answered as fast as ever. 0 = no limit."},
     {FIELD(predict, timeout_ms), INTEGER, 10, HOUR_MS, "ms", "10000",
      "Deadline of a prediction that names none."},
     {FIELD(predict, threads), INTEGER, 0, 1024, "threads", "0",

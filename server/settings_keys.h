@@ -15,7 +15,7 @@ struct key {
     const char *initial, *doc;
 };
 
-enum { KEYS = 67 };
+enum { KEYS = 68 };
 extern const struct key keys[KEYS]; /* sections are contiguous */
 
 /* section.name */
