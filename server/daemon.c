@@ -50,6 +50,8 @@ static void collect_chains(const struct app *a, struct metrics_scrape *s)
     metrics_emit(s, METRIC_CHAIN_STEPS, (double)c.steps_total);
     metrics_emit(s, METRIC_CHAIN_SLOTS, c.slots_busy, "busy");
     metrics_emit(s, METRIC_CHAIN_SLOTS, c.slots - c.slots_busy, "free");
+    metrics_emit(s, METRIC_CHAIN_SLOT_SECONDS, c.busy_seconds, "busy");
+    metrics_emit(s, METRIC_CHAIN_SLOT_SECONDS, c.free_seconds, "free");
 }
 
 static void collect_models(const struct app *a, struct metrics_scrape *s)

@@ -43,6 +43,7 @@ enum metric {
     METRIC_JOB_CRASHES,                  /* counter */
     METRIC_CHAIN_STEPS,                  /* counter */
     METRIC_CHAIN_SLOTS,                  /* gauge {state} */
+    METRIC_CHAIN_SLOT_SECONDS,           /* counter {state} */
     METRIC_CHAIN_STEP_SECONDS,           /* histogram */
     METRIC_MCMC_DIVERGENCES,             /* counter */
     METRIC_TRAIN_STEPS,                  /* counter */

@@ -26,6 +26,7 @@ struct worker {
     struct stage *stage; /* the current one, or NULL */
     bool leaving;        /* drains its slots to change the model */
     unsigned long forgets_seen;
+    int64_t begun_ns; /* of the iteration under way, 0 = none; guarded by mu */
 };
 
 struct chains {
@@ -39,7 +40,8 @@ struct chains {
     unsigned long forgets;
     int in_slots, ready; /* chains, in all */
     long long steps_total;
-    double step_seconds;
+    double step_seconds, busy_seconds;
+    int64_t opened_ns;
     size_t stage_bytes;
     /* Of the worker that alone has chains, if there is one: no two use it at once, since every worker
      * with chains in its slots is counted. NULL with one worker. */
@@ -296,6 +298,7 @@ static void account(struct worker *w, int64_t ns)
         atomic_fetch_add_explicit(&g->steps_done, moved, memory_order_relaxed);
         c->steps_total += moved;
     }
+    c->busy_seconds += (double)ns * 1e-9 * w->stage->n;
     const double each = (double)ns * 1e-9 / w->stage->n;
     c->step_seconds = c->step_seconds > 0 ? c->step_seconds * 0.95 + each * 0.05 : each;
 }
@@ -347,12 +350,12 @@ static void *worker_main(void *arg)
             continue;
         }
         const bool alone = c->in_slots == w->stage->n;
+        w->begun_ns = timing_ns();
         pthread_mutex_unlock(&c->mu);
-        const int64_t begin = timing_ns();
         stage_iterate(w->stage, alone);
-        const int64_t ns = timing_ns() - begin;
         pthread_mutex_lock(&c->mu);
-        account(w, ns);
+        account(w, timing_ns() - w->begun_ns);
+        w->begun_ns = 0;
     }
     for (int i = 0; i < STAGES; i++)
         if (w->stages[i].model)
@@ -407,6 +410,7 @@ int chains_open(struct chains **out, const struct chains_settings *s, struct err
         return fail(e, FAIL_NO_MEMORY, "cannot allocate %d sampler workers", n);
     c->settings = *s;
     c->n_workers = n;
+    c->opened_ns = timing_ns();
     pthread_mutex_init(&c->mu, NULL);
     pthread_cond_init(&c->work, NULL);
     const int rc = open_team(c, e);
@@ -452,15 +456,32 @@ void chains_close(struct chains *c)
     free(c);
 }
 
+/* With the iterations under way: neither it nor the rest of the time ever falls. */
+static double busy_seconds(const struct chains *c, int64_t now)
+{
+    double seconds = c->busy_seconds;
+    for (int i = 0; i < c->n_workers; i++) {
+        const struct worker *w = &c->workers[i];
+        if (w->begun_ns)
+            seconds += (double)(now - w->begun_ns) * 1e-9 * w->stage->n;
+    }
+    return seconds;
+}
+
 void chains_get_status(struct chains *c, struct chains_status *out)
 {
+    const int slots = c->n_workers * c->settings.slots;
     pthread_mutex_lock(&c->mu);
+    const int64_t now = timing_ns();
+    const double busy = busy_seconds(c, now);
     *out = (struct chains_status){.workers = c->n_workers,
-                                  .slots = c->n_workers * c->settings.slots,
+                                  .slots = slots,
                                   .slots_busy = c->in_slots,
                                   .waiting = c->ready,
                                   .steps_total = c->steps_total,
                                   .step_seconds = c->step_seconds,
+                                  .busy_seconds = busy,
+                                  .free_seconds = (double)(now - c->opened_ns) * 1e-9 * slots - busy,
                                   .workspace_bytes = c->stage_bytes};
     pthread_mutex_unlock(&c->mu);
 }

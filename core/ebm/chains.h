@@ -82,6 +82,8 @@ struct chains_status {
     int slots_busy, waiting; /* chains */
     long long steps_total;   /* chain-steps since open */
     double step_seconds;     /* moving average of one iteration's time, a chain */
+    /* Of all slots since open: with a chain in it that was being moved, and the rest of the time. */
+    double busy_seconds, free_seconds;
     size_t workspace_bytes;
 };
 

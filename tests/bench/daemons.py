@@ -59,13 +59,12 @@ class Daemon:
         with urllib.request.urlopen(request, timeout=60) as answer:
             return json.load(answer)
 
-    def metric(self, series):
-        """The value of a series, by its name with labels as the page has them."""
+    def metrics(self):
+        """{series with its labels as the page has them: value}."""
         with urllib.request.urlopen(self.url("/metrics"), timeout=60) as answer:
-            for line in answer.read().decode().splitlines():
-                if line.startswith(series + " "):
-                    return float(line.rsplit(" ", 1)[1])
-        raise SystemExit(f"there is no metric {series}")
+            lines = answer.read().decode().splitlines()
+        return {name: float(value) for name, value in
+                (line.rsplit(" ", 1) for line in lines if not line.startswith("#"))}
 
     def cpu_seconds(self):
         with open(f"/proc/{self.process.pid}/stat", encoding="ascii") as f:

@@ -109,7 +109,7 @@ class Bench:
         wanted = self.daemon.call("/v1/queue")
         for _ in range(100):
             time.sleep(0.1)
-            if self.daemon.metric('jemd_chain_slots{state="free"}') == 0:
+            if self.daemon.metrics()['jemd_chain_slots{state="free"}'] == 0:
                 return made
         raise SystemExit(f"the slots never filled: {wanted}")
 
@@ -119,12 +119,12 @@ class Bench:
         for _ in range(self.args.rounds):
             idle = self.one_at_a_time(self.args.turn_seconds)
             jobs = self.backlog()
-            steps, begin = self.daemon.metric("jemd_chain_steps_total"), time.monotonic()
+            steps, begin = self.daemon.metrics()["jemd_chain_steps_total"], time.monotonic()
             busy = self.one_at_a_time(self.args.turn_seconds)
-            rate = (self.daemon.metric("jemd_chain_steps_total") - steps) / (time.monotonic() - begin)
+            rate = (self.daemon.metrics()["jemd_chain_steps_total"] - steps) / (time.monotonic() - begin)
             for job in jobs:
                 self.daemon.call(f"/v1/jobs/{job}:cancel", {})
-            while self.daemon.metric('jemd_chain_slots{state="busy"}') > 0:
+            while self.daemon.metrics()['jemd_chain_slots{state="busy"}'] > 0:
                 time.sleep(0.05)
             rows.append((*idle, *busy, rate))
         return [statistics.median(column) for column in zip(*rows)]

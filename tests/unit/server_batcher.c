@@ -215,6 +215,63 @@ static void a_full_queue_refuses_but_an_empty_one_takes_any_ticket(void **state)
     assert_int_equal(atomic_load(&small.done), 0);
 }
 
+static void a_place_in_the_queue_is_kept_until_it_is_used_or_left(void **state)
+{
+    (void)state;
+    static struct asked blocker, first, second, third;
+    struct err e;
+    open_batcher(2, 4, 2);
+    block(&blocker);
+    prepare(&first, model, 0, 1);
+    prepare(&second, model, 1, 1);
+    prepare(&third, model, 2, 1);
+    assert_int_equal(batcher_enter(batcher, &first.ticket, &e), 0);
+    assert_int_equal(batcher_admit(batcher, &e), 0);
+    assert_int_equal(batcher_enter(batcher, &second.ticket, &e), 0);
+    assert_int_equal(batcher_admit(batcher, &e), -FAIL_OVERLOADED);
+    assert_int_equal(batcher_enter(batcher, &third.ticket, &e), -FAIL_OVERLOADED);
+    assert_int_equal(batcher_submit(batcher, &third.ticket, &e), -FAIL_OVERLOADED);
+    assert_true(batcher_retry_seconds(batcher) > 0);
+    batcher_leave(batcher, &third.ticket); /* has none */
+    assert_int_equal(batcher_admit(batcher, &e), -FAIL_OVERLOADED);
+    batcher_leave(batcher, &second.ticket);
+    batcher_leave(batcher, &second.ticket); /* once is enough */
+    submit(&first);
+    assert_int_equal(batcher_admit(batcher, &e), 0);
+    submit(&third);
+    assert_int_equal(batcher_admit(batcher, &e), -FAIL_OVERLOADED);
+    release(&blocker);
+    batcher_close(batcher);
+    check(&first, 0);
+    check(&third, 2);
+    assert_int_equal(atomic_load(&second.done), 0);
+}
+
+static void a_queue_that_takes_too_long_refuses_before_it_is_full(void **state)
+{
+    (void)state;
+    enum { MOST = 400 };
+    static struct asked blocker, list[MOST];
+    const struct batcher_settings s = {
+        .threads = 1, .batch_max = 4, .queue_max = 1000000, .queue_ms = 1};
+    struct err e = {0};
+    int taken = 0, rc = 0;
+    assert_int_equal(batcher_open(&batcher, &s, &e), 0);
+    block(&blocker); /* and how long an image takes is known */
+    while (taken < MOST && rc == 0) {
+        prepare(&list[taken], model, 0, IMAGES);
+        rc = batcher_submit(batcher, &list[taken].ticket, &e);
+        taken += rc == 0;
+    }
+    assert_int_equal(rc, -FAIL_OVERLOADED);
+    assert_false(e.has_limit);
+    assert_true(taken > 0);
+    release(&blocker);
+    batcher_close(batcher);
+    for (int i = 0; i < taken; i++)
+        check(&list[i], 0);
+}
+
 static void forgetting_lets_a_model_go_whether_idle_or_busy(void **state)
 {
     (void)state;
@@ -325,6 +382,8 @@ int main(void)
         cmocka_unit_test_setup(a_ticket_without_gradient_leaves_the_mass_alone, set_up),
         cmocka_unit_test_setup(late_and_abandoned_tickets_are_not_computed, set_up),
         cmocka_unit_test_setup(a_full_queue_refuses_but_an_empty_one_takes_any_ticket, set_up),
+        cmocka_unit_test_setup(a_place_in_the_queue_is_kept_until_it_is_used_or_left, set_up),
+        cmocka_unit_test_setup(a_queue_that_takes_too_long_refuses_before_it_is_full, set_up),
         cmocka_unit_test_setup(forgetting_lets_a_model_go_whether_idle_or_busy, set_up),
         cmocka_unit_test_setup(closing_computes_what_waits_and_stopping_refuses_what_comes, set_up),
         cmocka_unit_test_setup(pinned_threads_stay_on_one_core_each_and_compute_the_same, set_up),
