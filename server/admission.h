@@ -15,12 +15,12 @@
 #include <stdint.h>
 
 struct admission {
-    int queue_max;   /* images that may wait */
-    int queue_ms;    /* 0 = no limit of time, and no other in overload */
-    int least;       /* images for which the limit of time does not count: what keeps the cores busy */
-    int waiting;     /* images in the queue */
-    int places;      /* requests that are to join it, whose images are not counted yet */
-    int computing;   /* images taken from the queue, at: */
+    int queue_max; /* images that may wait */
+    int queue_ms;  /* 0 = no limit of time, and no other in overload */
+    int least;   /* images for which the limit of time does not count: what keeps the cores busy */
+    int waiting; /* images in the queue */
+    int places;  /* requests that are to join it, whose images are not counted yet */
+    int computing; /* images taken from the queue, at: */
     int64_t begun_ns;
     double image_seconds; /* moving average, all cores; 0 = not known yet */
     /* How many were accepted and refused lately: what is a second old counts 1/e. */

@@ -59,7 +59,8 @@ static void add(struct http_reply *reply, const char *name, const char *value)
 static void respond_bytes(struct call *c, struct blob *body, const char *type, const char *etag)
 {
     char range_text[80];
-    const char *range = request_header(c->request, "Range");
+    const bool whole = strcmp(request_method(c->request), "GET") != 0; /* RFC 9110 14.2 */
+    const char *range = whole ? NULL : request_header(c->request, "Range");
     const char *if_range = request_header(c->request, "If-Range");
     struct http_reply reply = {.status = 200, .content_type = type, .body = body};
     size_t first = 0, length = body->size;

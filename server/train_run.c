@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "server/train_run.h"
 
+#include "base/background.h"
 #include "base/logger.h"
 #include "base/pool.h"
 #include "base/timing.h"
@@ -20,7 +21,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/resource.h>
 #include <unistd.h>
 
 enum {
@@ -229,8 +229,7 @@ static void count(const struct train_run *r, const struct trainer_step *s, doubl
 
 static int begin(struct train_run *r, struct err *e)
 {
-    if (r->t.nice > 0)
-        setpriority(PRIO_PROCESS, (id_t)gettid(), getpriority(PRIO_PROCESS, 0) + r->t.nice);
+    background_thread(r->t.nice);
     int rc = run_directory_lock(r->t.directory, &r->lock, e);
     if (rc == 0)
         rc = pool_open(&r->pool, r->t.threads, e); /* its threads have this one's priority */

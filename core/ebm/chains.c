@@ -2,6 +2,7 @@
 /* The scheduling of the chain engine: which chain is in which slot. */
 #include "ebm/chains.h"
 
+#include "base/background.h"
 #include "base/pin.h"
 #include "base/pool.h"
 #include "base/timing.h"
@@ -13,8 +14,6 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/resource.h>
-#include <unistd.h>
 
 enum { STAGES = 4, TEAM_MAX = 8 }; /* models a worker keeps a workspace for; threads */
 
@@ -327,8 +326,7 @@ static void *worker_main(void *arg)
     struct worker *w = arg;
     struct chains *c = w->engine;
     witness_set((struct witness){.tell = tell_groups, .ctx = w});
-    if (c->settings.nice > 0)
-        setpriority(PRIO_PROCESS, (id_t)gettid(), getpriority(PRIO_PROCESS, 0) + c->settings.nice);
+    background_thread(c->settings.nice);
     if (c->settings.pin)
         pin_thread((int)(w - c->workers));
     pthread_mutex_lock(&c->mu);
@@ -368,8 +366,8 @@ static void step_back(void *ctx, int rank, int size)
 {
     const struct chains_settings *s = ctx;
     (void)size;
-    if (rank > 0 && s->nice > 0)
-        setpriority(PRIO_PROCESS, (id_t)gettid(), getpriority(PRIO_PROCESS, 0) + s->nice);
+    if (rank > 0)
+        background_thread(s->nice);
 }
 
 static int workers_of(const struct chains_settings *s)
@@ -473,7 +471,7 @@ void chains_get_status(struct chains *c, struct chains_status *out)
     const int slots = c->n_workers * c->settings.slots;
     pthread_mutex_lock(&c->mu);
     const int64_t now = timing_ns();
-    const double busy = busy_seconds(c, now);
+    const double busy = busy_seconds(c, now), all = (double)(now - c->opened_ns) * 1e-9 * slots;
     *out = (struct chains_status){.workers = c->n_workers,
                                   .slots = slots,
                                   .slots_busy = c->in_slots,
@@ -481,7 +479,7 @@ void chains_get_status(struct chains *c, struct chains_status *out)
                                   .steps_total = c->steps_total,
                                   .step_seconds = c->step_seconds,
                                   .busy_seconds = busy,
-                                  .free_seconds = (double)(now - c->opened_ns) * 1e-9 * slots - busy,
+                                  .free_seconds = all - busy,
                                   .workspace_bytes = c->stage_bytes};
     pthread_mutex_unlock(&c->mu);
 }

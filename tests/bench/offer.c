@@ -262,7 +262,9 @@ int main(int argc, char **argv)
     if (!o.all || o.epoll_fd < 0)
         die("no memory");
     prctl(PR_SET_TIMERSLACK, 1);
-    setpriority(PRIO_PROCESS, 0, getpriority(PRIO_PROCESS, 0) - 10); /* clients have machines of their own; needs to be allowed */
+    setpriority(PRIO_PROCESS, 0,
+                getpriority(PRIO_PROCESS, 0) -
+                    10); /* clients have machines of their own; needs to be allowed */
     srand48(7);
     dial(&o, atoi(argv[1]));
     const double cpu = cpu_seconds();

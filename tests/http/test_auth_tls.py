@@ -407,7 +407,7 @@ class Signals(Folder):
         self.assertEqual(self.daemon.wait_exit(seconds), code, self.daemon.log()[-2000:])
 
     def test_sigterm_lets_requests_in_flight_finish(self):
-        self.serve("--predict.threads=1", "--predict.queue_max=4096", "--http.threads=1", "--shutdown.drain_ms=600000")
+        self.serve("--predict.threads=1", "--predict.queue_max=4096", "--predict.queue_ms=0", "--http.threads=1", "--shutdown.drain_ms=600000")
         path = self.long_job()
         crowd = [self.daemon.socket(30) for _ in range(12)]
         for s in crowd:

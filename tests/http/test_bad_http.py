@@ -284,7 +284,7 @@ class Slow(Bad):
 
 class Leaving(Bad):
     """Clients that leave while their request is under way."""
-    FLAGS = ("--predict.threads=1", "--predict.queue_max=4096")
+    FLAGS = ("--predict.threads=1", "--predict.queue_max=4096", "--predict.queue_ms=0")
     BODY = (b"\0" * 3072) * 64
     HEAD = (b"POST /v1/predict?include=approximate_mass HTTP/1.1\r\nHost: x\r\nContent-Type: application/octet-stream\r\n"
             b"X-Image-Shape: 64,32,32,3\r\nContent-Length: %d\r\n\r\n" % len(BODY))

@@ -535,7 +535,7 @@ class Ranges(Bad):
 
 
 class Deadlines(Bad):
-    FLAGS = ("--predict.threads=1", "--predict.queue_max=1024", "--jobs.max_queued=100")
+    FLAGS = ("--predict.threads=1", "--predict.queue_max=1024", "--predict.queue_ms=0", "--jobs.max_queued=100")
 
     def test_a_prediction_that_comes_too_late_is_504(self):
         """Waits behind many large ones for longer than the millisecond it has."""

@@ -2,6 +2,7 @@
 """/metrics: the text format, the names, and that the numbers follow what happens."""
 import math
 import re
+import time
 import unittest
 
 import jemd_test
@@ -29,6 +30,7 @@ NAMES = {
     "jemd_job_crashes_total": ("counter", ""),
     "jemd_chain_steps_total": ("counter", ""),
     "jemd_chain_slots": ("gauge", "state"),
+    "jemd_chain_slot_seconds_total": ("counter", "state"),
     "jemd_chain_step_seconds": ("histogram", ""),
     "jemd_mcmc_divergences_total": ("counter", ""),
     "jemd_model_info": ("gauge", "model version digest"),
@@ -220,12 +222,29 @@ class Metrics(jemd_test.Case):
         self.assertEqual(page.value("jemd_jobs", state="running"), 1)
         wait_until(lambda: self.page().value("jemd_job_backlog_work_seconds") > 0, 5)
         wait_until(lambda: self.moved(before, "jemd_chain_step_seconds", "_count") > 0, 10)
+        self.slot_time(slots)
         self.post(f"/v1/jobs/{accepted['id']}:cancel")
         wait_ended(self.daemon, accepted["id"])
         self.settled(before, 1, "jemd_job_cancel_latency_seconds", "_count")
         self.assertLess(self.moved(before, "jemd_job_cancel_latency_seconds", "_sum"), jemd_test.patience(0.25))
         wait_until(lambda: self.page().value("jemd_chain_slots", state="busy") == 0, 5)
         self.assertEqual(self.page().value("jemd_job_backlog_work_seconds"), 0)
+
+    def slot_time(self, slots):
+        """With 64 chains for fewer slots all of them are busy, and busy and free together are all there is."""
+        name, begin = "jemd_chain_slot_seconds_total", time.monotonic()
+        before = self.page()
+        read = time.monotonic()
+        time.sleep(1)
+        again = time.monotonic()
+        after = self.page()
+        end = time.monotonic()
+        busy, free = (after.value(name, state=state) - before.value(name, state=state) for state in ("busy", "free"))
+        self.assertGreaterEqual(busy + free, slots * (again - read) * 0.999)
+        self.assertLessEqual(busy + free, slots * (end - begin) * 1.001)
+        self.assertGreaterEqual(free, 0)
+        if not jemd_test.SLOW:
+            self.assertGreater(busy / (busy + free), 0.8)
 
     def test_chains_that_diverge(self):
         before = self.page()

@@ -51,6 +51,12 @@ class Artifacts(jemd_test.Case):
         self.assertEqual(self.get(path, {"Range": "bytes=0-3", "If-Range": '"x"'}).status, 200)
         self.assertEqual(self.get(path, {"Range": "bytes=0-3", "If-None-Match": etag}).status, 304)
 
+    def test_a_range_of_head_is_ignored(self):
+        answer = self.daemon.request("HEAD", self.base + "grid.png", headers={"Range": "bytes=0-3"})
+        self.assertEqual(answer.status, 200)
+        self.assertEqual(answer.headers["content-length"], str(len(self.files["grid.png"].body)))
+        self.assertNotIn("content-range", answer.headers)
+
     def test_the_grid_shows_every_sample(self):
         grid = np.array(Image.open(io.BytesIO(self.files["grid.png"].body)))
         self.assertEqual(grid.shape[2], 3)

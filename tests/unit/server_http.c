@@ -397,6 +397,21 @@ static void connections_beyond_the_limit_of_an_address_are_refused(void **state)
     close_fixture(g);
 }
 
+static void without_a_limit_an_address_may_have_all_connections(void **state)
+{
+    (void)state;
+    struct http_settings s = patient_settings();
+    s.max_connections_per_ip = 0;
+    struct fixture *g = open_with(&s);
+    const int first = dial(g), second = dial(g);
+    char out[4096];
+    says(second, "GET / HTTP/1.1\r\n" CLOSE "\r\n");
+    hear(second, out, sizeof out, NULL);
+    assert_int_equal(status_of(out), 200);
+    close(first), close(second);
+    close_fixture(g);
+}
+
 static void connections_beyond_the_limit_are_refused(void **state)
 {
     (void)state;
@@ -556,6 +571,7 @@ int main(void)
         EACH(a_half_closed_client_is_answered),
         EACH(request_ids_are_made_or_kept),
         cmocka_unit_test(connections_beyond_the_limit_of_an_address_are_refused),
+        cmocka_unit_test(without_a_limit_an_address_may_have_all_connections),
         cmocka_unit_test(connections_beyond_the_limit_are_refused),
         EACH(an_address_in_use_is_an_error_that_says_so),
         cmocka_unit_test(a_certificate_that_is_none_is_an_error),

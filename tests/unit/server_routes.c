@@ -263,11 +263,49 @@ static void bodies_in_flight_have_a_limit_together(void **state)
     expect(get("POST /v1/predict", "Content-Length: 9999999\r\n"), 413, "body_too_large");
 }
 
+static void predictions_that_cannot_be_computed_are_refused_before_their_body(void **state)
+{
+    (void)state;
+    static struct ticket tickets[4];
+    struct err e;
+    for (int i = 0; i < 4; i++)
+        assert_int_equal(batcher_enter(app.batcher, &tickets[i], &e), 0);
+    const char *reply = get("POST /v1/predict", "Content-Length: 900000\r\n");
+    expect(reply, 503, "\"code\":\"overloaded\"");
+    assert_non_null(strstr(reply, "\"limit\":4"));
+    assert_non_null(strstr(reply, "\r\nRetry-After: 1\r\n"));
+    expect(get("POST /v1/models/m:score", "Content-Length: 900000\r\n"), 503, "overloaded");
+    expect(get("GET /v1/models", ""), 200, "models");
+    batcher_leave(app.batcher, &tickets[0]);
+    expect(get("POST /v1/predict", "Content-Length: 0\r\n"), 404, "no model is loaded");
+    for (int i = 1; i < 4; i++)
+        batcher_leave(app.batcher, &tickets[i]);
+}
+
+static void what_is_not_there_for_now_says_when_to_come_again(void **state)
+{
+    (void)state;
+    const char *reply = get("GET /readyz", ""); /* no model */
+    expect(reply, 503, "not ready");
+    assert_non_null(strstr(reply, "\r\nRetry-After: 1\r\n"));
+    atomic_store(&app.stopped_ns, timing_ns() + INT64_C(41500000000));
+    reply = get("GET /readyz", "");
+    expect(reply, 503, "not ready");
+    const char *at = strstr(reply, "\r\nRetry-After: ");
+    assert_non_null(at);
+    assert_in_range(atoi(at + 15), 2, 42);
+    atomic_store(&app.stopped_ns, 0);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_pattern_takes_its_paths_and_no_other),
         cmocka_unit_test(a_parameter_that_does_not_fit_is_no_match),
+        cmocka_unit_test_setup_teardown(
+            predictions_that_cannot_be_computed_are_refused_before_their_body, set_up, close_app),
+        cmocka_unit_test_setup_teardown(what_is_not_there_for_now_says_when_to_come_again, set_up,
+                                        close_app),
         cmocka_unit_test_setup_teardown(a_path_that_is_not_there_is_404_in_problem_json, set_up,
                                         close_app),
         cmocka_unit_test_setup_teardown(another_method_is_405_with_allow, set_up, close_app),
