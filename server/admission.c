@@ -5,7 +5,7 @@
 
 /* In overload the limit of time is a TIGHTth of itself, for CALM_NS after the last time that more
  * than one in FEW was refused. */
-enum { TIGHT = 25, FEW = 8, CALM_NS = 1000000000 };
+enum { TIGHT = 25, FEW = 8, CALM_NS = 1000000000, RETRY_SECONDS_MAX = 60 };
 
 static int ahead(const struct admission *a)
 {
@@ -93,5 +93,6 @@ void admission_learn(struct admission *a, int images, double seconds)
 
 double admission_retry_seconds(const struct admission *a, int64_t now)
 {
-    return admission_seconds(a, now) + a->refused * fading(a, now) * a->image_seconds;
+    const double again = a->refused * fading(a, now) * a->image_seconds;
+    return fmin(admission_seconds(a, now) + again, RETRY_SECONDS_MAX);
 }

@@ -44,5 +44,5 @@ void admission_learn(struct admission *a, int images, double seconds);
 /* Until what waits will have been computed. */
 double admission_seconds(const struct admission *a, int64_t now);
 /* When who is refused should come again: until what waits, and what was refused lately and will come
- * again likewise, could have been computed. */
+ * again likewise, could have been computed; at most a minute. */
 double admission_retry_seconds(const struct admission *a, int64_t now);

@@ -32,5 +32,5 @@ struct app {
     int64_t started_ms; /* wall clock */
     atomic_bool draining;
     _Atomic int64_t stopped_ns; /* monotonic; when that will be over at the latest; 0 = not begun */
-    _Atomic size_t body_bytes; /* set aside for bodies of requests that are not over */
+    _Atomic size_t body_bytes;  /* set aside for bodies of requests that are not over */
 };

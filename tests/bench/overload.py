@@ -5,7 +5,7 @@
 What becomes of predictions when more are asked for than can be computed, and beside sampling. A daemon
 of its own, a WRN-16-4 (networks.py), single 32x32 PNGs, one at a time a request:
 
-1. capacity: what 24 connections get answered, each asking again at once;
+1. capacity: what 16 connections get answered, each asking again at once;
 2. an open loop (Poisson; latency from when a request was due) at 0.8 of capacity, as the measure;
 3. the same at X times capacity (10) for S seconds (60): p99 of what is accepted as a multiple of that,
    what is refused, whether each refusal says when to come again, memory;
@@ -26,7 +26,7 @@ import time
 
 from daemons import JEMD, ROOT, Daemon, generator, model
 
-CAPACITY_CONNECTIONS, OPEN_CONNECTIONS = 24, 200
+CAPACITY_CONNECTIONS, OPEN_CONNECTIONS = 16, 200
 IMAGE = os.path.join(ROOT, "tests/samples/orc-blue-hair.png")
 JOBS, CHAINS, STEPS = 8, 16, 5000
 

@@ -151,6 +151,9 @@ static void who_is_refused_comes_again_when_all_who_were_could_be_served(void **
     assert_float_equal((float)later, 0.26f + 10.0f / 2.71828f, 1e-3);
     a.waiting = 0;
     assert_true(admission_retry_seconds(&a, 20 * SECOND) < 0.001);
+    for (int i = 0; i < 9000; i++)
+        admission_refuse(&a, 20 * SECOND);
+    assert_true(admission_retry_seconds(&a, 20 * SECOND) == 60);
 }
 
 static void nothing_is_known_of_the_first_ones(void **state)
