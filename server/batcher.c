@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "server/batcher.h"
 
+#include "base/background.h"
 #include "base/mem.h"
 #include "base/pin.h"
 #include "base/pool.h"
@@ -13,8 +14,6 @@
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/resource.h>
-#include <unistd.h>
 
 /* Images a core computes at once, at most; models with open workspaces. */
 enum { SLICE = 16, BENCHES = 4, PART_LEAST = 4, CACHE_BYTES = 1 << 20 };
@@ -364,7 +363,7 @@ static void settle_thread(void *ctx, int rank, int size)
     if (s->pin)
         pin_thread(rank);
     if (s->nice > 0)
-        setpriority(PRIO_PROCESS, (id_t)gettid(), getpriority(PRIO_PROCESS, 0) + s->nice);
+        background_thread(s->nice);
 }
 
 static void *batcher_main(void *arg)

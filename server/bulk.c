@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "server/bulk.h"
 
+#include "base/background.h"
 #include "base/timing.h"
 #include "base/witness.h"
 #include "server/bulk_internal.h"
@@ -8,8 +9,6 @@
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/resource.h>
-#include <unistd.h>
 
 enum { SLICE_NS = 100000000 };
 
@@ -144,12 +143,6 @@ static int slice(struct bulk_run *r, struct err *e)
 
 /* ---- the thread ---- */
 
-static void step_back(const struct bulk_settings *s)
-{
-    if (s->batcher.nice > 0)
-        setpriority(PRIO_PROCESS, (id_t)gettid(), getpriority(PRIO_PROCESS, 0) + s->batcher.nice);
-}
-
 /* Notes what became of a slice of n images; true: the run is over. Caller holds mu. */
 static bool note(struct bulk *b, struct bulk_run *r, int rc, int n, int64_t ns)
 {
@@ -171,7 +164,7 @@ static bool note(struct bulk *b, struct bulk_run *r, int rc, int n, int64_t ns)
 static void *bulk_main(void *arg)
 {
     struct bulk *b = arg;
-    step_back(&b->settings);
+    background_thread(b->settings.batcher.nice);
     pthread_mutex_lock(&b->mu);
     while (!b->stop) {
         struct bulk_run *r = next_run(b);
