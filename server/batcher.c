@@ -510,7 +510,7 @@ void batcher_load(struct batcher *b, int *images, double *seconds)
 double batcher_image_seconds(struct batcher *b)
 {
     pthread_mutex_lock(&b->mu);
-    const double seconds = b->image_seconds;
+    const double seconds = b->admission.image_seconds;
     pthread_mutex_unlock(&b->mu);
     return seconds;
 }

@@ -275,11 +275,21 @@ static int check_raw(const struct prediction *p, const long shape[4], bool is_fl
     return 0;
 }
 
+/* Says of which image the error is. */
+static int name_image(int i, struct err *e)
+{
+    const struct err why = *e;
+    char pointer[16];
+    snprintf(pointer, sizeof pointer, "/%d", i);
+    fail(e, why.code, "image %d: %.200s", i, why.text);
+    fail_at(e, pointer);
+    return -(int)why.code;
+}
+
 static int read_raw(struct prediction *p, const struct predict_body *b, struct err *e)
 {
     bool is_float;
     long shape[4];
-    char pointer[64];
     int rc = predict_read_shape(b->shape, shape, e);
     if (rc == 0)
         rc = predict_read_element(b->element, &is_float, e);
@@ -293,11 +303,10 @@ static int read_raw(struct prediction *p, const struct predict_body *b, struct e
     const struct prediction_raw raw = {(int)shape[1], (int)shape[2], is_float};
     for (int i = 0; rc == 0 && i < p->n; i++) {
         rc = prediction_read_raw(p, i, &raw, (const unsigned char *)b->bytes + (size_t)i * each, e);
-        snprintf(pointer, sizeof pointer, "/%d", i);
         if (rc != 0)
-            fail_at(e, pointer);
+            return name_image(i, e);
     }
-    return rc;
+    return 0;
 }
 
 struct reader {

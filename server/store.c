@@ -74,6 +74,26 @@ size_t job_artifact_bytes(const struct job_artifact *a)
     return STORE_ARTIFACT_BYTES + blob_bytes(a->body);
 }
 
+void job_artifacts_drop(struct job_artifact *artifacts, int n)
+{
+    for (int i = 0; i < n; i++)
+        blob_put(artifacts[i].body);
+    free(artifacts);
+}
+
+struct job_artifact *job_artifacts_copy(const struct job_artifact *artifacts, int n, size_t *bytes)
+{
+    struct job_artifact *copy = calloc((size_t)n + 1, sizeof *copy);
+    *bytes = 0;
+    for (int i = 0; copy && i < n; i++) {
+        copy[i] = artifacts[i];
+        copy[i].size_bytes = artifacts[i].body->size;
+        blob_get(copy[i].body);
+        *bytes += job_artifact_bytes(&copy[i]);
+    }
+    return copy;
+}
+
 static int add_label(struct job_labels *l, const char *key, const json_t *value, struct err *e)
 {
     if (!json_is_string(value)) {

@@ -275,6 +275,9 @@ void job_admit(struct job *to, const struct job *j);
 size_t job_bytes(const struct job *j);
 /* The charge of an artifact. */
 size_t job_artifact_bytes(const struct job_artifact *a);
+/* With references of their own; NULL when out of memory. *bytes is what they are charged. */
+struct job_artifact *job_artifacts_copy(const struct job_artifact *artifacts, int n, size_t *bytes);
+void job_artifacts_drop(struct job_artifact *artifacts, int n);
 
 /* A job's labels taken out of their JSON. */
 struct job_labels {

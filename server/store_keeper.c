@@ -367,28 +367,6 @@ static int keeper_load_checkpoint(struct store *s, const char *id, struct blob *
     return finish_read(t.k, rc, id, LOG_CHECKPOINT, b, out, e);
 }
 
-static void drop_artifacts(struct job_artifact *artifacts, int n)
-{
-    for (int i = 0; i < n; i++)
-        blob_put(artifacts[i].body);
-    free(artifacts);
-}
-
-/* With references of its own; NULL when out of memory. *bytes is what they are charged. */
-static struct job_artifact *copy_artifacts(const struct job_artifact *artifacts, int n,
-                                           size_t *bytes)
-{
-    struct job_artifact *copy = calloc((size_t)n + 1, sizeof *copy);
-    *bytes = 0;
-    for (int i = 0; copy && i < n; i++) {
-        copy[i] = artifacts[i];
-        copy[i].size_bytes = artifacts[i].body->size;
-        blob_get(copy[i].body);
-        *bytes += job_artifact_bytes(&copy[i]);
-    }
-    return copy;
-}
-
 static void take_result(struct record *r, const struct job *j)
 {
     r->job.steps_done = j->steps_done;
@@ -404,7 +382,7 @@ static int keeper_finish(struct store *s, const struct job *j, const struct job_
     size_t more;
     struct turn t;
     struct record *r = NULL;
-    struct job_artifact *copy = copy_artifacts(artifacts, n, &more);
+    struct job_artifact *copy = job_artifacts_copy(artifacts, n, &more);
     if (!copy)
         return fail(e, FAIL_NO_MEMORY, "no memory for the %d artifacts of job %s", n, j->id);
     more += j->result ? j->result->size : 0;
@@ -428,7 +406,7 @@ static int keeper_finish(struct store *s, const struct job *j, const struct job_
     }
     rc = turn_end(&t, rc);
     if (!taken)
-        drop_artifacts(copy, n);
+        job_artifacts_drop(copy, n);
     return rc;
 }
 

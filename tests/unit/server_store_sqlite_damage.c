@@ -111,7 +111,8 @@ static int check_job(int n)
     return 0;
 }
 
-/* Jobs that are lost, all of which the store lists. */
+/* Jobs that are lost, all of which the store lists; and at most one id that no job had, where the
+ * damage was in the id. */
 static int check_all(void)
 {
     char ids[JOBS + 1][JOB_ID_SIZE];
@@ -125,7 +126,7 @@ static int check_all(void)
         assert_int_equal(found, is_lost);
         lost += is_lost;
     }
-    assert_int_equal(listed, lost);
+    assert_in_range(listed, lost, lost + 1);
     return lost;
 }
 
