@@ -24,7 +24,7 @@ class Daemon:
 
     def __init__(self, jemd, model_file, folder, *flags):
         command = [jemd, "serve", "--http.port=0", "--models.directory=", f"--models.model={model_file}",
-                   f"--models.cache={folder}", "--log.access=no", "--http.max_connections_per_ip=0", *flags]
+                   f"--models.cache={folder}", "--log.access=no", "--http.max_connections_per_ip=1024", *flags]
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
         for line in self.process.stderr:
             found = re.search(r"event=ready .*port=(\d+)", line)

@@ -5,8 +5,8 @@
  * REQUEST is a file with one complete HTTP request, which is sent again and again. With RATE > 0
  * requests are due at the times of a Poisson process of so many a second, whatever becomes of the
  * others (open loop): one that is due while no connection is free waits here, and latency counts
- * from when it was due. To cost little it then looks around every two milliseconds and not for every
- * request or answer, so latencies are too long by two on average. With RATE 0 every connection sends
+ * from when it was due. To cost little it then looks around every four milliseconds and not for every
+ * request or answer, so latencies are too long by four on average. With RATE 0 every connection sends
  * its next request when it has its answer.
  *
  * One line of JSON on standard output: numbers of answers, latencies in ms of
@@ -27,7 +27,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { CONNECTIONS_MAX = 1024, ANSWER_MAX = 65536, TICK_NS = 2000000, PATIENCE_S = 10 };
+enum { CONNECTIONS_MAX = 1024, ANSWER_MAX = 65536, TICK_NS = 4000000, PATIENCE_S = 10 };
 
 struct connection {
     int fd;
@@ -45,8 +45,8 @@ struct latencies {
 struct offer {
     struct connection *all; /* [n] */
     int n, epoll_fd;
-    struct connection *idle[CONNECTIONS_MAX];
-    int n_idle;
+    struct connection *idle[CONNECTIONS_MAX]; /* a ring: each is used, lest the daemon closes it */
+    int first_idle, n_idle;
     const char *request;
     size_t request_bytes;
     struct latencies good, refused;
@@ -91,6 +91,11 @@ static char *read_request(const char *path, size_t *size)
     return text;
 }
 
+static void rest(struct offer *o, struct connection *c)
+{
+    o->idle[(o->first_idle + o->n_idle++) % CONNECTIONS_MAX] = c;
+}
+
 static void dial(struct offer *o, int port)
 {
     const struct sockaddr_in to = {.sin_family = AF_INET,
@@ -106,13 +111,15 @@ static void dial(struct offer *o, int port)
         setsockopt(c->fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
         if (epoll_ctl(o->epoll_fd, EPOLL_CTL_ADD, c->fd, &ev) != 0)
             die("epoll");
-        o->idle[o->n_idle++] = c;
+        rest(o, c);
     }
 }
 
 static void send_one(struct offer *o, int64_t due_ns, int64_t now)
 {
-    struct connection *c = o->idle[--o->n_idle];
+    struct connection *c = o->idle[o->first_idle];
+    o->first_idle = (o->first_idle + 1) % CONNECTIONS_MAX;
+    o->n_idle--;
     c->busy = true;
     c->due_ns = due_ns;
     c->got = 0;
@@ -168,7 +175,7 @@ static void hear(struct offer *o, struct connection *c)
         else
             o->other++;
         c->busy = false;
-        o->idle[o->n_idle++] = c;
+        rest(o, c);
     }
     end[2] = '\r';
 }

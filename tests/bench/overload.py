@@ -140,7 +140,7 @@ def main():
     parser.add_argument("--turn-seconds", type=float, default=6)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", choices=("overload", "sampling"))
-    parser.add_argument("flags", nargs="*", help="settings of the daemon")
+    parser.add_argument("flags", nargs="*", help="settings of the daemon, after --")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="jemd-bench-") as folder:
         with Daemon(args.jemd, model(folder, args.model), folder, *args.flags) as daemon:

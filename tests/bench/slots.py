@@ -3,7 +3,7 @@
 """slots.py [--jemd PATH] [--model NAME] [--jobs N] [--seconds S] [--rounds N]
 
 How well a backlog of jobs keeps the chain engine busy. A daemon with a store on the disk is given N (100)
-jobs of all sorts: 1 to 64 chains, 1 to 16 times as many steps, Langevin, Gibbs, MALA and HMC, three
+jobs of all sorts: 1 to 16 chains, 1 to 10 times as many steps, Langevin, Gibbs, MALA and HMC, three
 priorities, some with previews and all artifacts. From the moment they may begin until the last one has:
 
 * busy slots: time of all slots with a chain that was being moved, as a share of all (aim: at least 95 %);
@@ -24,7 +24,7 @@ import time
 
 from daemons import JEMD, Daemon, model
 
-COUNTS, TIMES, SLOTS = (1, 2, 4, 8, 16, 32, 64), (1, 2, 4, 8, 16), 16
+COUNTS, TIMES, SLOTS = (1, 2, 4, 8, 16), (1, 2, 5, 10), 16
 KINDS = ("sgld", "gibbs", "mala", "hmc")
 PRIORITIES = ("low", "normal", "high")
 
@@ -103,14 +103,16 @@ def main():
     parser.add_argument("--jemd", default=JEMD)
     parser.add_argument("--model", default="wrn-16-4")
     parser.add_argument("--jobs", type=int, default=100)
-    parser.add_argument("--seconds", type=float, default=60, help="what a round is to take, about")
+    parser.add_argument("--seconds", type=float, default=120, help="what a round is to take, about")
     parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("flags", nargs="*", help="settings of the daemon, after --")
     args = parser.parse_args()
     cores, rng, rows = len(os.sched_getaffinity(0)), random.Random(1), []
     with tempfile.TemporaryDirectory(prefix="jemd-bench-") as folder:
         path = model(folder, args.model)
         engine = Engine(args.jemd, path, cores)
-        with Daemon(args.jemd, path, folder, "--store.kind=sqlite", f"--store.directory={folder}/store") as daemon:
+        with Daemon(args.jemd, path, folder, "--store.kind=sqlite", f"--store.directory={folder}/store",
+                    *args.flags) as daemon:
             bare = engine.chain_steps(5)
             for _ in range(args.rounds):
                 documents = list(jobs_of(args.jobs, bare * args.seconds, rng))
