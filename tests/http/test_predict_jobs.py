@@ -180,7 +180,7 @@ class Life(Case):
 
     def test_events_tell_how_far_it_is(self):
         connection = self.daemon.connection(60)
-        job_id = submit(self.daemon, tensor(noise(800, 3), include=["approximate_mass"]))["id"]
+        job_id = submit(self.daemon, tensor(noise(4000, 3), include=["approximate_mass"]))["id"]
         connection.request("GET", f"/v1/jobs/{job_id}/events")
         text = connection.getresponse().read().decode()
         connection.close()
@@ -190,7 +190,7 @@ class Life(Case):
         for data in told:
             self.daemon.contract.match_name(data, "PredictJobProgress")
         self.assertEqual(events[-1]["event"], "end")
-        self.assertEqual(json.loads(events[-1]["data"])["progress"], {"images_done": 800, "images_total": 800, "fraction": 1.0})
+        self.assertEqual(json.loads(events[-1]["data"])["progress"], {"images_done": 4000, "images_total": 4000, "fraction": 1.0})
 
     def test_a_deadline_ends_it(self):
         soon = (datetime.now(timezone.utc) + timedelta(seconds=0.7)).isoformat().replace("+00:00", "Z")

@@ -79,7 +79,7 @@ class Off(jemd_test.Case):
         for path in ("/v1/jobs", "/v1/jobs:validate"):
             found = self.problem(self.post(path, job()), 403, "forbidden")
             self.assertIn("train.enabled", found["detail"])
-        self.assertEqual(self.get("/v1/capabilities").json()["job_types"], ["sample"])
+        self.assertEqual(self.get("/v1/capabilities").json()["job_types"], ["sample", "predict"])
 
     def test_it_cannot_be_switched_on_without_data(self):
         daemon = self.own_daemon("--train.enabled=yes", start=False).spawn()
