@@ -81,19 +81,17 @@ static int replace(json_t *root, struct image_packer *p, size_t bytes, struct bl
     return 0;
 }
 
-/* One of "images", whose text is decoded into the pack. */
-static int add_image(struct image_packer *p, const json_t *value, int i, size_t *sum,
-                     const struct predict_limits *l, struct err *e)
+int predict_json_image(const json_t *value, int i, size_t id_max, const char **id,
+                       unsigned char **bytes, size_t *size, struct err *e)
 {
     struct json_reader r;
-    const char *id = NULL, *text = NULL;
-    unsigned char *bytes = NULL;
-    size_t size = 0;
+    const char *text = NULL;
     char pointer[48];
+    *id = "";
     snprintf(pointer, sizeof pointer, "/images/%d", i);
     int rc = json_reader_init(&r, value, pointer, e);
     if (rc == 0)
-        rc = json_get_string(&r, "id", IMAGE_PACK_NAME - 1, &id, e);
+        rc = json_get_string(&r, "id", id_max, id, e);
     if (rc >= 0)
         rc = json_get_string(&r, "b64", SIZE_MAX, &text, e);
     if (rc == 0)
@@ -102,14 +100,25 @@ static int add_image(struct image_packer *p, const json_t *value, int i, size_t 
         rc = json_reader_finish(&r, e);
     if (rc != 0)
         return rc;
-    rc = base64_to_bytes(text, strlen(text), &bytes, &size, e);
+    rc = base64_to_bytes(text, strlen(text), bytes, size, e);
     snprintf(pointer, sizeof pointer, "/images/%d/b64", i);
+    return rc == 0 ? 0 : fail_at(e, pointer);
+}
+
+/* One of "images", whose text is decoded into the pack. */
+static int add_image(struct image_packer *p, const json_t *value, int i, size_t *sum,
+                     const struct predict_limits *l, struct err *e)
+{
+    const char *id;
+    unsigned char *bytes;
+    size_t size;
+    int rc = predict_json_image(value, i, IMAGE_PACK_NAME - 1, &id, &bytes, &size, e);
     if (rc != 0)
-        return fail_at(e, pointer);
+        return rc;
     *sum += size;
     rc = check_bytes(*sum, l, e);
     if (rc == 0)
-        image_packer_add(p, id ? id : "", bytes, size);
+        image_packer_add(p, id, bytes, size);
     free(bytes);
     return rc;
 }

@@ -19,6 +19,11 @@ struct predict_limits {
     size_t bytes; /* of all images */
 };
 
+/* The i-th of "images", {"id", "b64"}: *id is borrowed from value ("" = it has none), *bytes are the
+ * caller's. Errors: those of the typed getters, MISSING_FIELD, BAD_BASE64, each with its pointer;
+ * NO_MEMORY. */
+int predict_json_image(const json_t *value, int i, size_t id_max, const char **id,
+                       unsigned char **bytes, size_t *size, struct err *e);
 /* The images of {"images": [{"id", "b64"}]} or {"tensor": {"b64", "shape", "type"}}, packed, with one
  * reference. root, which is changed, has not been packed before. Errors: those of the typed getters;
  * MISSING_FIELD; BAD_BASE64; BAD_REQUEST (a tensor of another size than its shape); BODY_TOO_LARGE

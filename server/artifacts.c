@@ -6,6 +6,7 @@
 #include "file/digest.h"
 #include "file/safetensors.h"
 #include "proto/image.h"
+#include "server/job_json.h"
 #include "server/mixing_json.h"
 
 #include <inttypes.h>
@@ -336,10 +337,7 @@ static int render_result(struct artifacts *a, const struct sample_request *q,
                         "wider if pixels of the start lie on its bounds"));
     json_t *files = json_array();
     for (int f = 0; f < a->n; f++)
-        json_array_append_new(files, json_pack("{s:s, s:s, s:I, s:s}", "name", a->list[f].name,
-                                               "content_type", a->list[f].content_type,
-                                               "size_bytes", (json_int_t)a->list[f].body->size,
-                                               "sha256", a->list[f].sha256));
+        json_array_append_new(files, job_artifact_json(&a->list[f]));
     a->result = json_blob(json_pack("{s:o, s:o, s:{s:I, s:i, s:i, s:i, s:o}, s:o}", "artifacts",
                                     files, "samples", samples, "diagnostics", "chain_steps",
                                     (json_int_t)steps, "chains", q->n_chains, "diverged_chains",

@@ -7,6 +7,7 @@
 #include "server/crash.h"
 #include "server/metrics.h"
 #include "server/notify.h"
+#include "server/predict.h"
 #include "server/routes.h"
 
 #include <inttypes.h>
@@ -122,14 +123,6 @@ static int open_models(struct app *a, struct err *e)
     return models_open(&a->models, &m, e);
 }
 
-static struct image_limits image_limits_of(const struct settings *s)
-{
-    return (struct image_limits){.max_side = (uint32_t)s->predict.max_side,
-                                 .max_pixels = (uint64_t)s->predict.max_pixels,
-                                 .max_memory_bytes =
-                                     (size_t)s->predict.max_pixels * 8 + (1u << 20)};
-}
-
 static int open_engine(struct app *a, struct err *e)
 {
     const struct settings *s = &a->settings;
@@ -139,7 +132,7 @@ static int open_engine(struct app *a, struct err *e)
         rc = tasks_open(&a->chores, 1, CHORES_MAX, e);
     if (rc == 0)
         rc = batcher_open(&a->batcher, &u.batcher, e);
-    const struct bulk_settings b = {.batcher = u.bulk, .image = image_limits_of(s)};
+    const struct bulk_settings b = {.batcher = u.bulk, .image = predict_image_limits(s)};
     if (rc == 0)
         rc = bulk_open(&a->bulk, &b, e);
     return rc == 0 ? chains_open(&a->chains, &u.chains, e) : rc;
@@ -158,7 +151,7 @@ static int open_jobs(struct app *a, struct err *e)
     const struct jobs_settings j = {
         .limits = {.max_images = s->sampler.max_images,
                    .max_steps = s->sampler.max_steps,
-                   .image = image_limits_of(s)},
+                   .image = predict_image_limits(s)},
         .predict = {.images = s->predict.job_images, .bytes = (size_t)s->predict.job_bytes},
         .train = {.enabled = s->train.enabled,
                   .data_root = s->train.data_root,

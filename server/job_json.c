@@ -142,3 +142,9 @@ struct blob *job_training_line(const struct job *j, const struct train_progress 
         json_object_set_new(root, numbers[i].name, json_real_or_null(numbers[i].value));
     return json_blob(root);
 }
+
+json_t *job_artifact_json(const struct job_artifact *a)
+{
+    return json_pack("{s:s, s:s, s:I, s:s}", "name", a->name, "content_type", a->content_type,
+                     "size_bytes", (json_int_t)a->body->size, "sha256", a->sha256);
+}

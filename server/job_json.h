@@ -18,3 +18,5 @@ struct blob *job_predict_line(const struct job *j, int images_done, int images_f
                               double eta_seconds);
 /* The same of a training. */
 struct blob *job_training_line(const struct job *j, const struct train_progress *p);
+/* An artifact with its body, as results list it; NULL without memory. */
+json_t *job_artifact_json(const struct job_artifact *a);

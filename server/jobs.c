@@ -267,18 +267,22 @@ int jobs_take_members(struct job *job, const struct job_members *m, struct err *
     return m->labels && !job->labels ? fail(e, FAIL_NO_MEMORY, "no memory for the labels") : 0;
 }
 
-static int describe(struct job *job, json_t *root, const struct sample_request *q,
-                    const struct job_origin *by, struct err *e)
+int jobs_describe(struct job *job, const struct model *m, const struct job_members *members,
+                  const struct job_origin *by, struct err *e)
 {
-    const struct model *m = q->model;
-    *job =
-        (struct job){.type = JOB_SAMPLE, .steps_total = (long long)q->n_chains * q->sampler.steps};
     snprintf(job->model, sizeof job->model, "%s", m->d.name);
     snprintf(job->version, sizeof job->version, "%s", m->d.version);
     snprintf(job->digest, sizeof job->digest, "%s", m->digest);
-    int rc = jobs_sign(job, by, e);
-    if (rc == 0)
-        rc = jobs_take_members(job, &q->members, e);
+    const int rc = jobs_sign(job, by, e);
+    return rc == 0 ? jobs_take_members(job, members, e) : rc;
+}
+
+static int describe(struct job *job, json_t *root, const struct sample_request *q,
+                    const struct job_origin *by, struct err *e)
+{
+    *job =
+        (struct job){.type = JOB_SAMPLE, .steps_total = (long long)q->n_chains * q->sampler.steps};
+    const int rc = jobs_describe(job, q->model, &q->members, by, e);
     if (rc != 0)
         return rc;
     job->request = json_blob(json_incref(root));

@@ -130,6 +130,9 @@ void jobs_announce_stored(struct jobs *j, const char *id);
 int jobs_sign(struct job *job, const struct job_origin *by, struct err *e);
 /* Fills in what every request may say of its job, and when it was made. Errors: NO_MEMORY. */
 int jobs_take_members(struct job *job, const struct job_members *m, struct err *e);
+/* Both, and the model that it is for. Errors: as these. */
+int jobs_describe(struct job *job, const struct model *m, const struct job_members *members,
+                  const struct job_origin *by, struct err *e);
 /* Stores a described job: 0 with the job as stored, 1 with an earlier one of the same key. */
 int jobs_insert(struct jobs *j, const struct job *job, const char *key, const char *digest,
                 struct job *out, struct err *e);
@@ -144,6 +147,13 @@ bool jobs_excuse(struct jobs *j, const struct job *job, const struct err *why);
 /* Whether the first checkpoint is not to be waited for: the job was there when daemons were killed,
  * and has gone on. What crashed has to get past the place instead, which is before the next regular one. */
 bool jobs_is_proving(const struct job *job, bool went_on);
+/* Commits the end of a claimed job, which goes back to the queue while the disk is full; where it is
+ * over a limit of the store it ends as failed, without result and artifacts. False: it is not
+ * committed, and the log says why. Otherwise end->state is what it ended as. */
+bool jobs_finish(struct jobs *j, struct job *end, const struct err *why,
+                 const struct job_artifact *artifacts, int n);
+/* Metrics of an ended job; canceled_ns: when that was asked for, 0 = it was not. */
+void jobs_count_end(const struct job *end, int64_t canceled_ns);
 /* The error of an ended job, cut to what fits at a character's end (it becomes JSON); NULL = none. */
 void jobs_put_error(struct job *end, const struct err *why);
 

@@ -37,18 +37,12 @@ int predict_validate(struct jobs *j, json_t *root, struct job_estimate *out, str
 static int describe(struct job *job, json_t *root, const struct predict_request *q,
                     const struct job_origin *by, struct err *e)
 {
-    const struct model *m = q->model;
     *job = (struct job){.type = JOB_PREDICT, .steps_total = q->input.n};
-    snprintf(job->model, sizeof job->model, "%s", m->d.name);
-    snprintf(job->version, sizeof job->version, "%s", m->d.version);
-    snprintf(job->digest, sizeof job->digest, "%s", m->digest);
-    int rc = jobs_sign(job, by, e);
-    if (rc == 0)
-        rc = jobs_take_members(job, &q->members, e);
+    const int rc = jobs_describe(job, q->model, &q->members, by, e);
     if (rc != 0)
         return rc;
     job->input = blob_get(by->input);
-    if (json_object_set_new(root, "model", json_string(m->d.name)) == 0)
+    if (json_object_set_new(root, "model", json_string(q->model->d.name)) == 0)
         job->request = json_blob(json_incref(root));
     return job->request ? 0 : fail(e, FAIL_NO_MEMORY, "no memory for the request");
 }

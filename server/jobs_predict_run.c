@@ -37,36 +37,9 @@ static int render(const struct predicting *r, int failed, struct job_artifact *a
     if (rc != 0)
         return rc;
     digest_bytes(a->body->bytes, a->body->size, a->sha256);
-    *result = json_blob(json_pack("{s:[{s:s, s:s, s:I, s:s}], s:i, s:i}", "artifacts", "name",
-                                  a->name, "content_type", a->content_type, "size_bytes",
-                                  (json_int_t)a->body->size, "sha256", a->sha256, "images",
+    *result = json_blob(json_pack("{s:[o], s:i, s:i}", "artifacts", job_artifact_json(a), "images",
                                   r->q->input.n, "failed", failed));
     return *result ? 0 : fail(e, FAIL_NO_MEMORY, "no memory for the result");
-}
-
-static int commit(struct jobs *j, const struct predicting *r, enum job_state state,
-                  const struct err *why, const struct job_artifact *a, struct blob *result,
-                  struct err *e)
-{
-    struct bulk_progress p;
-    struct job end = r->job; /* shallow */
-    bulk_run_progress(r->run, &p);
-    end.steps_done = p.images_done;
-    end.state = state;
-    end.ended_ms = timing_wall_ms();
-    end.result = state == JOB_SUCCEEDED ? result : NULL;
-    jobs_put_error(&end, why);
-    return j->p.store->ops->finish(j->p.store, &end, a, state == JOB_SUCCEEDED, e);
-}
-
-static void count_end(const struct predicting *r, enum job_state state)
-{
-    const int64_t ms = timing_wall_ms() - r->job.started_ms, asked = atomic_load(&r->cancel_ns);
-    metrics_observe(METRIC_JOB_RUN_SECONDS, (double)ms * 1e-3);
-    if (state == JOB_CANCELED && asked)
-        metrics_observe(METRIC_JOB_CANCEL_LATENCY_SECONDS, (double)(timing_ns() - asked) * 1e-9);
-    logger(LOGGER_INFO, "job_ended", "job=%s state=%s ms=%" PRId64, r->job.id,
-           job_state_names[state], ms);
 }
 
 static void end_job(struct jobs *j, const struct predicting *r, enum job_state state,
@@ -75,29 +48,22 @@ static void end_job(struct jobs *j, const struct predicting *r, enum job_state s
     struct job_artifact a = {0};
     struct blob *result = NULL;
     struct bulk_progress p;
-    struct err lacking, e;
-    char text[600];
+    struct err lacking;
+    struct job end = r->job; /* shallow */
     bulk_run_progress(r->run, &p);
     if (state == JOB_SUCCEEDED && render(r, p.images_failed, &a, &result, &lacking) != 0) {
         state = JOB_FAILED;
         why = &lacking;
     }
-    if (state != JOB_FAILED || !jobs_excuse(j, &r->job, why)) {
-        int rc = commit(j, r, state, why, &a, result, &e);
-        /* A full disk is waited for: without its owner the job goes back to the queue. A limit is
-         * not. */
-        if (rc == -FAIL_STORE_FULL && e.has_limit) {
-            const struct err full = e;
-            state = JOB_FAILED;
-            rc = commit(j, r, state, &full, &a, result, &e);
-        }
-        if (rc == -FAIL_CONFLICT) /* the store has seen its deadline first */
-            logger(LOGGER_INFO, "job_had_ended", "job=%s", r->job.id);
-        else if (rc != 0)
-            logger(LOGGER_ERROR, "job_commit_failed", "job=%s error=%s", r->job.id,
-                   logger_quote(e.text, text, sizeof text));
-        else
-            count_end(r, state);
+    const bool whole = state == JOB_SUCCEEDED;
+    end.state = state;
+    end.steps_done = p.images_done;
+    end.result = whole ? result : NULL;
+    const bool excused = state == JOB_FAILED && jobs_excuse(j, &r->job, why);
+    if (!excused && jobs_finish(j, &end, why, &a, whole)) {
+        jobs_count_end(&end, atomic_load(&r->cancel_ns));
+        logger(LOGGER_INFO, "job_ended", "job=%s state=%s ms=%" PRId64, end.id,
+               job_state_names[end.state], end.ended_ms - end.started_ms);
     }
     blob_put(a.body);
     blob_put(result);

@@ -67,32 +67,50 @@ void jobs_put_error(struct job *end, const struct err *why)
         end->error[--n] = '\0';
 }
 
-/* Commits the end of a job; artifacts a may be empty. */
-static int commit(struct run *run, enum job_state state, struct artifacts *a, const struct err *why,
-                  struct err *e)
+static int commit(struct jobs *j, struct job *end, const struct err *why,
+                  const struct job_artifact *artifacts, int n, struct err *e)
 {
-    struct jobs *j = run->owner;
-    struct job end = run->job; /* shallow: blobs are borrowed */
-    struct chain_progress progress;
-    chain_group_progress(run->group, &progress);
-    end.state = state;
-    end.ended_ms = timing_wall_ms();
-    end.steps_done = progress.steps_done;
-    end.result = a->result;
-    jobs_put_error(&end, why);
-    return j->p.store->ops->finish(j->p.store, &end, a->list, a->n, e);
+    end->ended_ms = timing_wall_ms();
+    jobs_put_error(end, why);
+    return j->p.store->ops->finish(j->p.store, end, artifacts, n, e);
 }
 
-static void count_end(const struct run *run, enum job_state state, int diverged)
+bool jobs_finish(struct jobs *j, struct job *end, const struct err *why,
+                 const struct job_artifact *artifacts, int n)
 {
-    const int64_t asked = atomic_load(&run->cancel_ns), now = timing_wall_ms();
-    metrics_observe(METRIC_JOB_RUN_SECONDS, (double)(now - run->job.started_ms) * 1e-3);
-    if (state == JOB_CANCELED && asked)
-        metrics_observe(METRIC_JOB_CANCEL_LATENCY_SECONDS, (double)(timing_ns() - asked) * 1e-9);
+    char text[600];
+    struct err e;
+    int rc = commit(j, end, why, artifacts, n, &e);
+    /* A full disk is waited for: without its owner the job goes back to the queue. A limit is not. */
+    if (rc == -FAIL_STORE_FULL && e.has_limit) {
+        const struct err full = e;
+        end->state = JOB_FAILED;
+        end->result = NULL;
+        rc = commit(j, end, &full, NULL, 0, &e);
+    }
+    if (rc == -FAIL_CONFLICT) /* the store has seen its deadline first */
+        logger(LOGGER_INFO, "job_had_ended", "job=%s", end->id);
+    else if (rc != 0)
+        logger(LOGGER_ERROR, "job_commit_failed", "job=%s error=%s", end->id,
+               logger_quote(e.text, text, sizeof text));
+    return rc == 0;
+}
+
+void jobs_count_end(const struct job *end, int64_t canceled_ns)
+{
+    metrics_observe(METRIC_JOB_RUN_SECONDS, (double)(end->ended_ms - end->started_ms) * 1e-3);
+    if (end->state == JOB_CANCELED && canceled_ns)
+        metrics_observe(METRIC_JOB_CANCEL_LATENCY_SECONDS,
+                        (double)(timing_ns() - canceled_ns) * 1e-9);
+}
+
+static void count_end(const struct run *run, const struct job *end, int diverged)
+{
+    jobs_count_end(end, atomic_load(&run->cancel_ns));
     if (diverged)
         metrics_add(METRIC_MCMC_DIVERGENCES, (uint64_t)diverged);
-    logger(LOGGER_INFO, "job_ended", "job=%s state=%s ms=%" PRId64 " diverged_chains=%d",
-           run->job.id, job_state_names[state], now - run->job.started_ms, diverged);
+    logger(LOGGER_INFO, "job_ended", "job=%s state=%s ms=%" PRId64 " diverged_chains=%d", end->id,
+           job_state_names[end->state], end->ended_ms - end->started_ms, diverged);
 }
 
 static bool save_checkpoint(struct jobs *j, struct run *run, long long steps_done)
@@ -165,26 +183,16 @@ static void end_run(struct run *run)
         artifacts_fini(&a);
         return;
     }
-    struct err store_error;
-    int rc = commit(run, state, &a, why, &store_error);
+    struct job end = run->job; /* shallow: blobs are borrowed */
+    struct chain_progress progress;
+    chain_group_progress(run->group, &progress);
+    end.state = state;
+    end.steps_done = progress.steps_done;
+    end.result = a.result;
     const int diverged = a.diverged;
-    /* A full disk is waited for: without its owner the job goes back to the queue. A limit is not. */
-    if (rc == -FAIL_STORE_FULL && store_error.has_limit) {
-        artifacts_fini(&a);
-        state = JOB_FAILED;
-        e = store_error;
-        rc = commit(run, state, &a, &e, &store_error);
-    }
-    if (rc == -FAIL_CONFLICT) { /* the store has seen its deadline first */
-        logger(LOGGER_INFO, "job_had_ended", "job=%s", run->job.id);
-    } else if (rc != 0) {
-        char text[600];
-        logger(LOGGER_ERROR, "job_commit_failed", "job=%s error=%s", run->job.id,
-               logger_quote(store_error.text, text, sizeof text));
-    }
+    if (jobs_finish(j, &end, why, a.list, a.n))
+        count_end(run, &end, diverged);
     artifacts_fini(&a);
-    if (rc == 0)
-        count_end(run, state, diverged);
 }
 
 /* The chains have stopped; on the task pool. */

@@ -40,19 +40,13 @@ static void add(struct job_artifact *list, int *n, const char *name, const char 
     digest_bytes(body->bytes, body->size, a->sha256);
 }
 
-static json_t *artifact_json(const struct job_artifact *a)
-{
-    return json_pack("{s:s, s:s, s:I, s:s}", "name", a->name, "content_type", a->content_type,
-                     "size_bytes", (json_int_t)a->body->size, "sha256", a->sha256);
-}
-
 /* The job's result; NULL without memory. */
 static struct blob *describe_result(const struct training *t, const struct train_result *r,
                                     const struct job_artifact *list, int n)
 {
     json_t *files = json_array(), *warnings = json_array();
     for (int i = 0; i < n; i++)
-        json_array_append_new(files, artifact_json(&list[i]));
+        json_array_append_new(files, job_artifact_json(&list[i]));
     if (!r->report.calibrated)
         json_array_append_new(warnings,
                               json_string("the data have no split \"calib\": the model is not "

@@ -22,6 +22,14 @@ struct asking {
     int64_t begin_ns, decode_ns;
 };
 
+struct image_limits predict_image_limits(const struct settings *s)
+{
+    return (struct image_limits){.max_side = (uint32_t)s->predict.max_side,
+                                 .max_pixels = (uint64_t)s->predict.max_pixels,
+                                 .max_memory_bytes =
+                                     (size_t)s->predict.max_pixels * 8 + (1u << 20)};
+}
+
 static void free_asking(struct asking *a)
 {
     prediction_fini(&a->p);
@@ -179,10 +187,7 @@ static void begin(struct call *c, bool score_only)
     a->begin_ns = request_start_ns(c->request);
     predict_options_init(&a->options, score_only, s->predict.timeout_ms);
     a->p.options = &a->options;
-    a->p.limits =
-        (struct image_limits){.max_side = (uint32_t)s->predict.max_side,
-                              .max_pixels = (uint64_t)s->predict.max_pixels,
-                              .max_memory_bytes = (size_t)s->predict.max_pixels * 8 + (1u << 20)};
+    a->p.limits = predict_image_limits(s);
     a->task.f = decode;
     atomic_init(&a->ticket.gone, false);
     if (models_find(c->app->models, c->params[0], &a->p.model, &e) != 0 ||

@@ -9,6 +9,7 @@
 #include "file/json.h"
 #include "proto/image.h"
 #include "proto/predict_options.h"
+#include "server/settings.h"
 
 /* What is told of each input. */
 struct predict_image {
@@ -61,3 +62,5 @@ int predict_read_body(struct prediction *p, const struct predict_body *b, struct
 int predict_read_shape(const char *text, long shape[4], struct err *e);
 /* X-Image-Type. Errors: OUT_OF_RANGE. */
 int predict_read_element(const char *text, bool *is_float, struct err *e);
+/* Of images that a daemon with these settings reads. */
+struct image_limits predict_image_limits(const struct settings *s);

@@ -119,27 +119,15 @@ static int read_form(struct prediction *p, const struct predict_body *b, struct 
 
 static int read_json_image(struct prediction *p, int i, const json_t *value, struct err *e)
 {
-    struct json_reader r;
-    const char *id = NULL, *text = NULL;
-    unsigned char *bytes = NULL;
-    size_t size = 0;
+    const char *id;
+    unsigned char *bytes;
+    size_t size;
     char pointer[48];
-    snprintf(pointer, sizeof pointer, "/images/%d", i);
-    int rc = json_reader_init(&r, value, pointer, e);
-    if (rc == 0)
-        rc = json_get_string(&r, "id", sizeof p->images[i].id - 1, &id, e);
-    if (rc >= 0)
-        rc = json_get_string(&r, "b64", SIZE_MAX, &text, e);
-    if (rc == 0)
-        return json_missing(&r, "b64", e);
-    if (rc > 0)
-        rc = json_reader_finish(&r, e);
+    int rc = predict_json_image(value, i, sizeof p->images[i].id - 1, &id, &bytes, &size, e);
     if (rc != 0)
         return rc;
-    snprintf(p->images[i].id, sizeof p->images[i].id, "%s", id ? id : "");
-    rc = base64_to_bytes(text, strlen(text), &bytes, &size, e);
-    if (rc == 0)
-        rc = prediction_read_file(p, i, bytes, size, e);
+    snprintf(p->images[i].id, sizeof p->images[i].id, "%s", id);
+    rc = prediction_read_file(p, i, bytes, size, e);
     free(bytes);
     snprintf(pointer, sizeof pointer, "/images/%d/b64", i);
     if (rc != 0)

@@ -3,7 +3,7 @@
  * the limits and a document that is parsed, and whose stored text means the same. */
 #include "file/clip.h"
 #include "proto/predict_request.h"
-#include "tests/unit/tiny_model.h"
+#include "tests/fuzz/fuzz_model.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -14,20 +14,6 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 static const struct predict_limits limits = {.images = 100, .bytes = 10000};
 static const struct image_limits image_limits = {
     .max_side = 64, .max_pixels = 4096, .max_memory_bytes = 1 << 20};
-
-static struct model *the_model(void)
-{
-    static struct model *model;
-    char path[] = "/tmp/jemd-fuzz-XXXXXX";
-    struct err e;
-    if (model)
-        return model;
-    close(mkstemp(path));
-    invariant(tiny_model_write(path, &e) == 0);
-    invariant(model_open(&model, path, NULL, false, &e) == 0);
-    unlink(path);
-    return model;
-}
 
 static void check_input(const struct predict_request *q, struct blob *input)
 {

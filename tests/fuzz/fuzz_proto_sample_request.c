@@ -3,29 +3,14 @@
  * request within the limits whose stored text is accepted again and means the same. */
 #include "file/clip.h"
 #include "proto/sample_request.h"
-#include "tests/unit/tiny_model.h"
+#include "tests/fuzz/fuzz_model.h"
 
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 enum { IMAGES_MAX = 100, STEPS_MAX = 5000 };
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
-
-static struct model *the_model(void)
-{
-    static struct model *model;
-    char path[] = "/tmp/jemd-fuzz-XXXXXX";
-    struct err e;
-    if (model)
-        return model;
-    close(mkstemp(path));
-    invariant(tiny_model_write(path, &e) == 0);
-    invariant(model_open(&model, path, NULL, false, &e) == 0);
-    unlink(path);
-    return model;
-}
 
 static void check_conditions(const struct sample_request *q)
 {
