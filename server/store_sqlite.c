@@ -270,8 +270,10 @@ static int commit(struct sqlite_log *l, const struct record *first, struct err *
     int rc = database_fail(&l->d, code, "write", e);
     const enum database_trouble trouble = database_trouble(code);
     if ((trouble == TROUBLE_FULL || trouble == TROUBLE_MEMORY) && roll_back(l)) {
-        if (trouble == TROUBLE_FULL)
+        if (trouble == TROUBLE_FULL) {
             be_sick(l, e);
+            l->log_pages = LOG_PAGES; /* moved into the file, the log has room for what follows */
+        }
         return rc;
     }
     char text[600];

@@ -15,16 +15,16 @@ static size_t conv_scratch(const struct conv *c)
 /* One output: bias + sum over the window that lies inside the image. */
 static float conv_point(const struct conv *c, const float *x, int o, int oy, int ox)
 {
+    const int y = oy * c->stride - c->pad, x0 = ox * c->stride - c->pad;
+    const int ky_end = c->hin - y < c->kh ? c->hin - y : c->kh;
+    const int kx_end = c->win - x0 < c->kw ? c->win - x0 : c->kw;
     double sum = (double)c->bias[o];
     for (int i = 0; i < c->cin; i++) {
-        for (int ky = 0; ky < c->kh; ky++) {
-            for (int kx = 0; kx < c->kw; kx++) {
-                const int iy = oy * c->stride - c->pad + ky, ix = ox * c->stride - c->pad + kx;
-                if (iy < 0 || iy >= c->hin || ix < 0 || ix >= c->win)
-                    continue;
-                const float w = c->weight[((o * c->cin + i) * c->kh + ky) * c->kw + kx];
-                sum += (double)w * (double)x[(i * c->hin + iy) * c->win + ix];
-            }
+        for (int ky = y < 0 ? -y : 0; ky < ky_end; ky++) {
+            const int w = ((o * c->cin + i) * c->kh + ky) * c->kw,
+                      in = (i * c->hin + y + ky) * c->win + x0;
+            for (int kx = x0 < 0 ? -x0 : 0; kx < kx_end; kx++)
+                sum += (double)c->weight[w + kx] * (double)x[in + kx];
         }
     }
     return (float)sum;
@@ -42,22 +42,34 @@ static void conv_forward(const struct conv *c, int n, const float *x, float *y, 
     }
 }
 
+/* The outputs along one side whose window covers a place: tap k and output at, then k + stride and at - 1,
+ * and so on while k < k_end. */
+struct covering {
+    int k, at, k_end;
+};
+
+static struct covering covering(int place, int kernel, int outputs, const struct conv *c)
+{
+    const int t = place + c->pad;
+    int k = t % c->stride, at = t / c->stride;
+    if (at >= outputs) {
+        k += (at - outputs + 1) * c->stride;
+        at = outputs - 1;
+    }
+    return (struct covering){k, at, t + 1 < kernel ? t + 1 : kernel};
+}
+
 /* d/dx[i][iy][ix] = sum over the outputs whose window covers it. */
 static float conv_point_backward(const struct conv *c, const float *dy, int i, int iy, int ix)
 {
+    const struct covering v = covering(iy, c->kh, c->hout, c), h = covering(ix, c->kw, c->wout, c);
     double sum = 0;
     for (int o = 0; o < c->cout; o++) {
-        for (int ky = 0; ky < c->kh; ky++) {
-            for (int kx = 0; kx < c->kw; kx++) {
-                const int ty = iy + c->pad - ky, tx = ix + c->pad - kx;
-                if (ty < 0 || tx < 0 || ty % c->stride || tx % c->stride)
-                    continue;
-                const int oy = ty / c->stride, ox = tx / c->stride;
-                if (oy >= c->hout || ox >= c->wout)
-                    continue;
-                const float w = c->weight[((o * c->cin + i) * c->kh + ky) * c->kw + kx];
-                sum += (double)w * (double)dy[(o * c->hout + oy) * c->wout + ox];
-            }
+        for (int ky = v.k, oy = v.at; ky < v.k_end; ky += c->stride, oy--) {
+            const int w = ((o * c->cin + i) * c->kh + ky) * c->kw,
+                      out = (o * c->hout + oy) * c->wout;
+            for (int kx = h.k, ox = h.at; kx < h.k_end; kx += c->stride, ox--)
+                sum += (double)c->weight[w + kx] * (double)dy[out + ox];
         }
     }
     return (float)sum;

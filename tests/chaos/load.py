@@ -4,6 +4,7 @@
 A client writes down what it was answered, so that everything it was promised can be asked for later. One
 that got no answer sends the same again, with the same key.
 """
+import base64
 import copy
 import hashlib
 import http.client
@@ -45,6 +46,14 @@ def sprites(rng, number):
             "priority": rng.choice(PRIORITIES)}
 
 
+def predictions(rng, number, model, images, *shape):
+    """Of a tensor of noise: lines of JSON."""
+    pixels = np.random.default_rng(number).integers(0, 256, (images, *shape), dtype=np.uint8)
+    return {"type": "predict", "model": model, "include": rng.choice((["probabilities"], ["probabilities", "logits"])),
+            "tensor": {"b64": base64.b64encode(pixels.tobytes()).decode(), "shape": list(pixels.shape), "type": "uint8"},
+            "priority": rng.choice(PRIORITIES)}
+
+
 def documents(seed, real=True):
     """Requests of every kind, long and short; each may be sent any number of times."""
     rng, out = random.Random(seed), []
@@ -55,7 +64,10 @@ def documents(seed, real=True):
         out.append(sample(rng, len(out), "sgld", 3000, 6, sampler={"start": {"kind": start}}))
     for steps in (500, 5000, 10000):
         out.append(inpainting(rng, len(out), steps))
+    for images in (3, 800):
+        out.append(predictions(rng, len(out), "bowl", images, SIDE, SIDE, 1))
     if real:
+        out += [predictions(rng, len(out) + i, "sprites", images, 32, 32, 3) for i, images in enumerate((20, 150))]
         out += [sprites(rng, len(out) + i) for i in range(2)]
     return out
 

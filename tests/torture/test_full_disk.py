@@ -2,6 +2,7 @@
 """A disk that is really full, not one that says so: a small file system under the job store. The
 daemon tells it, predicts on, loses nothing that it has accepted, and goes on when there is room. Needs
 the right to mount one, so it is for root."""
+import json
 import os
 import signal
 import subprocess
@@ -16,15 +17,15 @@ sys.path.insert(0, os.path.join(SOURCE, "tests", "http"))
 from jemd_test import Daemon, run_job, submit, wait_ended, wait_until  # noqa: E402
 from train_help import by_command, picture, recipe, stripes  # noqa: E402
 
-SIZE_KB = 8192
-
 
 def job(count=2, steps=6):
     return {"type": "sample", "model": "stripes", "seed": "7", "sampler": {"steps": steps},
             "conditions": [{"count": count, "attributes": {"way": "down"}}]}
 
 
-class FullDisk(unittest.TestCase):
+class Case(unittest.TestCase):
+    size_kb = 8192
+
     @classmethod
     def setUpClass(cls):
         cls.root = cls.enterClassContext(tempfile.TemporaryDirectory(prefix="jemd-disk-"))
@@ -42,7 +43,7 @@ class FullDisk(unittest.TestCase):
         self.disk = os.path.join(self.daemon.folder.name, "jobs")
         self.filler = os.path.join(self.disk, "filler")
         os.mkdir(self.disk)
-        done = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={SIZE_KB}k,mode=0700", "none",
+        done = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={self.size_kb}k,mode=0700", "none",
                                self.disk], capture_output=True, text=True, check=False)
         if done.returncode != 0:
             self.skipTest(f"no file system can be mounted here: {done.stderr.strip()}")
@@ -69,6 +70,8 @@ class FullDisk(unittest.TestCase):
         answer = self.daemon.post("/v1/models/stripes:predict", picture(), "image/png")
         self.assertEqual(answer.status, 200, answer)
 
+
+class FullDisk(Case):
     def refused(self):
         """What a job that is refused is told."""
         answer = self.daemon.post("/v1/jobs", job())
@@ -140,6 +143,24 @@ class FullDisk(unittest.TestCase):
             done = wait_ended(self.daemon, job_id, 120)
             self.assertEqual((done["state"], done["error"]), ("succeeded", None))
             self.assertEqual(self.artifacts(done), expected)
+
+
+class SmallDisk(Case):
+    """Smaller than what the write-ahead log may hold."""
+    size_kb = 2048
+
+    def test_the_log_alone_does_not_fill_it_for_good(self):
+        later = submit(self.daemon, job() | {"scheduled_at": "2030-01-01T00:00:00Z"})["links"]["self"]
+        told = 0
+        for n in range(600):
+            answer = self.daemon.request("PATCH", later, json.dumps({"labels": {"n": str(n)}}),
+                                         {"Content-Type": "application/json"})
+            if answer.status != 200:
+                self.assertEqual((answer.status, answer.json()["code"]), (507, "store_full"), answer)
+                told += 1
+                wait_until(lambda: self.check()["ok"], 20, "room in the log")
+        self.assertGreater(told, 0, "the disk was never full: the test shows nothing")
+        self.assertEqual(run_job(self.daemon, job())["state"], "succeeded")
 
 
 if __name__ == "__main__":
