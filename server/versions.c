@@ -61,17 +61,43 @@ static int settle(const char *directory, const char *name, struct err *e)
     return rc;
 }
 
+/* Whether both can be read and hold the same bytes. */
+static bool same_bytes(const char *a, const char *b)
+{
+    char x[4096], y[sizeof x];
+    FILE *const f = fopen(a, "rbe"), *const g = fopen(b, "rbe");
+    size_t n = 0, m = 0;
+    bool same = f && g;
+    do {
+        n = same ? fread(x, 1, sizeof x, f) : 0;
+        m = same ? fread(y, 1, sizeof y, g) : 0;
+        same = same && n == m && memcmp(x, y, n) == 0;
+    } while (same && n > 0);
+    same = same && !ferror(f) && !ferror(g);
+    if (f)
+        fclose(f);
+    if (g)
+        fclose(g);
+    return same;
+}
+
 int versions_install(const char *directory, const char *name, const char *version, struct err *e)
 {
     char from[VERSIONS_PATH], to[VERSIONS_PATH];
     join(from, directory, name, ".new-", version, suffix);
     versions_path(directory, name, version, to);
-    if (renameat2(AT_FDCWD, from, AT_FDCWD, to, RENAME_NOREPLACE) != 0)
-        return errno == EEXIST
-                   ? fail(e, FAIL_CONFLICT, "the model \"%s\" has a version \"%s\" already", name,
-                          version)
-                   : fail_errno(e, FAIL_IO, "cannot install %.300s", to);
-    return settle(directory, name, e);
+    const bool moved = renameat2(AT_FDCWD, from, AT_FDCWD, to, RENAME_NOREPLACE) == 0;
+    if (!moved && errno != EEXIST)
+        return fail_errno(e, FAIL_IO, "cannot install %.300s", to);
+    if (!moved && !same_bytes(from, to))
+        return fail(e, FAIL_CONFLICT, "the model \"%s\" has a version \"%s\" already", name,
+                    version);
+    const int rc = settle(directory, name, e);
+    if (rc == 0 && !moved)
+        unlink(from);
+    else if (rc != 0 && moved)
+        unlink(to); /* as if it had never been there */
+    return rc;
 }
 
 static int point(const char *directory, const char *name, const char *link, const char *target,

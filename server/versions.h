@@ -29,7 +29,8 @@ void versions_link(const char *directory, const char *name, char out[VERSIONS_PA
  * same folder, hidden. Errors: IO. */
 int versions_prepare(const char *directory, const char *name, const char *version,
                      char out[VERSIONS_PATH], struct err *e);
-/* Gives the prepared file its name, unless there is such a version already. Errors: CONFLICT, IO. */
+/* Gives the prepared file its name, unless there is such a version already. One of the same bytes is
+ * this one: who installed it may have died before he could say so. Errors: CONFLICT, IO. */
 int versions_install(const char *directory, const char *name, const char *version, struct err *e);
 /* Points the links at files: `serving` at `target`, `previous` at `old` (NULL = as it is). Errors:
  * IO. */

@@ -217,10 +217,21 @@ static void what_cannot_serve_changes_nothing(void **state)
     assert_int_equal(version_of("ant"), 1);
     assert_int_not_equal(access(in_folder("ant/serving"), F_OK), 0);
     assert_int_equal(versions_install(folder, "ant", "2", &e), -FAIL_IO); /* nothing prepared */
-    put_model("z", "ant", 2);
+    assert_int_equal(promote("ant", "6", true), 0);
+}
+
+static void to_install_what_is_there_already_is_no_conflict(void **state)
+{
+    (void)state;
+    stage("ant", "2", 2);
+    stage("ant", "2", 2);
+    assert_int_not_equal(access(in_folder("ant/.new-2.safetensors"), F_OK), 0);
+    put_model("z", "ant", 3);
     assert_int_equal(rename(in_folder("z"), in_folder("ant/.new-2.safetensors")), 0);
     assert_int_equal(versions_install(folder, "ant", "2", &e), -FAIL_CONFLICT);
-    assert_int_equal(promote("ant", "6", true), 0);
+    assert_int_equal(access(in_folder("ant/.new-2.safetensors"), F_OK), 0);
+    open_models();
+    assert_int_equal(promote("ant", "2", true), 0);
 }
 
 static void a_promotion_needs_room_for_both(void **state)
@@ -333,6 +344,7 @@ int main(void)
         TEST(a_model_may_have_no_version_that_serves),
         TEST(the_default_stays_when_it_is_promoted),
         TEST(what_cannot_serve_changes_nothing),
+        TEST(to_install_what_is_there_already_is_no_conflict),
         TEST(a_promotion_needs_room_for_both),
         TEST(a_promoted_file_that_is_gone_or_broken_leaves_the_other),
         TEST(a_version_whose_file_was_replaced_by_a_broken_one_serves_with_its_own_size),
