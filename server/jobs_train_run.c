@@ -62,52 +62,35 @@ static struct blob *describe_result(const struct training *t, const struct train
                                "calibrated", r->report.calibrated, "warnings", warnings));
 }
 
-static int commit(struct jobs *j, const struct training *t, enum job_state state,
-                  const struct err *why, struct err *e)
+/* canceled_ns: when that was asked for. Where the store has no room for the artifacts the version is there
+ * all the same. */
+static void end_job(struct jobs *j, const struct training *t, enum job_state state,
+                    int64_t canceled_ns, const struct err *why)
 {
     struct job_artifact list[ARTIFACTS];
-    int n = 0;
     struct train_progress p;
     struct job end = t->job; /* shallow */
+    struct blob *result = NULL;
+    int n = 0;
     train_run_progress(t->run, &p);
-    end.state = state;
-    end.ended_ms = timing_wall_ms();
-    end.steps_done = p.began ? p.last.step : t->job.steps_done;
-    end.result = NULL;
-    jobs_put_error(&end, why);
     if (state == JOB_SUCCEEDED) {
         const struct train_result *r = train_run_result(t->run);
         add(list, &n, "report.json", "application/json", r->report.json);
         add(list, &n, "report.html", "text/html; charset=utf-8", r->report.html);
         add(list, &n, "grid.png", "image/png", r->grid);
         add(list, &n, "metrics.csv", "text/csv", r->metrics);
-        end.result = describe_result(t, r, list, n);
+        result = describe_result(t, r, list, n);
     }
-    const int rc = j->p.store->ops->finish(j->p.store, &end, list, n, e);
-    blob_put(end.result);
-    return rc;
-}
-
-/* canceled_ns: when that was asked for. */
-static void end_job(struct jobs *j, const struct training *t, enum job_state state,
-                    int64_t canceled_ns, const struct err *why)
-{
-    const int64_t now = timing_wall_ms();
-    struct err e;
-    int rc = commit(j, t, state, why, &e);
-    if (rc == -FAIL_STORE_FULL && e.has_limit) {
-        const struct err full = e; /* the version is there all the same */
-        state = JOB_FAILED;
-        rc = commit(j, t, state, &full, &e);
+    end.state = state;
+    end.steps_done = p.began ? p.last.step : t->job.steps_done;
+    end.result = result;
+    const bool excused = state == JOB_FAILED && jobs_excuse(j, &t->job, why);
+    if (!excused && jobs_finish(j, &end, why, list, n)) {
+        jobs_count_end(&end, canceled_ns);
+        logger(LOGGER_INFO, "job_ended", "job=%s state=%s ms=%" PRId64 " run=%s", end.id,
+               job_state_names[end.state], end.ended_ms - end.started_ms, t->q->run);
     }
-    if (rc != 0)
-        logger(LOGGER_ERROR, "job_commit_failed", "job=%s code=%s", t->job.id, fail_name(e.code));
-    metrics_observe(METRIC_JOB_RUN_SECONDS, (double)(now - t->job.started_ms) * 1e-3);
-    if (state == JOB_CANCELED)
-        metrics_observe(METRIC_JOB_CANCEL_LATENCY_SECONDS,
-                        (double)(timing_ns() - canceled_ns) * 1e-9);
-    logger(LOGGER_INFO, "job_ended", "job=%s state=%s ms=%" PRId64 " run=%s", t->job.id,
-           job_state_names[state], now - t->job.started_ms, t->q->run);
+    blob_put(result);
     jobs_announce_stored(j, t->job.id);
 }
 
