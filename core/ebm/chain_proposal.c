@@ -106,10 +106,7 @@ static void propose(struct stage *s, int i)
     const struct chain_task *t = &slot->group->task;
     const size_t n = slot->group->elements;
     float *p = row(s, s->momentum, i);
-    const struct rng_stream stream = {.seed = t->seed,
-                                      .step = slot->state.step,
-                                      .chain = (uint32_t)slot->chain,
-                                      .purpose = RNG_MOMENTUM};
+    const struct rng_stream stream = stage_stream(slot, RNG_MOMENTUM);
     slot->state.kinetic = metropolis_momentum(&stream, t->mask, p, n);
     metropolis_kick(t->sampler, 0.5f, t->mask, row(s, s->kept_grad, i), p, n);
     copy(row(s, s->x, i), row(s, s->kept, i), n);
@@ -125,10 +122,7 @@ static void decide(struct stage *s, int i)
     const struct chain_task *t = &slot->group->task;
     const size_t n = slot->group->elements;
     float *p = row(s, s->momentum, i);
-    const struct rng_stream stream = {.seed = t->seed,
-                                      .step = slot->state.step,
-                                      .chain = (uint32_t)slot->chain,
-                                      .purpose = RNG_ACCEPT};
+    const struct rng_stream stream = stage_stream(slot, RNG_ACCEPT);
     slot->state.proposals++;
     slot->state.leaps = 0;
     if (slot->state.doomed)

@@ -168,6 +168,14 @@ const struct condition *stage_condition(const struct slot *slot)
     return slot->group->task.conditions[slot->chain];
 }
 
+struct rng_stream stage_stream(const struct slot *slot, enum rng_purpose purpose)
+{
+    return (struct rng_stream){.seed = slot->group->task.seed,
+                               .step = slot->state.step,
+                               .chain = (uint32_t)slot->chain,
+                               .purpose = purpose};
+}
+
 /* The general family: moves from the last y, at first from any that is allowed. */
 static void draw_y_jointly(struct stage *s, int i, const struct rng_stream *stream,
                            const float *outputs)
@@ -187,16 +195,12 @@ static void draw_y(struct stage *s, int i, const float *logits)
 {
     struct slot *slot = &s->slots[i];
     const int k = slot->group->attributes;
-    const struct rng_stream stream = {.seed = slot->group->task.seed,
-                                      .step = slot->state.step,
-                                      .chain = (uint32_t)slot->chain,
-                                      .purpose = RNG_GIBBS};
+    const struct rng_stream stream = stage_stream(slot, RNG_GIBBS);
     if (s->model->joint) {
         draw_y_jointly(s, i, &stream, logits);
         return;
     }
-    struct rng_stream alternative = stream;
-    alternative.purpose = RNG_ALTERNATIVE;
+    const struct rng_stream alternative = stage_stream(slot, RNG_ALTERNATIVE);
     rng_uniform(&stream, s->uniforms, (size_t)k);
     rng_uniform(&alternative, s->uniforms + k, 1);
     slot->state.alternative = (uint16_t)condition_draw(stage_condition(slot), logits, s->uniforms,
@@ -258,10 +262,7 @@ static void move(struct stage *s, int i)
     const struct sampler *sampler = g->task.sampler;
     const int t = (int)slot->state.step;
     const size_t at = (size_t)i * g->elements;
-    const struct rng_stream stream = {.seed = g->task.seed,
-                                      .step = slot->state.step,
-                                      .chain = (uint32_t)slot->chain,
-                                      .purpose = RNG_LANGEVIN};
+    const struct rng_stream stream = stage_stream(slot, RNG_LANGEVIN);
     const uint8_t *mask = g->task.mask;
     if (mask)
         mask_gradient(mask, s->grad + at, g->elements);

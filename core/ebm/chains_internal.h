@@ -3,6 +3,7 @@
 /* Shared by chains.c (scheduling), chain_stage.c and chain_proposal.c (arithmetic) and chain_group.c
  * (storage); private to these four. */
 #include "base/mem.h"
+#include "base/rng.h"
 #include "ebm/chain_shares.h"
 #include "ebm/chains.h"
 
@@ -111,6 +112,8 @@ void stage_iterate(struct stage *s, bool alone);
 
 /* The condition of the chain in a slot. */
 const struct condition *stage_condition(const struct slot *slot);
+/* The random numbers of its step. */
+struct rng_stream stage_stream(const struct slot *slot, enum rng_purpose purpose);
 /* The slot's score is a point of the trace if it is the step for one. */
 void stage_trace(struct stage *s, int i, float grad);
 
