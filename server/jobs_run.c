@@ -131,22 +131,27 @@ bool jobs_excuse(struct jobs *j, const struct job *job, const struct err *why)
 {
     const struct store *s = j->p.store;
     const int64_t now = timing_wall_ms();
+    char text[600];
+    int rc;
     switch (why->code) {
     case FAIL_STORE_FULL:
     case FAIL_STORE_UNAVAILABLE:
         if (why->has_limit)
             return false;
-        s->ops->release(j->p.store, job->id, job->epoch, now, NULL);
-        return true;
+        rc = s->ops->release(j->p.store, job->id, job->epoch, now, NULL);
+        break;
     case FAIL_NO_MEMORY:
     case FAIL_IO:
     case FAIL_INTERNAL:
         /* On failure its lease will lapse, which does the same. */
-        s->ops->fault(j->p.store, job->id, job->epoch, now, why, NULL);
-        return true;
+        rc = s->ops->fault(j->p.store, job->id, job->epoch, now, why, NULL);
+        break;
     default:
         return false;
     }
+    logger(LOGGER_WARN, "job_excused", "job=%s code=%s stored=%d error=%s", job->id,
+           fail_name(why->code), rc == 0, logger_quote(why->text, text, sizeof text));
+    return true;
 }
 
 /* Back to the queue, from where the chains were parked. */

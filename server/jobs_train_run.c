@@ -62,6 +62,16 @@ static struct blob *describe_result(const struct training *t, const struct train
                                "calibrated", r->report.calibrated, "warnings", warnings));
 }
 
+/* The checkpoint itself is in the run. */
+static bool save_checkpoint(struct jobs *j, const struct training *t, long long step)
+{
+    struct blob *word = blob_copy(t->q->run, strlen(t->q->run));
+    const bool saved = word && j->p.store->ops->save_checkpoint(j->p.store, t->job.id, t->job.epoch,
+                                                                word, step, NULL) == 0;
+    blob_put(word);
+    return saved;
+}
+
 /* canceled_ns: when that was asked for. Where the store has no room for the artifacts the version is there
  * all the same. */
 static void end_job(struct jobs *j, const struct training *t, enum job_state state,
@@ -84,6 +94,9 @@ static void end_job(struct jobs *j, const struct training *t, enum job_state sta
     end.state = state;
     end.steps_done = p.began ? p.last.step : t->job.steps_done;
     end.result = result;
+    const long long step = state == JOB_FAILED ? run_directory_step(t->directory) : 0;
+    if (step > 0 && t->job.deaths == 0) /* where it would go on */
+        save_checkpoint(j, t, step);
     const bool excused = state == JOB_FAILED && jobs_excuse(j, &t->job, why);
     if (!excused && jobs_finish(j, &end, why, list, n)) {
         jobs_count_end(&end, canceled_ns);
@@ -92,16 +105,6 @@ static void end_job(struct jobs *j, const struct training *t, enum job_state sta
     }
     blob_put(result);
     jobs_announce_stored(j, t->job.id);
-}
-
-/* The checkpoint itself is in the run. */
-static bool save_checkpoint(struct jobs *j, const struct training *t, long long step)
-{
-    struct blob *word = blob_copy(t->q->run, strlen(t->q->run));
-    const bool saved = word && j->p.store->ops->save_checkpoint(j->p.store, t->job.id, t->job.epoch,
-                                                                word, step, NULL) == 0;
-    blob_put(word);
-    return saved;
 }
 
 /* Stopped, and nobody wants its end: it goes on where it is, now or in another daemon. */
@@ -127,7 +130,7 @@ static void settle(struct jobs *j, struct training *t)
     pthread_mutex_unlock(&j->mu);
     if (end == TRAIN_DONE) {
         end_job(j, t, JOB_SUCCEEDED, 0, NULL);
-    } else if (end == TRAIN_FAILED) {
+    } else if (end == TRAIN_FAILED && !t->late) {
         end_job(j, t, JOB_FAILED, 0, train_run_error(t->run));
     } else if (t->late) {
         fail(&late, FAIL_DEADLINE, "%s after %lld steps; a job with \"resume_from\" goes on",

@@ -20,9 +20,13 @@
 #include <string.h>
 #include <sys/file.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <unistd.h>
 
-enum { LOG_PAGES = 1000 /* of 4 kB in the write-ahead log before it is moved into the file */ };
+enum {
+    PAGE = 4096,
+    LOG_PAGES = 1000 /* in the write-ahead log before it is moved into the file */
+};
 enum { RETRY_MS = 250, RETRY_MS_MAX = 30000 };
 
 struct sqlite_log {
@@ -258,9 +262,35 @@ static int clear_doubt(struct sqlite_log *l, uint64_t number, struct err *e)
     return -(int)e->code;
 }
 
+/* It is long, or what it would add to the file may soon have no room there. */
+static bool log_is_long(const struct sqlite_log *l)
+{
+    struct statvfs v;
+    return l->log_pages >= LOG_PAGES ||
+           (l->log_pages > 0 && fstatvfs(l->lock, &v) == 0 &&
+            v.f_bavail * v.f_frsize / PAGE < 2 * (unsigned long)l->log_pages);
+}
+
+/* Moves the write-ahead log into the file; what is written next has its room. */
+static void shorten_log(struct sqlite_log *l)
+{
+    struct err why;
+    if (!l->open || !log_is_long(l))
+        return;
+    const int code =
+        sqlite3_wal_checkpoint_v2(l->d.db, NULL, SQLITE_CHECKPOINT_PASSIVE, NULL, NULL);
+    l->log_pages = 0;
+    if (code == SQLITE_OK || database_trouble(code) == TROUBLE_MEMORY)
+        return;
+    database_fail(&l->d, code, "write", &why);
+    be_sick(l, &why);
+    l->suspect = database_trouble(code) != TROUBLE_FULL;
+}
+
 static int commit(struct sqlite_log *l, const struct record *first, struct err *e)
 {
     const uint64_t number = l->batch + 1;
+    shorten_log(l);
     const int code = write_batch(l, first, number);
     if (code == SQLITE_OK) {
         l->batch = number;
@@ -270,10 +300,8 @@ static int commit(struct sqlite_log *l, const struct record *first, struct err *
     int rc = database_fail(&l->d, code, "write", e);
     const enum database_trouble trouble = database_trouble(code);
     if ((trouble == TROUBLE_FULL || trouble == TROUBLE_MEMORY) && roll_back(l)) {
-        if (trouble == TROUBLE_FULL) {
+        if (trouble == TROUBLE_FULL)
             be_sick(l, e);
-            l->log_pages = LOG_PAGES; /* moved into the file, the log has room for what follows */
-        }
         return rc;
     }
     char text[600];
@@ -363,22 +391,6 @@ static void look_at_file(struct sqlite_log *l)
         return;
     }
     l->stale = true; /* it is well once that is loaded */
-}
-
-/* Moves the write-ahead log into the file. */
-static void shorten_log(struct sqlite_log *l)
-{
-    struct err why;
-    if (!l->open || l->log_pages < LOG_PAGES)
-        return;
-    const int code =
-        sqlite3_wal_checkpoint_v2(l->d.db, NULL, SQLITE_CHECKPOINT_PASSIVE, NULL, NULL);
-    l->log_pages = 0;
-    if (code == SQLITE_OK || database_trouble(code) == TROUBLE_MEMORY)
-        return;
-    database_fail(&l->d, code, "write", &why);
-    be_sick(l, &why);
-    l->suspect = database_trouble(code) != TROUBLE_FULL;
 }
 
 /* A store that has been refusing tries an empty batch, so that it gets well by itself. */

@@ -245,6 +245,7 @@ static int begin(struct train_run *r, struct err *e)
         return rc;
     pthread_mutex_lock(&r->mu);
     r->progress.first = r->progress.last.step = trainer_done(r->trainer);
+    r->progress.last.rollbacks = trainer_rollbacks(r->trainer);
     r->progress.began = true;
     pthread_mutex_unlock(&r->mu);
     r->begin_ns = timing_ns();

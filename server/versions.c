@@ -55,30 +55,34 @@ static int settle(const char *directory, const char *name, struct err *e)
     join(folder, directory, name, "", "", "");
     const int fd = open(folder, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     const int rc =
-        fd < 0 || fsync(fd) != 0 ? fail_errno(e, FAIL_IO, "cannot sync %.300s", folder) : 0;
+        fd < 0 || (fsync(fd) != 0 && errno != EINVAL) /* which file systems say that cannot */
+            ? fail_errno(e, FAIL_IO, "cannot sync %.300s", folder)
+            : 0;
     if (fd >= 0)
         close(fd);
     return rc;
 }
 
-/* Whether both can be read and hold the same bytes. */
-static bool same_bytes(const char *a, const char *b)
+/* Whether both hold the same bytes. Errors: IO. */
+static int same_bytes(const char *a, const char *b, struct err *e)
 {
     char x[4096], y[sizeof x];
-    FILE *const f = fopen(a, "rbe"), *const g = fopen(b, "rbe");
+    FILE *const f = fopen(a, "rbe"), *const g = f ? fopen(b, "rbe") : NULL;
     size_t n = 0, m = 0;
-    bool same = f && g;
+    bool same = g != NULL;
     do {
         n = same ? fread(x, 1, sizeof x, f) : 0;
         m = same ? fread(y, 1, sizeof y, g) : 0;
         same = same && n == m && memcmp(x, y, n) == 0;
     } while (same && n > 0);
-    same = same && !ferror(f) && !ferror(g);
+    const int rc = !g || ferror(f) || ferror(g)
+                       ? fail_errno(e, FAIL_IO, "cannot read %.300s", g ? a : b)
+                       : same;
     if (f)
         fclose(f);
     if (g)
         fclose(g);
-    return same;
+    return rc;
 }
 
 int versions_install(const char *directory, const char *name, const char *version, struct err *e)
@@ -89,7 +93,10 @@ int versions_install(const char *directory, const char *name, const char *versio
     const bool moved = renameat2(AT_FDCWD, from, AT_FDCWD, to, RENAME_NOREPLACE) == 0;
     if (!moved && errno != EEXIST)
         return fail_errno(e, FAIL_IO, "cannot install %.300s", to);
-    if (!moved && !same_bytes(from, to))
+    const int same = moved ? 1 : same_bytes(from, to, e);
+    if (same < 0)
+        return same;
+    if (!same)
         return fail(e, FAIL_CONFLICT, "the model \"%s\" has a version \"%s\" already", name,
                     version);
     const int rc = settle(directory, name, e);

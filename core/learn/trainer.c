@@ -497,7 +497,7 @@ int trainer_step(struct trainer *t, struct trainer_step *out, struct err *e)
     out->fresh_lag = t->progress.fresh_lag;
     out->best = t->progress.best_step;
     out->health = t->progress.health;
-    out->rollbacks = (int)t->progress.attempt;
+    out->rollbacks = trainer_rollbacks(t);
     return 0;
 }
 
@@ -522,6 +522,11 @@ const struct recipe *trainer_recipe(const struct trainer *t)
 long long trainer_done(const struct trainer *t)
 {
     return t->progress.step;
+}
+
+int trainer_rollbacks(const struct trainer *t)
+{
+    return (int)t->progress.attempt;
 }
 
 const float *trainer_average(const struct trainer *t)

@@ -64,6 +64,7 @@ int trainer_load_best(struct trainer *t, struct err *e);
 
 const struct recipe *trainer_recipe(const struct trainer *t);
 long long trainer_done(const struct trainer *t); /* steps */
+int trainer_rollbacks(const struct trainer *t);
 /* The averaged parameters [P], and what lies where in them. */
 const float *trainer_average(const struct trainer *t);
 const struct parameters *trainer_parameters(const struct trainer *t);

@@ -343,19 +343,30 @@ class Life(TrainCase):
         Events(self.daemon, first["id"]).wait_for_step(1)
         self.daemon.stop()
         self.assertTrue(self.daemon.logged("job_released"))
-        self.daemon.start()
-        other = job(recipe("5", **MIDDLE), name="bare", seed="4", data={"path": "bare"}, run="five")
-        self.problem(self.post("/v1/jobs", other), 409, "conflict")
         # As if the daemon had died after it named the version, before it said so.
         os.makedirs(os.path.join(self.models, "bare"), exist_ok=True)
         with open(os.path.join(self.models, "bare", "5.safetensors"), "wb") as stream:
             stream.write(whole)
+        self.daemon.start()
+        other = job(recipe("5", **MIDDLE), name="bare", seed="4", data={"path": "bare"}, run="five")
+        self.problem(self.post("/v1/jobs", other), 409, "conflict")
         done = self.succeeded(first["id"])  # which the store has kept
         self.assertEqual(done["attempts"], 2)
         self.assertGreater(done["resumed_from_step"], 0)
         self.assertEqual(self.staged("5", "bare"), whole)  # without calibration it is the same file, or a conflict
         self.assertEqual(len(done["result"]["warnings"]), 2)
         self.problem(self.post("/v1/jobs", {"type": "train", "run": "five"}), 409, "conflict")
+
+    def test_what_the_disk_refuses_is_tried_three_times(self):
+        self.assertEqual(self.post("/v1/queue:pause").status, 200)
+        blocked = submit(self.daemon, job(recipe("9", **MIDDLE), run="blocked"))
+        with open(os.path.join(self.root, "runs", "blocked"), "wb"):
+            pass  # where the run's directory is to be
+        self.assertEqual(self.post("/v1/queue:resume").status, 200)
+        done = wait_ended(self.daemon, blocked["id"])
+        self.assertEqual((done["state"], done["attempts"], done["error"]["code"]), ("failed", 3, "crash_loop"))
+        self.assertIn("runs/blocked", done["error"]["detail"])
+        self.assertEqual(len(self.daemon.logged("job_excused")), 3)
 
 
 class Queue(TrainCase):

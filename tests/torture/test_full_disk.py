@@ -149,17 +149,12 @@ class SmallDisk(Case):
     """Smaller than what the write-ahead log may hold."""
     size_kb = 2048
 
-    def test_the_log_alone_does_not_fill_it_for_good(self):
+    def test_the_log_alone_does_not_fill_it(self):
         later = submit(self.daemon, job() | {"scheduled_at": "2030-01-01T00:00:00Z"})["links"]["self"]
-        told = 0
         for n in range(600):
             answer = self.daemon.request("PATCH", later, json.dumps({"labels": {"n": str(n)}}),
                                          {"Content-Type": "application/json"})
-            if answer.status != 200:
-                self.assertEqual((answer.status, answer.json()["code"]), (507, "store_full"), answer)
-                told += 1
-                wait_until(lambda: self.check()["ok"], 20, "room in the log")
-        self.assertGreater(told, 0, "the disk was never full: the test shows nothing")
+            self.assertEqual(answer.status, 200, answer)
         self.assertEqual(run_job(self.daemon, job())["state"], "succeeded")
 
 
