@@ -533,15 +533,11 @@ static void drop_requests(struct http *h)
 static void wait_for_last_words(struct http *h)
 {
     enum { PATIENCE_MS = 500 };
-    struct timespec until;
-    clock_gettime(CLOCK_REALTIME, &until);
-    until.tv_nsec += PATIENCE_MS * 1000000L;
-    until.tv_sec += until.tv_nsec / 1000000000;
-    until.tv_nsec %= 1000000000;
+    const struct timespec until = timing_after_ms(PATIENCE_MS);
     pthread_mutex_lock(&h->mu);
     int rc = 0;
     while (rc == 0 && atomic_load(&h->in_flight) > 0)
-        rc = pthread_cond_timedwait(&h->changed, &h->mu, &until);
+        rc = pthread_cond_clockwait(&h->changed, &h->mu, CLOCK_MONOTONIC, &until);
     pthread_mutex_unlock(&h->mu);
 }
 

@@ -478,14 +478,10 @@ static void tend_all(struct jobs *j)
 
 static void wait_a_tick(struct jobs *j)
 {
-    struct timespec until;
-    clock_gettime(CLOCK_REALTIME, &until);
-    until.tv_nsec += TICK_MS * 1000000L;
-    until.tv_sec += until.tv_nsec / 1000000000L;
-    until.tv_nsec %= 1000000000L;
+    const struct timespec until = timing_after_ms(TICK_MS);
     pthread_mutex_lock(&j->mu);
     if (!j->stop && !j->work)
-        pthread_cond_timedwait(&j->wake, &j->mu, &until);
+        pthread_cond_clockwait(&j->wake, &j->mu, CLOCK_MONOTONIC, &until);
     j->work = false;
     pthread_mutex_unlock(&j->mu);
 }

@@ -1,15 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "server/judge.h"
 
+#include "base/timing.h"
 #include "ebm/evaluate.h"
 #include "ebm/score.h"
 
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
-enum { PART = 16, TEXT_MAX = 256, POLL_NS = 200000000, SECOND_NS = 1000000000 };
+enum { PART = 16, TEXT_MAX = 256, POLL_MS = 200 };
 
 int judge_pair_parse(struct judge_pair *out, const struct attributes *a, const char *text,
                      struct err *e)
@@ -151,14 +151,10 @@ static void wait_for(const struct judge_setup *s, struct chain_group *g, struct 
 {
     struct chain_progress p;
     for (bool done = false; !done;) {
-        struct timespec until;
-        clock_gettime(CLOCK_REALTIME, &until);
-        until.tv_nsec += POLL_NS;
-        until.tv_sec += until.tv_nsec / SECOND_NS;
-        until.tv_nsec %= SECOND_NS;
+        const struct timespec until = timing_after_ms(POLL_MS);
         pthread_mutex_lock(&w->mu);
         if (!w->done)
-            pthread_cond_timedwait(&w->over, &w->mu, &until);
+            pthread_cond_clockwait(&w->over, &w->mu, CLOCK_MONOTONIC, &until);
         done = w->done;
         pthread_mutex_unlock(&w->mu);
         if (!done && eval_watch_cancelled(s->watch))

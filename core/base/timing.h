@@ -18,6 +18,14 @@ static inline int64_t timing_ns(void)
     return timing_read(CLOCK_MONOTONIC);
 }
 
+/* So far from now on the monotonic clock: for pthread_cond_clockwait, so that a clock that is set
+ * back keeps nobody waiting. */
+static inline struct timespec timing_after_ms(int64_t ms)
+{
+    const int64_t at = timing_ns() + ms * 1000000;
+    return (struct timespec){.tv_sec = at / 1000000000, .tv_nsec = at % 1000000000};
+}
+
 /* CPU nanoseconds of the calling thread. */
 static inline int64_t timing_thread_cpu_ns(void)
 {

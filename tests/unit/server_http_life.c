@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Slow clients, clients that leave, streams, and the end of the server. */
 #include "unit/http_fixture.h"
+#include "unit/set_clock.h"
 
 #include <stdbool.h>
 
@@ -364,6 +365,24 @@ static void closing_drops_waiting_requests_and_their_late_replies_are_legal(void
     close(a), close(b), close(c), close(d);
 }
 
+static void a_clock_that_is_set_back_does_not_keep_a_server_from_closing(void **state)
+{
+    (void)state;
+    struct fixture *f = impatient(0, 0, 0, 0);
+    const int fd = dial(f);
+    says(fd, "GET /big HTTP/1.1\r\nHost: h\r\n\r\n"); /* and never reads */
+    wait_for(&f->handled, 1);
+    sleep_ms(100);
+    atomic_store(&clock_ahead_s, 3600);
+    const int64_t begin = timing_ns();
+    close_fixture(f);
+    atomic_store(&clock_ahead_s, 0);
+    const int64_t took = timing_ns() - begin;
+    assert_true(took > 400000000); /* something was to be waited for */
+    assert_true(took < 10000000000);
+    close(fd);
+}
+
 struct caller {
     struct fixture *f;
     const char *text;
@@ -430,6 +449,7 @@ int main(void)
         cmocka_unit_test(a_slow_body_is_cut_in_time),
         cmocka_unit_test(an_idle_connection_ends),
         cmocka_unit_test(a_client_that_does_not_read_is_cut),
+        cmocka_unit_test(a_clock_that_is_set_back_does_not_keep_a_server_from_closing),
         cmocka_unit_test(a_client_that_reads_slowly_is_not_cut),
         cmocka_unit_test(a_client_that_leaves_is_noticed_while_its_request_waits),
         cmocka_unit_test(a_client_that_has_left_before_is_known_at_handle),

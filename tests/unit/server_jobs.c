@@ -4,6 +4,7 @@
 #include "server/jobs.h"
 #include "server/metrics.h"
 #include "unit/server_help.h"
+#include "unit/set_clock.h"
 
 enum { LONG = 9000000, ARTIFACTS_MAX = 32 };
 
@@ -357,6 +358,27 @@ static void a_deadline_ends_a_running_job(void **state)
     expect_error(&id, FAIL_DEADLINE);
 }
 
+static void set_true(void *flag)
+{
+    atomic_store((atomic_bool *)flag, true);
+}
+
+static void a_clock_that_is_set_back_stops_nothing(void **state)
+{
+    (void)state;
+    static atomic_bool called;
+    struct event_watch *watch;
+    struct err e;
+    usleep(50000); /* the jobs thread waits */
+    atomic_store(&clock_ahead_s, 3600);
+    const int64_t begin = timing_ns();
+    assert_int_equal(
+        events_watch(events, "job", begin + 400000000, set_true, &called, &watch, &e), 0);
+    wait_until(atomic_load(&called));
+    atomic_store(&clock_ahead_s, 0);
+    assert_true(timing_ns() - begin < 10000000000);
+}
+
 static void a_job_keeps_its_model_after_that_has_been_unloaded(void **state)
 {
     (void)state;
@@ -553,6 +575,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(a_queued_job_is_canceled_at_once, set_up, tear_down),
         cmocka_unit_test_setup_teardown(a_running_job_is_canceled_soon, set_up, tear_down),
         cmocka_unit_test_setup_teardown(a_deadline_ends_a_running_job, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(a_clock_that_is_set_back_stops_nothing, set_up, tear_down),
         cmocka_unit_test_setup_teardown(a_job_keeps_its_model_after_that_has_been_unloaded, set_up,
                                         tear_down),
         cmocka_unit_test_setup_teardown(a_job_whose_model_is_gone_fails, set_up, tear_down),
