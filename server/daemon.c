@@ -21,6 +21,7 @@
 #include <unistd.h>
 
 enum { SUBSCRIBERS_MAX = 1024, TASK_QUEUE_MAX = 1024, CHORES_MAX = 16, PEM_MAX = 1 << 20 };
+enum { EVENT_IDS_PER_MS = 1024 }; /* more than a daemon gives; so ids are below 2^53 until 2248 */
 
 static void log_error(const char *event, const struct err *e)
 {
@@ -175,7 +176,8 @@ static int open_jobs(struct app *a, struct err *e)
         crash_watch(s->store.directory, &why) != 0)
         log_error("crash_watch_failed", &why);
     if (rc == 0)
-        rc = events_open(&a->events, SUBSCRIBERS_MAX, e);
+        rc = events_open(&a->events, SUBSCRIBERS_MAX,
+                         (uint64_t)timing_wall_ms() * EVENT_IDS_PER_MS, e);
     const struct jobs_parts p = {.models = a->models,
                                  .chains = a->chains,
                                  .bulk = a->bulk,

@@ -7,7 +7,7 @@
 /* Publishers have no clock: what happens between two ticks is stamped by the next one. */
 static const int64_t never = INT64_MIN, at_next_tick = INT64_MAX;
 
-int events_open(struct events **out, int max_subscribers, struct err *e)
+int events_open(struct events **out, int max_subscribers, uint64_t before_first, struct err *e)
 {
     struct events *ev = calloc(1, sizeof *ev);
     if (!ev)
@@ -21,6 +21,7 @@ int events_open(struct events **out, int max_subscribers, struct err *e)
     pthread_mutex_init(&ev->mu, NULL);
     pthread_cond_init(&ev->calm, NULL);
     ev->max_subscribers = max_subscribers;
+    ev->before_first = before_first;
     ev->to_wake_end = &ev->to_wake;
     ev->to_call_end = &ev->to_call;
     *out = ev;

@@ -3,7 +3,8 @@
 /*
  * Watching jobs: a hub of server-sent events and long polls. jobs.c publishes, handlers subscribe.
  * Each job's last events are kept in a short ring so that a reconnecting client (Last-Event-ID)
- * misses nothing recent. Event ids count from 1 in each job. Nothing blocks: a slow subscriber that
+ * misses nothing recent. Event ids count up in each job, from another number in each daemon: an id that
+ * an earlier one has given is known to be none of ours. Nothing blocks: a slow subscriber that
  * falls behind the ring gets a fresh `snapshot` instead of what it missed.
  *
  * Callbacks (wake, f) run in the thread that publishes, ticks or forgets, without locks of the hub;
@@ -26,8 +27,8 @@ enum {
     EVENTS_KEEP_MS = 60000    /* rings of jobs that ended */
 };
 
-/* Errors: NO_MEMORY. */
-int events_open(struct events **out, int max_subscribers, struct err *e);
+/* The first event of a job has the id before_first + 1. Errors: NO_MEMORY. */
+int events_open(struct events **out, int max_subscribers, uint64_t before_first, struct err *e);
 /* Every subscription must have been closed and nobody may be in another function of the hub.
  * Watches that are left are called now, and must not watch again. NULL is allowed. */
 void events_close(struct events *ev);

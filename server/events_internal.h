@@ -81,6 +81,7 @@ struct events {
     pthread_mutex_t mu;
     pthread_cond_t calm; /* a wake of a closing subscription has returned */
     int max_subscribers;
+    uint64_t before_first; /* what is sent as an id is this more than the number of an event */
     /* guarded by mu */
     int n_subscribers;
     int64_t now_ns; /* of the last tick */

@@ -74,11 +74,16 @@ static void start_over(struct subscription *s)
         s->next_id = t->progress_id;
 }
 
-static bool can_continue(const struct topic *t, long long last_event_id)
+/* Goes on after the event that was sent with this id. False: the ring cannot. */
+static bool go_on(struct subscription *s, long long last_event_id)
 {
-    const uint64_t last = (uint64_t)last_event_id;
-    return last_event_id >= 0 && t->newest > 0 && last <= t->newest && last + 1 >= oldest_id(t) &&
-           !(t->end_id && last == t->end_id);
+    const struct topic *t = s->topic;
+    const uint64_t last = (uint64_t)last_event_id - s->ev->before_first;
+    if (last_event_id < 0 || (uint64_t)last_event_id < s->ev->before_first || t->newest == 0 ||
+        last > t->newest || last + 1 < oldest_id(t) || (t->end_id && last == t->end_id))
+        return false;
+    s->next_id = last + 1;
+    return true;
 }
 
 /* Gives the topic what the subscriber knows of the job; takes the snapshot over. */
@@ -125,9 +130,7 @@ int subscription_open(struct subscription **out, struct events *ev, const char *
     const int rc = join(ev, s, job_id, e);
     if (rc == 0) {
         enlighten(ev, s->topic, snapshot, ended);
-        if (can_continue(s->topic, last_event_id))
-            s->next_id = (uint64_t)last_event_id + 1;
-        else
+        if (!go_on(s, last_event_id))
             start_over(s);
         *out = s;
     }
@@ -151,8 +154,8 @@ void subscription_set_wake(struct subscription *s, void (*wake)(void *ctx), void
 static void begin_part(struct subscription *s, const char *kind, uint64_t id, struct blob *data)
 {
     struct part *p = &s->part;
-    const int n = snprintf(p->head, sizeof p->head,
-                           "id: %llu\nevent: %s\ndata: ", (unsigned long long)id, kind);
+    const int n = snprintf(p->head, sizeof p->head, "id: %llu\nevent: %s\ndata: ",
+                           (unsigned long long)(s->ev->before_first + id), kind);
     invariant(n < (int)sizeof p->head);
     p->data = data;
     p->text = data ? (const char *)data->bytes : "{}";

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The durable job store as a client sees it: jobs and results survive kill -9 and SIGTERM, a second
 daemon is refused, a store that cannot be used is told and predictions go on."""
+import json
 import os
 import signal
 import subprocess
@@ -23,6 +24,7 @@ def artifacts(daemon, done):
 class Store(unittest.TestCase):
     def setUp(self):
         self.daemon = Daemon("--sampler.checkpoint_ms=200", "--sampler.nice=0").start()
+        self.changes = 0
         self.addCleanup(self.daemon.discard)
 
     def again(self, number):
@@ -30,6 +32,32 @@ class Store(unittest.TestCase):
         self.daemon.signal(number)
         self.daemon.process.wait()
         self.daemon.start()
+
+    def change(self, path, times):
+        """Each is an event."""
+        for _ in range(times):
+            self.changes += 1
+            answer = self.daemon.request("PATCH", path, json.dumps({"labels": {"n": str(self.changes)}}),
+                                         {"Content-Type": "application/json"})
+            self.assertEqual(answer.status, 200, answer)
+
+    def follow(self, path, last_id=None):
+        """The events that are there at once."""
+        connection = self.daemon.connection(30)
+        self.addCleanup(connection.close)
+        connection.request("GET", path + "/events", headers={"Last-Event-ID": str(last_id)} if last_id else {})
+        response = connection.getresponse()
+        events, text = [], response.read1(65536)
+        connection.sock.settimeout(.1)
+        try:
+            while more := response.read1(65536):
+                text += more
+        except TimeoutError:
+            pass
+        for part in text.decode().split("\n\n")[:-1]:
+            event = dict(line.split(": ", 1) for line in part.split("\n"))
+            events.append({**event, "id": int(event["id"]), "data": json.loads(event["data"])})
+        return events
 
     def check(self, name):
         checks = self.daemon.get("/readyz?verbose").json()["checks"]
@@ -61,6 +89,23 @@ class Store(unittest.TestCase):
             done = wait_ended(self.daemon, answer.json()["id"], 120)
             self.assertEqual(done["state"], "succeeded")
             self.assertEqual(artifacts(self.daemon, done), expected)
+
+    def test_a_stream_that_an_earlier_daemon_began_is_gone_on_with_from_a_snapshot(self):
+        """Whatever the two daemons have told of it: none of the ids of the one is one of the other's."""
+        path = submit(self.daemon, job() | {"scheduled_at": "2030-01-01T00:00:00Z"}, "k").json()["links"]["self"]
+        self.change(path, 3)
+        snapshot, *_ = self.follow(path)
+        ids = range(snapshot["id"] - 3, snapshot["id"] + 1)
+        self.assertEqual([e["id"] for e in self.follow(path, ids[1])], list(ids[2:]))
+        self.again(signal.SIGKILL)
+        for n in (2, 1, 1):  # told nothing yet, less than the other, as much
+            labels = self.daemon.get(path).json()["labels"]
+            for last in ids:
+                first, *more = self.follow(path, last)
+                self.assertEqual((first["event"], first["data"]["labels"]), ("snapshot", labels), (n, last))
+                self.assertEqual(more, [])
+                self.assertNotIn(first["id"], ids)
+            self.change(path, n)
 
     def test_a_second_daemon_on_the_directory_is_refused(self):
         directory = os.path.join(self.daemon.folder.name, "jobs")

@@ -34,7 +34,7 @@ static int set_up(void **state)
 {
     (void)state;
     alarm(120); /* a deadlock fails */
-    return events_open(&ev, SUBSCRIBERS, &e);
+    return events_open(&ev, SUBSCRIBERS, 0, &e);
 }
 
 static int tear_down(void **state)

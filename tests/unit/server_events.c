@@ -398,6 +398,31 @@ static void a_running_job_keeps_its_ring(void **state)
     subscription_close(s);
 }
 
+static void an_id_of_another_daemon_gets_a_snapshot(void **state)
+{
+    (void)state;
+    enum { BEFORE = 5000 };
+    static const long long ids[] = {0, 1, 2, 3, BEFORE - 1, BEFORE + 4, INT64_MAX, INT64_MIN};
+    events_close(ev);
+    assert_int_equal(events_open(&ev, SUBSCRIBERS, BEFORE, &e), 0);
+    struct subscription *s = subscribe(BEFORE, "{}", false); /* nothing has happened yet */
+    assert_string_equal(read_text(s), "id: 5000\nevent: snapshot\ndata: {}\n\n");
+    for (int i = 0; i < 3; i++)
+        publish("state", "{}", "{\"snap\":1}");
+    assert_string_equal(read_text(s), "id: 5001\nevent: state\ndata: {}\n\n"
+                                      "id: 5002\nevent: state\ndata: {}\n\n"
+                                      "id: 5003\nevent: state\ndata: {}\n\n");
+    subscription_close(s);
+    for (size_t i = 0; i < sizeof ids / sizeof ids[0]; i++) {
+        s = subscribe(ids[i], "{}", false);
+        assert_string_equal(read_text(s), "id: 5003\nevent: snapshot\ndata: {\"snap\":1}\n\n");
+        subscription_close(s);
+    }
+    s = subscribe(BEFORE + 2, "{}", false);
+    assert_string_equal(read_text(s), "id: 5003\nevent: state\ndata: {}\n\n");
+    subscription_close(s);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -423,6 +448,7 @@ int main(void)
         EVENTS_TEST(a_forgotten_job_is_over_for_its_streams),
         EVENTS_TEST(the_ring_of_an_ended_job_is_kept_for_a_minute),
         EVENTS_TEST(a_running_job_keeps_its_ring),
+        EVENTS_TEST(an_id_of_another_daemon_gets_a_snapshot),
     };
     return cmocka_run_group_tests_name("events", tests, NULL, NULL);
 }

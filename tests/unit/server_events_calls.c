@@ -295,7 +295,7 @@ static void a_watch_is_called_when_the_job_is_forgotten_or_the_hub_closes(void *
     watch("other", ms(1000));
     events_close(ev);
     assert_int_equal(called, 3);
-    assert_int_equal(events_open(&ev, SUBSCRIBERS, &e), 0);
+    assert_int_equal(events_open(&ev, SUBSCRIBERS, 0, &e), 0);
 }
 
 static void an_ended_subscriber_tells_the_watches(void **state)

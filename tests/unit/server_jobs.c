@@ -72,7 +72,7 @@ static void open_all(void)
     struct err e;
     assert_int_equal(models_open(&models, &m, &e), 0);
     assert_int_equal(store_memory_open(&store, &l, &e), 0);
-    assert_int_equal(events_open(&events, 64, &e), 0);
+    assert_int_equal(events_open(&events, 64, 0, &e), 0);
     open_jobs();
 }
 

@@ -187,7 +187,7 @@ static void head_of_a_stream_has_no_body_either(void **state)
     struct job job = {.id = "0", .state = JOB_QUEUED, .request = blob_copy("{}", 2)};
     struct err e;
     assert_int_equal(store_memory_open(&app.store, &limits, &e), 0);
-    assert_int_equal(events_open(&app.events, 4, &e), 0);
+    assert_int_equal(events_open(&app.events, 4, 0, &e), 0);
     assert_int_equal(app.store->ops->insert(app.store, &job, NULL, NULL, NULL, &e), 0);
     blob_put(job.request);
     const char *reply = get("HEAD /v1/jobs/0/events", "");
