@@ -86,6 +86,11 @@ static void collect(void *ctx, struct metrics_scrape *s)
 
 /* ---- start ---- */
 
+static void observe_step(double seconds)
+{
+    metrics_observe(METRIC_CHAIN_STEP_SECONDS, seconds);
+}
+
 static struct models_users users_of(const struct settings *s)
 {
     return (struct models_users){.batcher = {.threads = s->predict.threads,
@@ -104,7 +109,8 @@ static struct models_users users_of(const struct settings *s)
                                             .quantum_steps = s->sampler.quantum_steps,
                                             .quantum_ms = s->sampler.quantum_ms,
                                             .nice = s->sampler.nice,
-                                            .pin = s->compute.pin}};
+                                            .pin = s->compute.pin,
+                                            .on_step = observe_step}};
 }
 
 static int open_models(struct app *a, struct err *e)
@@ -176,8 +182,8 @@ static int open_jobs(struct app *a, struct err *e)
         crash_watch(s->store.directory, &why) != 0)
         log_error("crash_watch_failed", &why);
     if (rc == 0)
-        rc = events_open(&a->events, SUBSCRIBERS_MAX,
-                         (uint64_t)timing_wall_ms() * EVENT_IDS_PER_MS, e);
+        rc = events_open(&a->events, SUBSCRIBERS_MAX, (uint64_t)timing_wall_ms() * EVENT_IDS_PER_MS,
+                         e);
     const struct jobs_parts p = {.models = a->models,
                                  .chains = a->chains,
                                  .bulk = a->bulk,

@@ -152,6 +152,8 @@ bool jobs_is_proving(const struct job *job, bool went_on);
  * committed, and the log says why. Otherwise end->state is what it ended as. */
 bool jobs_finish(struct jobs *j, struct job *end, const struct err *why,
                  const struct job_artifact *artifacts, int n);
+/* Metrics of a job that was claimed. */
+void jobs_count_start(const struct job *job, int64_t now_ms);
 /* Metrics of an ended job; canceled_ns: when that was asked for, 0 = it was not. */
 void jobs_count_end(const struct job *end, int64_t canceled_ns);
 /* The error of an ended job, cut to what fits at a character's end (it becomes JSON); NULL = none. */

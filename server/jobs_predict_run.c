@@ -300,7 +300,7 @@ static bool claim_one(struct jobs *j, size_t *bytes)
     r->saved = r->first = (int)r->job.steps_done;
     atomic_init(&r->deadline_ms, r->job.deadline_ms);
     crash_name(&r->job, r->name);
-    metrics_observe(METRIC_JOB_QUEUE_WAIT_SECONDS, (double)(now - r->job.queued_ms) * 1e-3);
+    jobs_count_start(&r->job, now);
     jobs_announce(j, &r->job);
     const struct witness nobody = witness_set(witness_of(r->name));
     const bool started = start(j, r, &e) == 0;

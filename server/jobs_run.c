@@ -96,6 +96,12 @@ bool jobs_finish(struct jobs *j, struct job *end, const struct err *why,
     return rc == 0;
 }
 
+void jobs_count_start(const struct job *job, int64_t now_ms)
+{
+    if (job->attempts == 1)
+        metrics_observe(METRIC_JOB_QUEUE_WAIT_SECONDS, (double)(now_ms - job->queued_ms) * 1e-3);
+}
+
 void jobs_count_end(const struct job *end, int64_t canceled_ns)
 {
     metrics_observe(METRIC_JOB_RUN_SECONDS, (double)(end->ended_ms - end->started_ms) * 1e-3);
@@ -344,7 +350,7 @@ static bool claim_one(struct jobs *j)
     run->renewed_ms = run->checkpoint_ms = now;
     atomic_init(&run->deadline_ms, run->job.deadline_ms);
     crash_name(&run->job, run->name);
-    metrics_observe(METRIC_JOB_QUEUE_WAIT_SECONDS, (double)(now - run->job.queued_ms) * 1e-3);
+    jobs_count_start(&run->job, now);
     jobs_announce(j, &run->job);
     const struct witness before = witness_set(witness_of(run->name));
     const bool started = start_run(j, run, &e) == 0;
@@ -413,15 +419,6 @@ static void stop_run(struct run *run)
     chain_group_cancel(run->group);
 }
 
-/* The engine's speed, looked at twice a second while jobs run. */
-static void observe_speed(struct jobs *j)
-{
-    struct chains_status s;
-    chains_get_status(j->p.chains, &s);
-    if (s.step_seconds > 0)
-        metrics_observe(METRIC_CHAIN_STEP_SECONDS, s.step_seconds);
-}
-
 /* Lease, progress, preview, checkpoint and deadline of one run. */
 static void tend(struct jobs *j, struct run *run, int64_t now_ms)
 {
@@ -441,7 +438,6 @@ static void tend(struct jobs *j, struct run *run, int64_t now_ms)
     if (now_ms - run->renewed_ms >= PROGRESS_MS || now_ms < run->renewed_ms) {
         run->renewed_ms = now_ms;
         publish_progress(j, run, &p);
-        observe_speed(j);
         const int rc =
             j->p.store->ops->renew(j->p.store, run->job.id, run->job.epoch,
                                    now_ms + j->settings.lease_ms, p.steps_done, &cancel, NULL);

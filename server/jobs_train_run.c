@@ -277,7 +277,7 @@ void train_claim(struct jobs *j)
     crash_name(&t->job, t->name);
     t->begin_ms = t->renewed_ms = now;
     atomic_init(&t->deadline_ms, t->job.deadline_ms);
-    metrics_observe(METRIC_JOB_QUEUE_WAIT_SECONDS, (double)(now - t->job.queued_ms) * 1e-3);
+    jobs_count_start(&t->job, now);
     jobs_announce(j, &t->job);
     if (start(j, t, &e) != 0) {
         jobs_fail_claimed(j, &t->job, &e);

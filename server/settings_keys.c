@@ -2,6 +2,7 @@
 #include "server/settings_keys.h"
 
 #include "base/logger.h"
+#include "ebm/chains.h"
 
 #include <arpa/inet.h>
 #include <ctype.h>
@@ -97,7 +98,7 @@ const struct key keys[] = {
 
     {FIELD(sampler, workers), INTEGER, 0, 1024, "threads", "0",
      "Threads that move chains; 0 = one a core."},
-    {FIELD(sampler, slots), INTEGER, 1, 1024, "chains", "16", "Chains a worker moves at once."},
+    {FIELD(sampler, slots), INTEGER, 1, CHAINS_SLOTS_MAX, "chains", "16", "Chains a worker moves at once."},
     {FIELD(sampler, quantum_steps), INTEGER, 1, 100000, "steps", "32",
      "Steps a chain keeps its slot while others wait."},
     {FIELD(sampler, quantum_ms), INTEGER, 1, 60000, "ms", "50",

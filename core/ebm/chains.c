@@ -351,8 +351,11 @@ static void *worker_main(void *arg)
         w->begun_ns = timing_ns();
         pthread_mutex_unlock(&c->mu);
         stage_iterate(w->stage, alone);
+        const int64_t took_ns = timing_ns() - w->begun_ns;
+        if (c->settings.on_step)
+            c->settings.on_step((double)took_ns * 1e-9);
         pthread_mutex_lock(&c->mu);
-        account(w, timing_ns() - w->begun_ns);
+        account(w, took_ns);
         w->begun_ns = 0;
     }
     for (int i = 0; i < STAGES; i++)

@@ -28,6 +28,8 @@ struct chains_settings {
     int quantum_ms;    /* ... or this long, whichever is first; 0 = no limit of time */
     int nice;          /* added to the workers' niceness, 0..19 */
     bool pin;          /* worker i stays on core i (base/pin.h); the helpers of one are free */
+    /* NULL, or told by each worker how long a step of all chains in its slots took. */
+    void (*on_step)(double seconds);
 };
 
 enum { CHAINS_SLOTS_MAX = 256, CHAINS_TRACE_MAX = 512 };

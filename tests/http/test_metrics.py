@@ -223,6 +223,7 @@ class Metrics(jemd_test.Case):
         wait_until(lambda: self.page().value("jemd_job_backlog_work_seconds") > 0, 5)
         wait_until(lambda: self.moved(before, "jemd_chain_step_seconds", "_count") > 0, 10)
         self.slot_time(slots)
+        self.step_time(slots)
         self.post(f"/v1/jobs/{accepted['id']}:cancel")
         wait_ended(self.daemon, accepted["id"])
         self.settled(before, 1, "jemd_job_cancel_latency_seconds", "_count")
@@ -245,6 +246,20 @@ class Metrics(jemd_test.Case):
         self.assertGreaterEqual(free, 0)
         if not jemd_test.SLOW:
             self.assertGreater(busy / (busy + free), 0.8)
+
+    def step_time(self, slots):
+        """A step of all chains of a worker is that of as many chains as it has slots, and takes as long as one of them is busy."""
+        each = slots / self.get("/v1/queue").json()["engine"]["workers"]
+        before = self.page()
+        time.sleep(.5)
+        after = self.page()
+        (steps, chain_steps, seconds, busy) = (
+            after.value(name, suffix, **labels) - before.value(name, suffix, **labels) for name, suffix, labels in (
+                ("jemd_chain_step_seconds", "_count", {}), ("jemd_chain_steps_total", "", {}),
+                ("jemd_chain_step_seconds", "_sum", {}), ("jemd_chain_slot_seconds_total", "", {"state": "busy"})))
+        self.assertGreater(steps, 0)
+        self.assertAlmostEqual(steps * each / chain_steps, 1, delta=.4)
+        self.assertAlmostEqual(seconds * each / busy, 1, delta=.4)
 
     def test_chains_that_diverge(self):
         before = self.page()

@@ -146,7 +146,8 @@ static void numbers_outside_their_range_are_refused(void **state)
     assert_refused("[http]\nport =\n", "not \"\"");
     assert_refused("[http]\nport = +1\n", "whole number");
     assert_refused("[http]\nheader_timeout_ms = 10s\n", "http.header_timeout_ms");
-    assert_refused("[sampler]\nslots = 0\n", "from 1 to 1024");
+    assert_refused("[sampler]\nslots = 0\n", "from 1 to 256");
+    assert_refused("[sampler]\nslots = 257\n", "from 1 to 256"); /* CHAINS_SLOTS_MAX */
 }
 
 static void words_are_checked(void **state)
