@@ -339,13 +339,19 @@ int jobs_submit(struct jobs *j, json_t *root, const struct job_origin *by, struc
                 struct err *e)
 {
     char digest[DIGEST_HEX];
-    if (jobs_get_gate(j) == JOBS_DRAINING)
-        return fail(e, FAIL_OVERLOADED, "the queue is being drained and takes no jobs; try later");
     struct blob *as_sent = json_blob(json_incref(root));
     if (!as_sent)
         return fail(e, FAIL_NO_MEMORY, "no memory for the request");
     digest_bytes(as_sent->bytes, as_sent->size, digest);
     blob_put(as_sent);
+    /* First, for what was accepted once might be refused now: its model may be gone, a limit lower, the
+     * run of a training taken by the job itself. */
+    const int rc =
+        by->key ? j->p.store->ops->replay(j->p.store, by->client, by->key, digest, out, e) : 0;
+    if (rc != 0)
+        return rc;
+    if (jobs_get_gate(j) == JOBS_DRAINING)
+        return fail(e, FAIL_OVERLOADED, "the queue is being drained and takes no jobs; try later");
     if (jobs_type_of(root) == JOB_TRAIN)
         return train_submit(j, root, by, digest, out, e);
     if (jobs_type_of(root) == JOB_PREDICT)

@@ -346,10 +346,7 @@ int train_submit(struct jobs *j, json_t *root, const struct job_origin *by, cons
     struct train_cost cost;
     struct job job = {0};
     struct booking b;
-    /* First, for what was accepted once would be refused now: its run and version are taken. */
-    int rc = by->key ? j->p.store->ops->replay(j->p.store, by->client, by->key, digest, out, e) : 0;
-    if (rc == 0)
-        rc = parse(j, root, &q, &cost, e);
+    int rc = parse(j, root, &q, &cost, e);
     if (rc != 0)
         return rc;
     rc = describe(j, &job, &b, root, q, by, e);

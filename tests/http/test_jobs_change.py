@@ -193,9 +193,16 @@ class Gate(Case):
         self.assertEqual(wait_ended(self.daemon, waiting, 20)["state"], "succeeded")
 
     def test_a_drain_takes_nothing_and_ends_what_there_is(self):
-        running = submit(self.daemon, job(8, 200))["id"]
+        mine = str(uuid.uuid4())
+        running = submit(self.daemon, job(8, 200), {"Idempotency-Key": mine})["id"]
+        self.good(self.put(mine, job(1)), 202)
         self.addCleanup(self.gate, "resume")
         self.assertEqual(self.gate("drain"), "draining")
+        self.assertEqual(submit(self.daemon, job(8, 200), {"Idempotency-Key": mine})["id"], running)
+        self.assertEqual(self.good(self.put(mine, job(1)), 202)["id"], mine)
+        self.problem(self.put(mine, job(2)), 422, "idempotency_mismatch")
+        self.problem(self.put(str(uuid.uuid4()), job(1)), 503, "overloaded")
+        self.assertTrue(self.good(self.post("/v1/jobs:validate", job(1)))["valid"])
         answer = self.post("/v1/jobs", job())
         self.problem(answer, 503, "overloaded")
         self.assertGreaterEqual(int(answer.headers["retry-after"]), 1)

@@ -268,6 +268,36 @@ static void an_idempotency_key_makes_one_job(void **state)
     job_fini(&two);
 }
 
+static void a_known_key_is_answered_whatever_has_changed_since(void **state)
+{
+    (void)state;
+    static const char json[] = "{\"type\":\"sample\",\"conditions\":[{\"count\":4}]}";
+    static const char more[] = "{\"type\":\"sample\",\"conditions\":[{\"count\":5}]}";
+    struct job one, two;
+    struct err e;
+    assert_int_equal(try(json, "key", &one, &e), 0);
+    jobs_set_gate(jobs, JOBS_DRAINING);
+    assert_int_equal(try(json, "key", &two, &e), 1);
+    assert_string_equal(one.id, two.id);
+    job_fini(&two);
+    assert_int_equal(try(more, "key", &two, &e), -FAIL_IDEMPOTENCY_MISMATCH);
+    assert_int_equal(try(json, "other", &two, &e), -FAIL_OVERLOADED);
+    close_jobs();
+    budget_bytes = 1; /* no job is small enough */
+    open_jobs();
+    assert_int_equal(try(json, "key", &two, &e), 1);
+    assert_string_equal(one.id, two.id);
+    job_fini(&two);
+    assert_int_equal(try(json, "other", &two, &e), -FAIL_OUT_OF_RANGE);
+    unlink(in_folder("a.safetensors"));
+    assert_int_equal(models_rescan(models), 1);
+    assert_int_equal(try(json, "key", &two, &e), 1);
+    assert_string_equal(one.id, two.id);
+    job_fini(&two);
+    assert_int_equal(try(json, "other", &two, &e), -FAIL_NOT_FOUND);
+    job_fini(&one);
+}
+
 static void a_request_is_judged_as_a_whole_before_it_is_kept(void **state)
 {
     (void)state;
@@ -372,8 +402,8 @@ static void a_clock_that_is_set_back_stops_nothing(void **state)
     usleep(50000); /* the jobs thread waits */
     atomic_store(&clock_ahead_s, 3600);
     const int64_t begin = timing_ns();
-    assert_int_equal(
-        events_watch(events, "job", begin + 400000000, set_true, &called, &watch, &e), 0);
+    assert_int_equal(events_watch(events, "job", begin + 400000000, set_true, &called, &watch, &e),
+                     0);
     wait_until(atomic_load(&called));
     atomic_store(&clock_ahead_s, 0);
     assert_true(timing_ns() - begin < 10000000000);
@@ -568,6 +598,8 @@ int main(void)
         cmocka_unit_test_setup_teardown(the_stored_request_says_what_the_daemon_chose, set_up,
                                         tear_down),
         cmocka_unit_test_setup_teardown(an_idempotency_key_makes_one_job, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(a_known_key_is_answered_whatever_has_changed_since, set_up,
+                                        tear_down),
         cmocka_unit_test_setup_teardown(a_request_is_judged_as_a_whole_before_it_is_kept, set_up,
                                         tear_down),
         cmocka_unit_test_setup_teardown(a_job_too_large_for_the_daemon_is_refused, set_up,
