@@ -130,17 +130,40 @@ void handle_job_patch(struct call *c)
 
 /* ---- retry ---- */
 
+/* What was changed of the job since it was accepted, in its request. What was not stays as it was sent, so
+ * that the same key finds the same request. */
+static int keep_changes(const struct job *job, json_t *root, struct err *e)
+{
+    const char *sent = json_string_value(json_object_get(root, "priority"));
+    const char *priority = job_priority_names[job->priority];
+    json_t *labels = NULL;
+    const int rc = job->labels
+                       ? json_parse((const char *)job->labels->bytes, job->labels->size, &labels, e)
+                       : 0;
+    if (rc != 0)
+        return rc;
+    bool kept = true;
+    if (strcmp(sent ? sent : job_priority_names[JOB_NORMAL], priority) != 0)
+        kept = json_object_set_new(root, "priority", json_string(priority)) == 0;
+    if (!labels && json_object_size(json_object_get(root, "labels")) > 0)
+        json_object_del(root, "labels");
+    if (labels && !json_equal(json_object_get(root, "labels"), labels))
+        kept = json_object_set(root, "labels", labels) == 0 && kept;
+    json_decref(labels);
+    return kept ? 0 : fail(e, FAIL_NO_MEMORY, "no memory for the request");
+}
+
 /* The request of a job that has ended, without what has passed: a new reference. */
 static int ended_request(const struct job *job, json_t **out, struct err *e)
 {
     if (!job_state_is_terminal(job->state))
         return store_fail_active(job, e);
     const int rc = json_parse((const char *)job->request->bytes, job->request->size, out, e);
-    if (rc == 0) {
-        json_object_del(*out, "deadline");
-        json_object_del(*out, "scheduled_at");
-    }
-    return rc;
+    if (rc != 0)
+        return rc;
+    json_object_del(*out, "deadline");
+    json_object_del(*out, "scheduled_at");
+    return keep_changes(job, *out, e);
 }
 
 struct retry {

@@ -464,10 +464,16 @@ int jobs_preview(struct jobs *j, const char *id, struct blob **out, struct err *
     if (j->training && strcmp(j->training->job.id, id) == 0)
         found = train_run_preview(j->training->run);
     pthread_mutex_unlock(&j->mu);
-    if (!found)
-        return fail(e, FAIL_NOT_FOUND, "the job has no preview (yet)");
-    *out = found;
-    return 0;
+    if (found) {
+        *out = found;
+        return 0;
+    }
+    struct job job;
+    const int rc = j->p.store->ops->get(j->p.store, id, &job, e);
+    if (rc != 0)
+        return rc;
+    job_fini(&job);
+    return fail(e, FAIL_NOT_FOUND, "the job has no preview (yet)");
 }
 
 int jobs_remove(struct jobs *j, const char *id, struct err *e)

@@ -86,7 +86,8 @@ int jobs_change(struct jobs *j, const char *id, uint64_t revision, const struct 
                 struct job *out, struct err *e);
 /* Asks for the end of a job; the state afterwards in *out. */
 int jobs_cancel(struct jobs *j, const char *id, struct job *out, struct err *e);
-/* The newest preview grid of a running job, one reference. Errors: NOT_FOUND. */
+/* The newest preview grid of a running job, one reference. Errors: NOT_FOUND (also: it has none),
+ * those of get. */
 int jobs_preview(struct jobs *j, const char *id, struct blob **out, struct err *e);
 /* Open until told otherwise. Paused: jobs are accepted and none begins. Draining: none is accepted,
  * those that were go on. */

@@ -148,6 +148,24 @@ class Retry(Case):
         self.assertEqual(again["deadline"], None)
         self.assertEqual(wait_ended(self.daemon, again["id"])["state"], "succeeded")
 
+    def test_what_was_changed_stays_so(self):
+        self.pause()
+        first = submit(self.daemon, job(priority="low", labels={"a": "1"}))
+        plain = submit(self.daemon, job())["id"]
+        self.good(self.patch(first["id"], {"priority": "high", "labels": {"b": "2"}, "deadline": in_seconds(3600)}))
+        self.good(self.patch(plain, {"labels": {"c": "3"}}))
+        for job_id in (first["id"], plain):
+            self.good(self.post(f"/v1/jobs/{job_id}:cancel"), 202)
+        again = [self.good(self.post(f"/v1/jobs/{job_id}:retry"), 202) for job_id in (first["id"], plain)]
+        self.assertEqual([(j["priority"], j["labels"], j["deadline"]) for j in again],
+                         [("high", {"b": "2"}, None), ("normal", {"c": "3"}, None)])
+        self.good(self.patch(again[1]["id"], {"labels": None}))
+        for accepted in again:
+            self.good(self.post(f"/v1/jobs/{accepted['id']}:cancel"), 202)
+        last = self.good(self.post(f"/v1/jobs/{again[1]['id']}:retry"), 202)
+        self.assertEqual(last["labels"], {})
+        self.good(self.post(f"/v1/jobs/{last['id']}:cancel"), 202)
+
     def test_a_key_makes_one_of_two(self):
         done = run_job(self.daemon, job())["id"]
         ids = {self.good(self.post(f"/v1/jobs/{done}:retry", headers={"Idempotency-Key": "once"}), 202)["id"]
