@@ -104,6 +104,8 @@ class Crash(unittest.TestCase):
             self.assertEqual(load.outcome(lambda path: daemon.get(path, check=False), job), outcome)
         self.assertEqual(wait_ended(daemon, submit(daemon, innocent(77, 50))["id"])["state"], "succeeded")
         self.assertIn("store", daemon.get("/readyz?verbose").body.decode())
+        # of the last daemon, which has found what ended the one before
+        self.assertIn(f"\njemd_job_crashes_total {int(bad['crashes'] > 0)}\n", daemon.get("/metrics").body.decode())
         daemon.stop()
         return bad
 

@@ -233,6 +233,25 @@ class Limits(jemd_test.Case):
         run_job(self.daemon, job())
 
 
+class Full(jemd_test.Case):
+    FLAGS = ("--jobs.max_queued=3",)
+
+    def test_the_queue_as_a_whole_has_a_limit(self):
+        self.good(self.post("/v1/queue:pause"))
+        ids = [submit(self.daemon, job())["id"] for _ in range(3)]
+        answer = self.post("/v1/jobs", job())
+        found = self.problem(answer, 503, "overloaded")
+        self.assertEqual(found["errors"][0]["limit"], 3)
+        self.assertGreaterEqual(int(answer.headers["retry-after"]), 1)
+        self.good(self.post(f"/v1/jobs/{ids[0]}:cancel"), 202)
+        ids[0] = submit(self.daemon, job())["id"]
+        self.problem(self.post("/v1/jobs", job()), 503, "overloaded")
+        self.good(self.post("/v1/queue:resume"))
+        for job_id in ids:
+            self.assertEqual(wait_ended(self.daemon, job_id)["state"], "succeeded")
+        run_job(self.daemon, job())
+
+
 class Queued(jemd_test.Case):
     """64 jobs run at once; the 65th waits."""
     FLAGS = ("--jobs.max_queued_per_client=100", "--jobs.max_running_per_client=0")

@@ -89,6 +89,9 @@ class Store(unittest.TestCase):
             done = wait_ended(self.daemon, answer.json()["id"], 120)
             self.assertEqual(done["state"], "succeeded")
             self.assertEqual(artifacts(self.daemon, done), expected)
+            resumed = done["resumed_from_step"] is not None
+            self.assertTrue(resumed or number == signal.SIGKILL, "a drain makes a checkpoint")
+            self.assertIn(f"\njemd_job_resumes_total {int(resumed)}\n", self.daemon.get("/metrics").body.decode())
 
     def test_a_stream_that_an_earlier_daemon_began_is_gone_on_with_from_a_snapshot(self):
         """Whatever the two daemons have told of it: none of the ids of the one is one of the other's."""
@@ -137,6 +140,43 @@ class Store(unittest.TestCase):
         os.rename(path + ".kept", path)
         wait_until(lambda: self.check("store")["ok"], 60, "recovery")
         self.assertEqual(run_job(self.daemon, job())["state"], "succeeded")
+
+
+class Retention(unittest.TestCase):
+    def setUp(self):
+        self.daemon = Daemon("--jobs.retention_jobs=1").start()
+        self.addCleanup(self.daemon.discard)
+
+    def put(self, path, document):
+        return self.daemon.request("PUT", path, json.dumps(document), {"Content-Type": "application/json"})
+
+    def check_gone(self, path, document):
+        asked = [self.daemon.get(path + end) for end in
+                 ("", "?wait=1", "/events", "/artifacts/grid.png", "/artifacts/preview.png", "/artifacts/no.png")]
+        asked += [self.daemon.post(path + end) for end in (":cancel", ":retry")]
+        asked += [self.daemon.request("DELETE", path), self.put(path, document),
+                  self.daemon.request("PATCH", path, b"{}", {"Content-Type": "application/json"})]
+        for answer in asked:
+            self.assertEqual((answer.status, answer.json()["code"]), (410, "expired"), answer)
+            self.assertRegex(answer.json()["detail"], f"^sample job {path[-36:]} ended at .* as (succeeded|canceled) and is not kept")
+        return asked[0].json()["detail"]
+
+    def test_jobs_that_are_not_kept_any_longer_say_what_they_were(self):
+        canceled, gone = (f"/v1/jobs/123e4567-e89b-42d3-a456-42661417400{n}" for n in range(2))
+        later = job() | {"scheduled_at": "2030-01-01T00:00:00Z"}
+        self.assertEqual(self.put(canceled, later).status, 202)
+        self.assertEqual(self.daemon.post(canceled + ":cancel").status, 202)
+        self.assertEqual(self.put(gone, job()).status, 202)
+        wait_ended(self.daemon, gone[-36:])
+        kept = run_job(self.daemon, job())
+        wait_until(lambda: self.daemon.get(gone).status == 410, 10, "retention")
+        for _ in range(2):
+            self.assertIn(" as canceled ", self.check_gone(canceled, later))
+            self.assertIn(" as succeeded ", self.check_gone(gone, job()))
+            self.assertEqual(self.daemon.get(kept["links"]["self"]).json(), kept)
+            self.assertEqual([j["id"] for j in self.daemon.get("/v1/jobs").json()["jobs"]], [kept["id"]])
+            self.daemon.stop()
+            self.daemon.start()
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A disk that is really full, not one that says so: a small file system under the job store. The
-daemon tells it, predicts on, loses nothing that it has accepted, and goes on when there is room. Needs
-the right to mount one, so it is for root."""
+"""A disk that is really full, or read-only, not one that says so: a small file system under the job
+store. The daemon tells it, predicts on, loses nothing that it has accepted, and goes on when it can.
+Needs the right to mount one, so it is for root."""
 import json
 import os
 import signal
@@ -143,6 +143,35 @@ class FullDisk(Case):
             done = wait_ended(self.daemon, job_id, 120)
             self.assertEqual((done["state"], done["error"]), ("succeeded", None))
             self.assertEqual(self.artifacts(done), expected)
+
+
+class ReadOnly(Case):
+    def remount(self, how):
+        subprocess.run(["mount", "-o", "remount," + how, self.disk], check=True)
+
+    def test_a_read_only_disk_is_told_and_nothing_accepted_is_lost(self):
+        document = job(2, 150)
+        kept = run_job(self.daemon, document)
+        running = [submit(self.daemon, document)["id"] for _ in range(3)]
+        self.daemon.signal(signal.SIGKILL)
+        self.daemon.process.wait()
+        self.remount("ro")
+        self.addCleanup(self.remount, "rw")
+        self.daemon.start()
+        self.predicts()
+        self.assertEqual(self.daemon.get("/readyz").status, 200)
+        check = self.check()
+        self.assertFalse(check["ok"])
+        self.assertIn("Read-only file system", check["detail"])
+        for answer in (self.daemon.post("/v1/jobs", job()), self.daemon.get(kept["links"]["self"])):
+            self.assertEqual((answer.status, answer.json()["code"]), (503, "store_unavailable"), answer)
+            self.assertIn("Read-only file system", answer.json()["detail"])
+        self.remount("rw")
+        wait_until(lambda: self.check()["ok"], 60, "recovery")
+        self.assertEqual(self.daemon.get(kept["links"]["self"]).json(), kept)
+        for job_id in running:
+            done = wait_ended(self.daemon, job_id, 120)
+            self.assertEqual((done["state"], done["result"]["artifacts"]), ("succeeded", kept["result"]["artifacts"]))
 
 
 class SmallDisk(Case):

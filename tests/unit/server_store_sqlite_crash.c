@@ -286,26 +286,6 @@ static void a_job_that_was_to_be_canceled_is_canceled_after_a_crash(void **state
     assert_counts(1, JOB_CANCELED, 1, 0);
 }
 
-static void failures_that_may_pass_are_tried_three_times(void **state)
-{
-    const struct err why = {.code = FAIL_NO_MEMORY, .text = "no memory for a grid"};
-    (void)state;
-    put_number(1);
-    for (int i = 1; i <= JOB_CRASHES_MAX; i++) {
-        assert_int_equal(claim(), 1);
-        assert_int_equal(st->ops->fault(st, id_of(1), epochs[1] + 1, NOW, &why, &e),
-                         -FAIL_CONFLICT);
-        assert_int_equal(st->ops->fault(st, id_of(1), epochs[1], NOW, &why, &e), 0);
-        assert_counts(1, i < JOB_CRASHES_MAX ? JOB_QUEUED : JOB_FAILED, i, 0);
-    }
-    reopen();
-    struct job j = get(1);
-    assert_int_equal(j.error_code, FAIL_CRASH_LOOP);
-    assert_string_equal(j.error,
-                        "given up after 3 crashes, the last of them: no memory for a grid");
-    job_fini(&j);
-}
-
 /* Older versions wrote neither. */
 static void a_row_without_crashes_and_deaths_has_none(void **state)
 {
@@ -366,7 +346,6 @@ int main(void)
         TEST(suspects_without_words_take_turns),
         TEST(words_that_name_nobody_say_no_more_than_none),
         TEST(a_job_that_was_to_be_canceled_is_canceled_after_a_crash),
-        TEST(failures_that_may_pass_are_tried_three_times),
         TEST(a_row_without_crashes_and_deaths_has_none),
         TEST(who_was_released_was_not_there_when_the_daemon_died),
     };

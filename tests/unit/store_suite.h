@@ -149,6 +149,8 @@ static int store_suite_run(const struct store_kind *of)
         SUITE_TEST(a_canceling_job_may_still_succeed),
         SUITE_TEST(a_canceling_job_whose_owner_goes_is_canceled),
         SUITE_TEST(a_stale_owner_changes_nothing),
+        SUITE_TEST(failures_that_may_pass_are_tried_three_times),
+        SUITE_TEST(a_canceling_job_that_fails_is_canceled),
         SUITE_TEST(a_lost_lease_resumes_from_the_checkpoint),
         SUITE_TEST(claims_go_by_priority_then_by_turn),
         SUITE_TEST(a_job_that_comes_back_keeps_its_place),

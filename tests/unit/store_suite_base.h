@@ -201,6 +201,13 @@ static inline int release(int n, uint64_t epoch)
     return st->ops->release(st, id_of(n), epoch, NOW + 7000, &e);
 }
 
+static inline int report_fault(int n, uint64_t epoch, const char *why)
+{
+    struct err error = {.code = FAIL_NO_MEMORY};
+    snprintf(error.text, sizeof error.text, "%s", why);
+    return st->ops->fault(st, id_of(n), epoch, NOW + 7000, &error, &e);
+}
+
 static inline enum job_state cancel(int n)
 {
     struct job j = {0};

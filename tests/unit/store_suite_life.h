@@ -43,6 +43,7 @@ static void an_unknown_id_is_not_found_by_any_operation(void **state)
     assert_int_equal(st->ops->load_checkpoint(st, j.id, &b, &e), -FAIL_NOT_FOUND);
     assert_int_equal(st->ops->finish(st, &j, NULL, 0, &e), -FAIL_NOT_FOUND);
     assert_int_equal(release(2, 1), -FAIL_NOT_FOUND);
+    assert_int_equal(report_fault(2, 1, "no"), -FAIL_NOT_FOUND);
     assert_int_equal(st->ops->cancel(st, j.id, NOW, &j, &e), -FAIL_NOT_FOUND);
     assert_int_equal(st->ops->artifact(st, j.id, "grid.png", &a, &e), -FAIL_NOT_FOUND);
     assert_int_equal(st->ops->artifacts(st, j.id, &a, 1, &e), -FAIL_NOT_FOUND);
@@ -224,6 +225,7 @@ static void a_stale_owner_changes_nothing(void **state)
         assert_int_equal(save(1, old, "stale", 99), -FAIL_CONFLICT);
         assert_int_equal(finish(1, old, JOB_SUCCEEDED, "{}"), -FAIL_CONFLICT);
         assert_int_equal(release(1, old), -FAIL_CONFLICT);
+        assert_int_equal(report_fault(1, old, "stale"), -FAIL_CONFLICT);
         assert_int_equal(revision_of(1), revision);
         if (round == 0)
             assert_int_equal(claim_at(NOW + LEASE, &epoch), 1);
@@ -232,6 +234,7 @@ static void a_stale_owner_changes_nothing(void **state)
     struct job j = get(1);
     assert_int_equal(j.state, JOB_RUNNING);
     assert_int_equal(j.steps_done, 10);
+    assert_int_equal(j.crashes, 0);
     assert_int_equal(j.lease_until_ms, NOW + 2 * LEASE);
     assert_null(j.result);
     job_fini(&j);
@@ -241,6 +244,50 @@ static void a_stale_owner_changes_nothing(void **state)
     blob_put(b);
     assert_int_equal(finish(1, epoch + 1, JOB_SUCCEEDED, NULL), -FAIL_CONFLICT);
     assert_int_equal(finish(1, epoch, JOB_SUCCEEDED, NULL), 0);
+}
+
+static void failures_that_may_pass_are_tried_three_times(void **state)
+{
+    (void)state;
+    uint64_t epoch = 0;
+    put_number(1);
+    for (int i = 1; i <= JOB_CRASHES_MAX; i++) {
+        assert_int_equal(claim_at(NOW, &epoch), 1);
+        assert_int_equal(epoch, (uint64_t)i);
+        struct job j = get(1);
+        assert_int_equal(j.resumed_from_step, i > 1 ? 10 : -1);
+        job_fini(&j);
+        assert_int_equal(save(1, epoch, "kept", 10), 0);
+        assert_int_equal(report_fault(1, epoch + 1, "too soon"), -FAIL_CONFLICT);
+        assert_int_equal(report_fault(1, epoch, "no memory for a grid"), 0);
+        assert_int_equal(report_fault(1, epoch, "no memory for a grid"), -FAIL_CONFLICT);
+        j = get(1);
+        assert_int_equal(j.state, i < JOB_CRASHES_MAX ? JOB_QUEUED : JOB_FAILED);
+        assert_int_equal(j.crashes, i);
+        assert_int_equal(j.deaths, 0);
+        job_fini(&j);
+    }
+    if (kind->durable)
+        reopen();
+    struct job j = get(1);
+    assert_int_equal(j.state, JOB_FAILED);
+    assert_int_equal(j.ended_ms, NOW + 7000);
+    assert_int_equal(j.error_code, FAIL_CRASH_LOOP);
+    assert_string_equal(j.error,
+                        "given up after 3 crashes, the last of them: no memory for a grid");
+    job_fini(&j);
+    assert_int_equal(claim_at(NOW + 8000, &epoch), 0);
+}
+
+static void a_canceling_job_that_fails_is_canceled(void **state)
+{
+    (void)state;
+    uint64_t epoch = 0;
+    put_number(1);
+    assert_int_equal(claim_at(NOW, &epoch), 1);
+    assert_int_equal(cancel(1), JOB_CANCELING);
+    assert_int_equal(report_fault(1, epoch, "no memory for a grid"), 0);
+    assert_int_equal(state_of(1), JOB_CANCELED);
 }
 
 static void a_lost_lease_resumes_from_the_checkpoint(void **state)
