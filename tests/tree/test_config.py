@@ -172,6 +172,11 @@ class Systemd(unittest.TestCase):
         self.assertEqual(users, service["User"])
         self.assertEqual(users, service["Group"])
 
+    def test_it_is_started_again_however_often_it_dies(self):
+        service = unit("jemd.service")
+        self.assertEqual(service["Service"]["Restart"], ["on-failure"])
+        self.assertEqual(service["Unit"]["StartLimitIntervalSec"], ["0"])
+
     def test_stopping_waits_for_the_drain(self):
         stop = int(unit("jemd.service")["Service"]["TimeoutStopSec"][0])
         self.assertGreater(stop * 1000, 2 * int(settings()["shutdown"]["drain_ms"]))
