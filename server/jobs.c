@@ -23,6 +23,16 @@ void jobs_poke(struct jobs *j)
     pthread_mutex_unlock(&j->mu);
 }
 
+static void drop_pin(struct jobs *j, struct pin *pin)
+{
+    if (models_let_go(j->p.models, pin->model)) {
+        chains_forget(j->p.chains);
+        bulk_forget(j->p.bulk);
+    }
+    model_put(pin->model);
+    free(pin);
+}
+
 void jobs_pin_model(struct jobs *j, const char *id, struct model *m)
 {
     struct pin *pin = calloc(1, sizeof *pin);
@@ -31,6 +41,7 @@ void jobs_pin_model(struct jobs *j, const char *id, struct model *m)
     snprintf(pin->id, sizeof pin->id, "%s", id);
     pin->model = model_get(m);
     pin->accepted_ns = timing_ns();
+    models_hold(j->p.models, m);
     pthread_mutex_lock(&j->mu);
     const struct pin *same = j->pins;
     while (same && strcmp(same->id, id) != 0)
@@ -40,10 +51,8 @@ void jobs_pin_model(struct jobs *j, const char *id, struct model *m)
         j->pins = pin;
     }
     pthread_mutex_unlock(&j->mu);
-    if (same) {
-        model_put(pin->model);
-        free(pin);
-    }
+    if (same)
+        drop_pin(j, pin);
 }
 
 /* The job is over: how wrong the estimate was. */
@@ -64,11 +73,10 @@ static void unpin_model(struct jobs *j, const char *id, enum job_state state)
     if (pin)
         *at = pin->next;
     pthread_mutex_unlock(&j->mu);
-    if (pin) {
-        compare(pin, state);
-        model_put(pin->model);
-    }
-    free(pin);
+    if (!pin)
+        return;
+    compare(pin, state);
+    drop_pin(j, pin);
 }
 
 int jobs_pinned_model(struct jobs *j, const struct job *job, struct model **out, struct err *e)
@@ -80,7 +88,7 @@ int jobs_pinned_model(struct jobs *j, const struct job *job, struct model **out,
             m = model_get(pin->model);
     pthread_mutex_unlock(&j->mu);
     if (!m)
-        return models_find_digest(j->p.models, job->digest, out, e);
+        return jobs_keep_model(j, job, out, e);
     *out = m;
     return 0;
 }

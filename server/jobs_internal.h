@@ -117,11 +117,14 @@ struct jobs {
 void jobs_poke(struct jobs *j);
 /* Tells the watchers of a changed job; at its end closes its streams and lets its model go. */
 void jobs_announce(struct jobs *j, const struct job *job);
-/* The model a job was accepted for, one reference. Errors: MODEL_GONE. */
+/* The model a job was accepted for, one reference. Errors: MODEL_GONE, NO_MEMORY. */
 int jobs_pinned_model(struct jobs *j, const struct job *job, struct model **out, struct err *e);
 /* Keeps m alive until the job ends, if it does not already. */
 void jobs_pin_model(struct jobs *j, const char *id, struct model *m);
-/* jobs_kept.c: once, as soon as the store can be asked: jobs that an earlier daemon accepted have their
+/* jobs_kept.c: pins the model that an earlier daemon accepted the job for, and hands out a reference.
+ * Errors: MODEL_GONE, NO_MEMORY. */
+int jobs_keep_model(struct jobs *j, const struct job *job, struct model **out, struct err *e);
+/* Once, as soon as the store can be asked: jobs that an earlier daemon accepted have their
  * models and bookings again. Errors: those of list, NO_MEMORY. */
 int jobs_find_kept(struct jobs *j, struct err *e);
 /* jobs_announce of what the store has of the job now; where it cannot say, as soon as it can. */

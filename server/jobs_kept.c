@@ -4,15 +4,24 @@
 
 enum { PAGE = 16 };
 
+int jobs_keep_model(struct jobs *j, const struct job *job, struct model **out, struct err *e)
+{
+    const int rc = models_find_kept(j->p.models, job->model, job->version, job->digest, out, e);
+    if (rc != 0)
+        return rc;
+    jobs_pin_model(j, job->id, *out);
+    models_let_go(j->p.models, *out);
+    return 0;
+}
+
 static int keep(struct jobs *j, const struct job *job, struct err *e)
 {
     struct model *m;
+    struct err why;
     if (job->type == JOB_TRAIN)
         return train_book_again(j, job, e);
-    if (models_find_digest(j->p.models, job->digest, &m, NULL) == 0) {
-        jobs_pin_model(j, job->id, m);
+    if (jobs_keep_model(j, job, &m, &why) == 0)
         model_put(m);
-    }
     return 0; /* without its model it fails when it is begun with, unless that has come back */
 }
 

@@ -163,14 +163,15 @@ struct entry *models_entry_of(struct models *m, const char *key)
     return NULL;
 }
 
-/* Everything loaded but the model at `except` (about to be replaced) and those about to leave. */
-static size_t used_bytes(const struct models *m, const struct entry *except)
+/* Everything loaded but the model at `except` (about to be replaced) and those about to leave, unless
+ * they are held. What is held need not be loaded again to be served. */
+static size_t used_bytes(struct models *m, const struct entry *except, const struct model *made)
 {
     size_t sum = 0;
     for (int i = 0; i < m->n; i++)
         if (m->entries[i] != except && m->entries[i]->present && m->entries[i]->model)
             sum = mem_sum(sum, m->entries[i]->need_bytes);
-    return sum;
+    return mem_sum(sum, models_held_bytes(m, except, made));
 }
 
 /* A promoted version has its name whatever files have it too. */
@@ -189,18 +190,29 @@ static int check_name(const struct models *m, struct find *f, const struct model
     return 0;
 }
 
-/* Whether there is room for it beside what is loaded, `own` left out. */
-static int check_budget(const struct models *m, const struct model *made, const struct entry *own,
+int models_check_budget(struct models *m, const struct model *made, const struct entry *own,
                         size_t *need, struct err *e)
 {
     const enum precision precision = precisions_of(m->precision, made->d.name);
     const int rc = models_need_bytes(need, made, precision, &m->users, e);
-    const size_t used = used_bytes(m, own);
+    const size_t used = used_bytes(m, own, made);
     if (rc != 0 || mem_sum(*need, used) <= (size_t)m->budget_bytes)
         return rc;
     return fail(e, FAIL_NO_MEMORY,
                 "%s needs %zu MB, %zu MB of memory.budget_bytes (%lld MB) are taken", made->path,
                 *need >> 20, used >> 20, m->budget_bytes >> 20);
+}
+
+/* What a job holds serves again as it is, without another copy of everything. */
+static struct model *prefer_held(struct models *m, struct model *made)
+{
+    pthread_mutex_lock(&m->mu);
+    struct model *same = models_held_of(m, made->digest);
+    pthread_mutex_unlock(&m->mu);
+    if (!same)
+        return made;
+    model_put(made);
+    return same;
 }
 
 /* Packs the model's weights on all cores, or attaches to what another process has packed. */
@@ -241,12 +253,19 @@ static int test_once(const struct models *m, struct model *made, struct err *e)
     return rc;
 }
 
-int models_load(const struct models *m, struct find *f, const struct entry *own, struct err *e)
+int models_make_ready(const struct models *m, struct model *made, struct err *e)
+{
+    const int rc = prepare(m, made, e);
+    return rc == 0 ? test_once(m, made, e) : rc;
+}
+
+int models_load(struct models *m, struct find *f, const struct entry *own, struct err *e)
 {
     struct model *made;
     int rc = model_open(&made, f->path, m->cache[0] ? m->cache : NULL, false, e);
     if (rc != 0)
         return rc;
+    made = prefer_held(m, made);
     snprintf(f->name, sizeof f->name, "%s", made->d.name);
     snprintf(f->version, sizeof f->version, "%s", made->d.version);
     if (f->folder && strcmp(f->folder, made->d.name) != 0)
@@ -255,7 +274,7 @@ int models_load(const struct models *m, struct find *f, const struct entry *own,
     if (rc == 0)
         rc = check_name(m, f, made, own, e);
     if (rc == 0 && !f->shadowed)
-        rc = check_budget(m, made, f->beside ? NULL : own, &f->need_bytes, e);
+        rc = models_check_budget(m, made, f->beside ? NULL : own, &f->need_bytes, e);
     if (rc == 0 && !f->shadowed)
         rc = prepare(m, made, e);
     if (rc == 0 && !f->shadowed)
@@ -570,6 +589,8 @@ int models_find_digest(struct models *m, const char *digest, struct model **out,
     for (int i = 0; i < m->n && !found; i++)
         if (m->entries[i]->model && strcmp(m->entries[i]->model->digest, digest) == 0)
             found = model_get(m->entries[i]->model);
+    if (!found)
+        found = models_held_of(m, digest);
     pthread_mutex_unlock(&m->mu);
     if (!found)
         return fail(e, FAIL_MODEL_GONE, "the model with digest %.64s is not loaded any more",
@@ -616,6 +637,7 @@ void models_close(struct models *m)
 {
     if (!m)
         return;
+    models_drop_held(m);
     for (int i = 0; i < m->n; i++) {
         model_put(m->entries[i]->model);
         free(m->entries[i]);

@@ -55,8 +55,20 @@ int models_open(struct models **out, const struct models_settings *s, struct err
 int models_rescan(struct models *m);
 /* name NULL or "" = the default. One reference. Errors: NOT_FOUND with did_you_mean. */
 int models_find(struct models *m, const char *name, struct model **out, struct err *e);
-/* By digest (a job's pinned model); MODEL_GONE. */
+/* By digest, among those that serve or are held; MODEL_GONE. */
 int models_find_digest(struct models *m, const char *digest, struct model **out, struct err *e);
+
+/* models_held.c: models that accepted jobs need, whether they serve or not. What a held one takes counts
+ * for the budget until it is let go as often as it was held. */
+void models_hold(struct models *m, struct model *model);
+/* True: nobody holds it any more and it does not serve, so that workspaces of it may go. */
+bool models_let_go(struct models *m, struct model *model);
+/* What a job was accepted for, one reference, held once for the caller. Where another version serves by
+ * now it is loaded from its file and tested, as when it is promoted. Errors: MODEL_GONE (with the
+ * reason: its file is not there, is another one, cannot be loaded, or does not fit any more), NO_MEMORY. */
+int models_find_kept(struct models *m, const char *name, const char *version, const char *digest,
+                     struct model **out, struct err *e);
+
 /* Fills up to MODELS_MAX entries (references are the caller's to put), returns their number. */
 int models_list(struct models *m, struct models_entry out[MODELS_MAX]);
 /* Files that are not served at all, with the reason. Fills up to MODELS_MAX, returns their number. */

@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """The durable job store as a client sees it: jobs and results survive kill -9 and SIGTERM, a second
 daemon is refused, a store that cannot be used is told and predictions go on."""
+import base64
 import json
 import os
+import shutil
 import signal
 import subprocess
 import unittest
 
-from jemd_test import BIN, SAMPLES, SLOW, Daemon, run_job, wait_ended, wait_until
+from jemd_test import BIN, MODEL, SAMPLES, SLOW, Daemon, run_job, wait_ended, wait_until
 from jobs_help import job
 
 
@@ -180,6 +182,73 @@ class Retention(unittest.TestCase):
             self.assertEqual([j["id"] for j in self.daemon.get("/v1/jobs").json()["jobs"]], [kept["id"]])
             self.daemon.stop()
             self.daemon.start()
+
+
+class Versions(unittest.TestCase):
+    """Jobs of a version that does not serve any more when the daemon starts again."""
+
+    def setUp(self):
+        self.daemon = Daemon("--sampler.checkpoint_ms=200", "--sampler.nice=0")
+        self.addCleanup(self.daemon.discard)
+        self.models = os.path.join(self.daemon.folder.name, "models")
+        self.staged = os.path.join(self.models, "sprites", "next.safetensors")
+        self.daemon.flags.append("--models.directory=" + self.models)
+        os.makedirs(os.path.dirname(self.staged))
+        shutil.copy(MODEL, self.models)
+        with open(MODEL, "rb") as f:
+            data = f.read()
+        old = b'\\"version\\":\\"2\\"'
+        new = old.replace(b"2", b"next")
+        self.assertEqual(data.count(old), 1)
+        length = int.from_bytes(data[:8], "little")
+        header = data[8:8 + length].replace(old, new).rstrip()
+        header += b" " * (-len(header) % 8)
+        with open(self.staged, "wb") as f:
+            f.write(len(header).to_bytes(8, "little") + header + data[8 + length:])
+        self.daemon.start()
+
+    def promote(self, version):
+        answer = self.daemon.post(f"/v1/models/sprites/versions/{version}:promote")
+        self.assertEqual(answer.status, 200, answer)
+
+    def submit(self, document):
+        answer = self.daemon.post("/v1/jobs", document)
+        self.assertEqual(answer.status, 202, answer)
+        return answer.json()["id"]
+
+    def kill_and_start(self):
+        self.daemon.kill()
+        self.daemon.start()
+
+    def test_a_promotion_and_kill_9_do_not_change_a_byte(self):
+        with open(os.path.join(SAMPLES, "orc-blue-hair.png"), "rb") as f:
+            image = base64.b64encode(f.read()).decode()
+        documents = [job(2, 100), job(1, 6), {"type": "predict", "images": [{"b64": image}] * 3}]
+        whole = [artifacts(self.daemon, run_job(self.daemon, d, 200)) for d in documents]
+        ids = [self.submit(documents[0])]
+        wait_until(lambda: self.daemon.get("/v1/jobs/" + ids[0]).json()["progress"]["chain_steps_done"] > 0,
+                   60, "progress")
+        self.daemon.post("/v1/queue:pause")
+        ids += [self.submit(d) for d in documents[1:]]
+        self.promote("next")
+        self.kill_and_start()
+        for document, name, expected in zip(documents, ids, whole):
+            done = wait_ended(self.daemon, name, 120)
+            self.assertEqual((done["state"], done["model"]["version"]), ("succeeded", "2"), done["error"])
+            self.assertEqual(artifacts(self.daemon, done), expected)
+        self.assertEqual(len(self.daemon.logged("model_revived")), 1)
+        self.assertEqual(run_job(self.daemon, documents[1])["model"]["version"], "next")
+
+    def test_a_job_whose_version_was_removed_fails_as_model_gone(self):
+        self.promote("next")
+        self.daemon.post("/v1/queue:pause")
+        name = self.submit(job())
+        self.promote("2")
+        os.unlink(self.staged)
+        self.kill_and_start()
+        done = wait_ended(self.daemon, name, 60)
+        self.assertEqual((done["state"], done["error"]["code"]), ("failed", "model_gone"))
+        self.assertIn('no version "next"', done["error"]["detail"])
 
 
 if __name__ == "__main__":

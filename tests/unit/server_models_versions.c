@@ -1,8 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-#include "server/versions.h"
 #include "unit/models_help.h"
-
-#include <unistd.h>
 
 static struct models *models;
 static struct models_settings settings;
@@ -17,21 +14,6 @@ static int set_up(void **state)
     models = NULL;
     settings = settings_of_folder();
     return 0;
-}
-
-static void empty_folder(const char *name)
-{
-    char path[400];
-    DIR *d = opendir(in_folder(name));
-    const struct dirent *at;
-    while (d && (at = readdir(d))) {
-        snprintf(path, sizeof path, "%s/%s/%s", folder, name, at->d_name);
-        if (strcmp(at->d_name, ".") != 0 && strcmp(at->d_name, "..") != 0)
-            unlink(path);
-    }
-    if (d)
-        closedir(d);
-    rmdir(in_folder(name));
 }
 
 static int tear_down(void **state)
@@ -59,16 +41,6 @@ static int version_of(const char *name)
     const int version = atoi(m->d.version);
     model_put(m);
     return version;
-}
-
-/* Puts a version into the folder of `name`, as training does. */
-static void stage(const char *name, const char *version, int number)
-{
-    char path[VERSIONS_PATH];
-    put_model("made", name, number);
-    assert_int_equal(versions_prepare(folder, name, version, path, &e), 0);
-    assert_int_equal(rename(in_folder("made"), path), 0);
-    assert_int_equal(versions_install(folder, name, version, &e), 0);
 }
 
 static int promote(const char *name, const char *version, bool changed)
