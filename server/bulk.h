@@ -51,8 +51,8 @@ void bulk_close(struct bulk *b);
 
 /* What a run of this request holds at least, beside its input. */
 size_t bulk_run_bytes(const struct predict_request *q);
-/* Begins, or goes on from a checkpoint (NULL = none); one that other kernels made is not used. Errors:
- * NO_MEMORY, BAD_FILE (the input, or a damaged checkpoint). */
+/* Begins, or goes on from a checkpoint (NULL = none). Errors: NO_MEMORY, BAD_FILE (the input; or the
+ * checkpoint is damaged, or was made by other kernels). */
 int bulk_start(struct bulk *b, const struct bulk_task *t, const struct blob *checkpoint,
                struct bulk_run **out, struct err *e);
 void bulk_run_progress(struct bulk_run *r, struct bulk_progress *out);

@@ -142,7 +142,6 @@ static int count_lines(const unsigned char *bytes, size_t size)
     return n;
 }
 
-/* 0 also where other kernels made it, and the run begins anew. */
 static int resume(struct bulk_run *r, const struct blob *checkpoint, struct err *e)
 {
     char head[HEAD_SIZE] = "", again[HEAD_SIZE], fingerprint[81];
@@ -154,7 +153,7 @@ static int resume(struct bulk_run *r, const struct blob *checkpoint, struct err 
     if (sscanf(head, "jemd-lines %80s %d %d", fingerprint, &done, &failed) != 3)
         return fail(e, FAIL_BAD_FILE, "the checkpoint of the job is damaged");
     if (strncmp(fingerprint, model_fingerprint(r->p.model), 80) != 0)
-        return 0;
+        return fail(e, FAIL_BAD_FILE, "the checkpoint of the job was made by other kernels");
     r->done = done;
     r->failed = failed;
     format_head(r, again);

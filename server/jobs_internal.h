@@ -113,6 +113,11 @@ struct jobs {
     bool joined;     /* of who stops and closes */
 };
 
+/* What the request of an accepted job is parsed with: it was within the limits of then, and those of
+ * now do not count. */
+extern const struct sample_limits jobs_accepted_samples;
+extern const struct train_limits jobs_accepted_training;
+
 /* Wakes the jobs thread. */
 void jobs_poke(struct jobs *j);
 /* Tells the watchers of a changed job; at its end closes its streams and lets its model go. */
@@ -147,6 +152,9 @@ void jobs_fail_claimed(struct jobs *j, const struct job *job, const struct err *
 /* Gives a claimed job back if the error may pass: that of the store without more ado, others as a fault.
  * False: it will not pass. */
 bool jobs_excuse(struct jobs *j, const struct job *job, const struct err *why);
+/* The claimed job's checkpoint cannot be used, and why: it is thrown away, and the job begins anew.
+ * Errors: those of save_checkpoint. */
+int jobs_begin_anew(struct jobs *j, struct job *job, const struct err *why, struct err *e);
 /* Whether the first checkpoint is not to be waited for: the job was there when daemons were killed,
  * and has gone on. What crashed has to get past the place instead, which is before the next regular one. */
 bool jobs_is_proving(const struct job *job, bool went_on);

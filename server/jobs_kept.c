@@ -1,8 +1,34 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Jobs that were accepted by an earlier daemon on the same store. */
+/* Jobs that were accepted by an earlier daemon on the same store: its limits, models and kernels may
+ * have been others. */
+#include "base/logger.h"
 #include "server/jobs_internal.h"
 
+#include <limits.h>
+
 enum { PAGE = 16 };
+
+/* More than settings can allow, and little enough to calculate with. */
+const struct sample_limits jobs_accepted_samples = {
+    .max_images = INT_MAX / (2 * SAMPLE_CONDITIONS_MAX),
+    .max_steps = INT_MAX / 2,
+    .image = {.max_side = 1 << 16, .max_pixels = 1 << 30, .max_memory_bytes = (size_t)1 << 40}};
+const struct train_limits jobs_accepted_training = {
+    .recipe_bytes = LLONG_MAX, .steps = LLONG_MAX, .parameters = LLONG_MAX};
+
+int jobs_begin_anew(struct jobs *j, struct job *job, const struct err *why, struct err *e)
+{
+    char text[600];
+    const int rc = j->p.store->ops->save_checkpoint(j->p.store, job->id, job->epoch, NULL, 0, e);
+    if (rc != 0)
+        return rc;
+    job->steps_done = 0;
+    job->resumed_from_step = -1;
+    logger(LOGGER_WARN, "job_begun_anew", "job=%s error=%s", job->id,
+           logger_quote(why->text, text, sizeof text));
+    jobs_announce_stored(j, job->id);
+    return 0;
+}
 
 int jobs_keep_model(struct jobs *j, const struct job *job, struct model **out, struct err *e)
 {

@@ -235,7 +235,7 @@ static int parse_claimed(struct jobs *j, struct predicting *r, struct err *e)
         rc = jobs_pinned_model(j, &r->job, &m, e);
     if (rc != 0)
         return rc;
-    rc = predict_request_parse(&r->q, r->root, m, &j->settings.limits.image, e);
+    rc = predict_request_parse(&r->q, r->root, m, &jobs_accepted_samples.image, e);
     model_put(m);
     if (rc == 0)
         rc = j->p.store->ops->input(j->p.store, r->job.id, &r->input, e);
@@ -244,16 +244,33 @@ static int parse_claimed(struct jobs *j, struct predicting *r, struct err *e)
     return rc;
 }
 
-static int start(struct jobs *j, struct predicting *r, struct err *e)
+/* Begins, from the job's checkpoint if there is one that can be used. */
+static int enter(struct jobs *j, struct predicting *r, const struct bulk_task *t, struct err *e)
 {
     struct blob *checkpoint = NULL;
-    int rc = parse_claimed(j, r, e);
-    if (rc == 0)
-        rc = j->p.store->ops->load_checkpoint(j->p.store, r->job.id, &checkpoint, e);
+    struct err why;
+    int rc = j->p.store->ops->load_checkpoint(j->p.store, r->job.id, &checkpoint, e);
     if (rc != 0)
         return rc;
-    if (checkpoint)
+    rc = bulk_start(j->p.bulk, t, checkpoint, &r->run, e);
+    if (rc == 0 && checkpoint)
         metrics_add(METRIC_JOB_RESUMES, 1);
+    if (rc == -FAIL_BAD_FILE && checkpoint) {
+        why = *e;
+        rc = jobs_begin_anew(j, &r->job, &why, e);
+        if (rc == 0)
+            rc = bulk_start(j->p.bulk, t, NULL, &r->run, e);
+    }
+    blob_put(checkpoint);
+    r->saved = r->first = (int)r->job.steps_done;
+    return rc;
+}
+
+static int start(struct jobs *j, struct predicting *r, struct err *e)
+{
+    const int rc = parse_claimed(j, r, e);
+    if (rc != 0)
+        return rc;
     const struct bulk_task t = {.request = r->q,
                                 .input = r->input,
                                 .owner = r->job.client,
@@ -262,9 +279,7 @@ static int start(struct jobs *j, struct predicting *r, struct err *e)
                                 .over = on_over,
                                 .ctx = j};
     r->bytes = mem_sum(r->input->size, bulk_run_bytes(r->q));
-    rc = bulk_start(j->p.bulk, &t, checkpoint, &r->run, e);
-    blob_put(checkpoint);
-    return rc;
+    return enter(j, r, &t, e);
 }
 
 static void list(struct jobs *j, struct predicting *r)
@@ -297,7 +312,6 @@ static bool claim_one(struct jobs *j, size_t *bytes)
         return false;
     }
     r->renewed_ms = r->checkpoint_ms = now;
-    r->saved = r->first = (int)r->job.steps_done;
     atomic_init(&r->deadline_ms, r->job.deadline_ms);
     crash_name(&r->job, r->name);
     jobs_count_start(&r->job, now);

@@ -264,7 +264,7 @@ static int parse_claimed(struct jobs *j, struct run *run, struct err *e)
         rc = jobs_pinned_model(j, &run->job, &m, e);
     if (rc != 0)
         return rc;
-    rc = sample_request_parse(&run->q, run->root, m, &j->settings.limits, e);
+    rc = sample_request_parse(&run->q, run->root, m, &jobs_accepted_samples, e);
     model_put(m);
     return rc;
 }
@@ -296,10 +296,29 @@ static bool unlist_run(struct jobs *j, struct run *run)
     return free_to_go;
 }
 
-/* Puts a claimed job's chains into the engine, from its checkpoint if there is one. */
-static int start_run(struct jobs *j, struct run *run, struct err *e)
+/* Puts the chains into the engine, from the job's checkpoint if there is one that can be used. */
+static int enter(struct jobs *j, struct run *run, const struct chain_task *t, struct err *e)
 {
     struct blob *checkpoint = NULL;
+    struct err why;
+    int rc = j->p.store->ops->load_checkpoint(j->p.store, run->job.id, &checkpoint, e);
+    if (rc != 0)
+        return rc;
+    rc = chains_submit(j->p.chains, t, checkpoint, &run->group, e);
+    if (rc == 0 && checkpoint)
+        metrics_add(METRIC_JOB_RESUMES, 1);
+    if (rc == -FAIL_BAD_FILE && checkpoint) {
+        why = *e;
+        rc = jobs_begin_anew(j, &run->job, &why, e);
+        if (rc == 0)
+            rc = chains_submit(j->p.chains, t, NULL, &run->group, e);
+    }
+    blob_put(checkpoint);
+    return rc;
+}
+
+static int start_run(struct jobs *j, struct run *run, struct err *e)
+{
     int rc = parse_claimed(j, run, e);
     if (rc != 0)
         return rc;
@@ -312,13 +331,7 @@ static int start_run(struct jobs *j, struct run *run, struct err *e)
     t.ctx = run;
     run->bytes = chain_group_bytes(&t);
     run->task.f = finish_run;
-    rc = j->p.store->ops->load_checkpoint(j->p.store, run->job.id, &checkpoint, e);
-    if (rc != 0)
-        return rc;
-    if (checkpoint)
-        metrics_add(METRIC_JOB_RESUMES, 1);
-    rc = chains_submit(j->p.chains, &t, checkpoint, &run->group, e);
-    blob_put(checkpoint);
+    rc = enter(j, run, &t, e);
     if (rc == 0) {
         struct chain_progress p;
         chain_group_progress(run->group, &p);

@@ -232,7 +232,7 @@ static int start(struct jobs *j, struct training *t, struct err *e)
     t->request = blob_get(t->job.request);
     int rc = json_parse((const char *)t->request->bytes, t->request->size, &t->root, e);
     if (rc == 0)
-        rc = train_request_parse(&t->q, t->root, &s->limits, e);
+        rc = train_request_parse(&t->q, t->root, &jobs_accepted_training, e);
     if (rc == 0)
         rc = train_find_data(j, t->q, t->data, e);
     if (rc == 0)

@@ -206,7 +206,8 @@ struct store_ops {
     int (*renew)(struct store *s, const char *id, uint64_t epoch, int64_t lease_until_ms,
                  long long steps_done, bool *cancel, struct err *e);
     /* Replaces the job's checkpoint, so that it is no suspect any more, or keeps the old one on
-     * failure. Errors: CONFLICT, STORE_FULL (limit). */
+     * failure. NULL: there was none that could be used, and the job was begun anew (steps_done 0).
+     * Errors: CONFLICT, STORE_FULL (limit). */
     int (*save_checkpoint)(struct store *s, const char *id, uint64_t epoch, struct blob *checkpoint,
                            long long steps_done, struct err *e);
     /* One reference in *out, NULL if there is none. */

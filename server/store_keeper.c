@@ -329,6 +329,7 @@ static int keeper_renew(struct store *s, const char *id, uint64_t epoch, int64_t
 static int keeper_save_checkpoint(struct store *s, const char *id, uint64_t epoch,
                                   struct blob *checkpoint, long long steps_done, struct err *e)
 {
+    const size_t size = checkpoint ? checkpoint->size : 0;
     struct turn t;
     struct record *r = NULL;
     int rc = turn_begin(&t, s, "save_checkpoint", e);
@@ -336,17 +337,22 @@ static int keeper_save_checkpoint(struct store *s, const char *id, uint64_t epoc
         rc = find_leased(&t, id, epoch, &r);
     if (rc == 0)
         rc = store_check_room(&t.k->limits, t.k->ix.stats.bytes,
-                              (long long)checkpoint->size - (long long)r->checkpoint_bytes, e);
+                              (long long)size - (long long)r->checkpoint_bytes, e);
     if (rc == 0)
         rc = turn_touch(&t, r);
     if (rc == 0) {
         index_lift(&t.k->ix, r);
         turn_discard(&t, r->checkpoint);
-        r->checkpoint = blob_get(checkpoint);
+        r->checkpoint = checkpoint ? blob_get(checkpoint) : NULL;
         r->checkpoint_steps = steps_done;
-        r->bytes += checkpoint->size - r->checkpoint_bytes;
-        r->checkpoint_bytes = checkpoint->size;
-        r->job.deaths = 0;
+        r->bytes += size - r->checkpoint_bytes;
+        r->checkpoint_bytes = size;
+        if (checkpoint) {
+            r->job.deaths = 0;
+        } else {
+            r->job.resumed_from_step = -1;
+            r->job.revision += r->job.steps_done == steps_done;
+        }
         progress(r, steps_done);
         index_lay(&t.k->ix, r);
     }

@@ -111,10 +111,12 @@ int group_pop_ready(struct chain_group *g)
     return chain;
 }
 
-/* What a checkpoint begins with. Native byte order: it is resumed where it was made. */
+/* What a checkpoint begins with. Native byte order: it is resumed where it was made, by the same
+ * kernels. */
 struct checkpoint_head {
     char magic[8];
     char content[DIGEST_HEX]; /* of all bytes behind the head */
+    char compute[88];         /* fingerprint of the kernels */
     char model[DIGEST_HEX];
     char start[DIGEST_HEX];
     char sampler[357];
@@ -138,7 +140,8 @@ static struct checkpoint_head head_of(const struct chain_group *g)
 {
     struct checkpoint_head h;
     memset(&h, 0, sizeof h);
-    memcpy(h.magic, "jemdchk3", sizeof h.magic);
+    memcpy(h.magic, "jemdchk4", sizeof h.magic);
+    snprintf(h.compute, sizeof h.compute, "%s", model_fingerprint(g->task.model));
     memcpy(h.model, g->task.model->digest, sizeof h.model);
     memcpy(h.start, g->start, sizeof h.start);
     write_sampler(g->task.sampler, h.sampler, sizeof h.sampler);
@@ -241,6 +244,9 @@ static int check_checkpoint(const struct chain_group *g, const struct blob *chec
         return fail(e, FAIL_BAD_FILE, "the checkpoint belongs to another task or is cut short");
     memcpy(&found, checkpoint->bytes, sizeof found);
     memcpy(h.content, found.content, sizeof h.content);
+    if (memcmp(found.magic, h.magic, sizeof h.magic) == 0 &&
+        memcmp(found.compute, h.compute, sizeof h.compute) != 0)
+        return fail(e, FAIL_BAD_FILE, "the checkpoint was made by other kernels");
     if (memcmp(&found, &h, sizeof h) != 0)
         return fail(e, FAIL_BAD_FILE, "the checkpoint belongs to another task");
     digest_bytes(checkpoint->bytes + sizeof h, checkpoint->size - sizeof h, content);

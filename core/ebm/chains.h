@@ -107,8 +107,8 @@ void chains_forget(struct chains *c);
 /* Bytes a group of this task will hold. */
 size_t chain_group_bytes(const struct chain_task *t);
 /* Queues a group; `checkpoint` (may be NULL) continues one made by chain_group_checkpoint from the
- * same task. Errors: NO_MEMORY, BAD_FILE (checkpoint of another task or damaged), UNSUPPORTED
- * (condition_check). */
+ * same task with the same kernels. Errors: NO_MEMORY, BAD_FILE (the checkpoint is of another task,
+ * other kernels or another version, or damaged), UNSUPPORTED (condition_check). */
 int chains_submit(struct chains *c, const struct chain_task *t, const struct blob *checkpoint,
                   struct chain_group **out, struct err *e);
 /* Chains leave their slots within one step; then done is called. Idempotent. */

@@ -279,6 +279,29 @@ static void a_checkpoint_of_another_task_is_refused(void **state)
     model_put(same_shape);
 }
 
+static void a_checkpoint_of_other_kernels_is_refused(void **state)
+{
+    (void)state;
+    const char *mine = model_fingerprint(faces);
+    struct chains *c = engine(1, 2, 2);
+    struct job j;
+    struct err e;
+    submit(c, &j, &tasks[0], NULL);
+    wait_done(&j);
+    struct blob *b = checkpoint_of(j.group);
+    chain_group_free(j.group);
+    unsigned char *at = memmem(b->bytes, 400, mine, strlen(mine) + 1);
+    assert_non_null(at);
+    at[0] ^= 1;
+    assert_int_equal(restore(c, &tasks[0], b, &e), -FAIL_BAD_FILE);
+    assert_non_null(strstr(e.text, "other kernels"));
+    at[0] ^= 1;
+    submit(c, &j, &tasks[0], b);
+    finish(&j, 0, "from a checkpoint of the same kernels");
+    blob_put(b);
+    chains_close(c);
+}
+
 static void a_finished_checkpoint_is_done_at_once(void **state)
 {
     (void)state;
@@ -306,6 +329,7 @@ int main(void)
         cmocka_unit_test(a_parked_job_holds_nothing_of_its_neighbours),
         cmocka_unit_test(a_checkpoint_with_any_flipped_bit_is_refused),
         cmocka_unit_test(a_checkpoint_of_another_task_is_refused),
+        cmocka_unit_test(a_checkpoint_of_other_kernels_is_refused),
         cmocka_unit_test(a_finished_checkpoint_is_done_at_once),
     };
     return cmocka_run_group_tests(tests, set_up, tear_down);

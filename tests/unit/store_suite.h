@@ -152,6 +152,7 @@ static int store_suite_run(const struct store_kind *of)
         SUITE_TEST(failures_that_may_pass_are_tried_three_times),
         SUITE_TEST(a_canceling_job_that_fails_is_canceled),
         SUITE_TEST(a_lost_lease_resumes_from_the_checkpoint),
+        SUITE_TEST(a_job_whose_checkpoint_cannot_be_used_begins_anew),
         SUITE_TEST(claims_go_by_priority_then_by_turn),
         SUITE_TEST(a_job_that_comes_back_keeps_its_place),
         SUITE_TEST(who_has_less_running_is_next),

@@ -323,6 +323,48 @@ static void a_lost_lease_resumes_from_the_checkpoint(void **state)
     assert_null(b);
 }
 
+static void a_job_whose_checkpoint_cannot_be_used_begins_anew(void **state)
+{
+    (void)state;
+    struct store_stats before, after;
+    struct blob *b = NULL;
+    struct job j;
+    uint64_t epoch = 0;
+    put_number(1);
+    st->ops->stats(st, &before);
+    assert_int_equal(claim_at(NOW, &epoch), 1);
+    assert_int_equal(save(1, epoch, "checkpoint", 60), 0);
+    assert_int_equal(release(1, epoch), 0);
+    assert_int_equal(st->ops->claim(st, JOB_SAMPLE, "me", NOW, LEASE, &j, &e), 1);
+    assert_int_equal(j.resumed_from_step, 60);
+    epoch = j.epoch;
+    const uint64_t revision = j.revision;
+    job_fini(&j);
+    assert_int_equal(st->ops->save_checkpoint(st, id_of(1), epoch - 1, NULL, 0, &e),
+                     -FAIL_CONFLICT);
+    assert_int_equal(st->ops->save_checkpoint(st, id_of(1), epoch, NULL, 0, &e), 0);
+    assert_int_equal(st->ops->load_checkpoint(st, id_of(1), &b, &e), 0);
+    assert_null(b);
+    j = get(1);
+    assert_int_equal(j.state, JOB_RUNNING);
+    assert_int_equal(j.resumed_from_step, -1);
+    assert_int_equal(j.steps_done, 0);
+    assert_int_equal(j.revision, revision + 1);
+    job_fini(&j);
+    st->ops->stats(st, &after);
+    assert_int_equal(after.bytes, before.bytes);
+    assert_int_equal(release(1, epoch), 0);
+    if (kind->durable)
+        reopen();
+    assert_int_equal(st->ops->load_checkpoint(st, id_of(1), &b, &e), 0);
+    assert_null(b);
+    assert_int_equal(st->ops->claim(st, JOB_SAMPLE, "me", NOW, LEASE, &j, &e), 1);
+    assert_int_equal(j.resumed_from_step, -1);
+    assert_int_equal(j.steps_done, 0);
+    assert_int_equal(save(1, j.epoch, "another", 10), 0);
+    job_fini(&j);
+}
+
 static void claims_go_by_priority_then_by_turn(void **state)
 {
     (void)state;
