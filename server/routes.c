@@ -14,7 +14,7 @@
 #include <strings.h>
 
 enum body { BODY_NONE, BODY_SMALL, BODY_FULL };
-enum { BODY_SMALL_BYTES = 64 * 1024, BODY_NONE_BYTES = 4096 };
+enum { BODY_SMALL_BYTES = 64 * 1024, BODY_NONE_BYTES = 4096, MOMENT_SECONDS = 2 };
 enum route_kind { ROUTE_JSON, ROUTE_OTHER };
 
 struct route {
@@ -117,16 +117,19 @@ static bool wants_jobs(const struct call *c)
     return c->route && strncmp(c->route->pattern, "/v1/jobs", 8) == 0;
 }
 
-/* Seconds until it is worth while to come again: until the daemon has stopped, half of the waiting
- * jobs are done, or the predictions that wait or were refused lately could be. c may be NULL. */
-static int retry_after(const struct app *a, const struct call *c)
+/* Seconds until it is worth while to come again: until the daemon has stopped; what the refusal says;
+ * for what has to do with jobs a moment; until the predictions that wait or were refused lately could be
+ * computed. c and e (no error) may be NULL. */
+static int retry_after(const struct app *a, const struct call *c, const struct err *e)
 {
     const int64_t stopped_ns = atomic_load(&a->stopped_ns);
     double seconds;
     if (stopped_ns)
         seconds = (double)(stopped_ns - timing_ns()) * 1e-9;
+    else if (e && e->retry_s > 0)
+        seconds = e->retry_s;
     else if (c && wants_jobs(c))
-        seconds = jobs_backlog_seconds(a->jobs) / 2;
+        seconds = MOMENT_SECONDS;
     else
         seconds = batcher_retry_seconds(a->batcher);
     return seconds < 1 ? 1 : seconds > 3600 ? 3600 : (int)ceil(seconds);
@@ -161,17 +164,23 @@ static void add_header(struct http_reply *reply, const char *name, const char *v
     reply->headers[reply->n_headers++] = (struct http_header){name, value};
 }
 
-/* A refusal for now says when to come again. c may be NULL. */
-static void put_retry(struct http_reply *reply, const struct app *a, const struct call *c)
+/* A refusal for now says when to come again. c and e may be NULL. */
+static void put_retry(struct http_reply *reply, const struct app *a, const struct call *c,
+                      const struct err *e)
 {
-    if (reply->status == 429 || reply->status == 503)
-        reply->retry_after_s = retry_after(a, c);
+    if (reply->status == 429 || reply->status == 503 || reply->status == 507)
+        reply->retry_after_s = retry_after(a, c, e);
+}
+
+static void answer(struct call *c, struct http_reply *reply, const struct err *e)
+{
+    put_retry(reply, c->app, c, e);
+    http_reply(c->request, reply);
 }
 
 void respond(struct call *c, struct http_reply *reply)
 {
-    put_retry(reply, c->app, c);
-    http_reply(c->request, reply);
+    answer(c, reply, NULL);
 }
 
 void respond_json(struct call *c, int status, json_t *body)
@@ -211,7 +220,7 @@ void respond_error(struct call *c, const struct err *e)
     }
     if (reply.status == 401)
         add_header(&reply, "WWW-Authenticate", "Bearer realm=\"jemd\"");
-    respond(c, &reply);
+    answer(c, &reply, e);
 }
 
 /* The methods a path has, as an Allow header; 0 if the path is unknown. */
@@ -341,7 +350,7 @@ static int admit(void *ctx, struct request *r, size_t *max_body_bytes)
         struct http_reply reply = {.close = true};
         fail(&e, FAIL_NO_MEMORY, "no memory for the request");
         fill_problem(&reply, r, &e);
-        put_retry(&reply, ctx, NULL);
+        put_retry(&reply, ctx, NULL, &e);
         http_reply(r, &reply);
         return -1;
     }
@@ -380,7 +389,7 @@ static void handle(void *ctx, struct request *r)
 static void refuse(void *ctx, struct request *r, const struct err *e, struct http_reply *reply)
 {
     fill_problem(reply, r, e);
-    put_retry(reply, ctx, request_user(r));
+    put_retry(reply, ctx, request_user(r), e);
 }
 
 static void done(void *ctx, const struct request *r, int status, size_t sent_bytes,

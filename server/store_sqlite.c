@@ -15,6 +15,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -42,7 +43,7 @@ struct sqlite_log {
     bool damaged;   /* to be salvaged: a read found damage */
     uint64_t batch; /* number of the last one */
     int log_pages;
-    int64_t retry_ns;
+    _Atomic int64_t retry_ns; /* when it is tried to open what is closed; read by anybody */
     int retry_ms;
     pthread_mutex_t health_mu;
     bool sick;      /* guarded by health_mu */
@@ -80,6 +81,13 @@ static void be_well(struct sqlite_log *l)
         logger(LOGGER_INFO, "store_recovered", "directory=%s", l->directory);
 }
 
+/* At least one: the keeper looks twice a second. */
+static int seconds_to_retry(const struct sqlite_log *l)
+{
+    const int64_t ns = atomic_load(&l->retry_ns) - timing_ns();
+    return 1 + (ns > 0 ? (int)(ns / 1000000000) : 0);
+}
+
 static int log_health(struct store_log *s, struct err *e)
 {
     struct sqlite_log *l = log_of(s);
@@ -88,6 +96,8 @@ static int log_health(struct store_log *s, struct err *e)
     if (rc && e)
         *e = l->why;
     pthread_mutex_unlock(&l->health_mu);
+    if (rc)
+        fail_retry(e, seconds_to_retry(l));
     return rc;
 }
 

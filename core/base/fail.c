@@ -25,6 +25,7 @@ __attribute__((format(printf, 3, 0))) static void set(struct err *e, enum fail_c
     e->pointer[0] = e->did_you_mean[0] = '\0';
     e->limit = 0;
     e->has_limit = 0;
+    e->retry_s = 0;
     vsnprintf(e->text, sizeof e->text, fmt, ap);
 }
 
@@ -69,6 +70,14 @@ int fail_limit(struct err *e, long long limit)
         return -1;
     e->limit = limit;
     e->has_limit = 1;
+    return -(int)e->code;
+}
+
+int fail_retry(struct err *e, int seconds)
+{
+    if (!e)
+        return -1;
+    e->retry_s = seconds;
     return -(int)e->code;
 }
 

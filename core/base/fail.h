@@ -72,11 +72,12 @@ struct err {
     char did_you_mean[80]; /* nearest valid name, "" if none */
     long long limit;       /* the limit that was exceeded, with has_limit */
     int has_limit;
+    int retry_s;    /* when it may work, in so many seconds; 0 = not known */
     char text[512]; /* one sentence, no trailing newline */
 };
 
 /* Fills *e (which may be NULL) and returns -code, so that `return fail(e, FAIL_IO, "...")` reads
- * well. Clears pointer, did_you_mean and limit. */
+ * well. Clears pointer, did_you_mean, limit and retry. */
 __attribute__((format(printf, 3, 4))) int fail(struct err *e, enum fail_code code, const char *fmt,
                                                ...);
 /* The same with " (strerror(errno))" appended. */
@@ -86,6 +87,7 @@ __attribute__((format(printf, 3, 4))) int fail_errno(struct err *e, enum fail_co
 int fail_at(struct err *e, const char *pointer);
 int fail_limit(struct err *e, long long limit);
 int fail_suggest(struct err *e, const char *name);
+int fail_retry(struct err *e, int seconds);
 
 /* "unknown_attribute" for FAIL_UNKNOWN_ATTRIBUTE; "none" for FAIL_NONE. */
 const char *fail_name(enum fail_code code);

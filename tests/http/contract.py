@@ -110,7 +110,7 @@ class Contract:
             raise Broken("no X-Request-Id")
         if answer.headers.get("x-content-type-options") != "nosniff":
             raise Broken("no X-Content-Type-Options")
-        if answer.status in (429, 503) and not re.fullmatch("[1-9][0-9]*", answer.headers.get("retry-after", "")):
+        if answer.status in (429, 503, 507) and not re.fullmatch("[1-9][0-9]*", answer.headers.get("retry-after", "")):
             raise Broken(f"{answer.status} with Retry-After {answer.headers.get('retry-after')!r}")
 
     def check_headers(self, response, answer):

@@ -137,7 +137,10 @@ class Store(unittest.TestCase):
         self.assertEqual(self.daemon.get("/readyz").status, 200)
         refused = submit(self.daemon, job(), "k")
         self.assertEqual((refused.status, refused.json()["code"]), (503, "store_unavailable"))
-        self.assertEqual(self.daemon.get("/v1/jobs").status, 503)
+        listed = self.daemon.get("/v1/jobs")
+        self.assertEqual(listed.status, 503)
+        for answer in (refused, listed):  # it is tried again within half a minute
+            self.assertIn(int(answer.headers["retry-after"]), range(1, 32))
         with open(os.path.join(SAMPLES, "orc-blue-hair.png"), "rb") as f:
             answer = self.daemon.post("/v1/predict", f.read(), "image/png")
         self.assertEqual(answer.status, 200)

@@ -38,6 +38,7 @@ static void a_failure_without_a_place_for_it_still_returns_its_code(void **state
     assert_true(fail_at(NULL, "/x") < 0);
     assert_true(fail_limit(NULL, 1) < 0);
     assert_true(fail_suggest(NULL, "x") < 0);
+    assert_true(fail_retry(NULL, 1) < 0);
 }
 
 static void decorations_keep_code_and_text(void **state)
@@ -48,6 +49,8 @@ static void decorations_keep_code_and_text(void **state)
     assert_int_equal(fail_at(&e, "/a/b"), -FAIL_OUT_OF_RANGE);
     assert_int_equal(fail_limit(&e, 1LL << 40), -FAIL_OUT_OF_RANGE);
     assert_int_equal(fail_suggest(&e, "word"), -FAIL_OUT_OF_RANGE);
+    assert_int_equal(fail_retry(&e, 7), -FAIL_OUT_OF_RANGE);
+    assert_int_equal(e.retry_s, 7);
     assert_int_equal(fail_suggest(&e, NULL), -FAIL_OUT_OF_RANGE);
     assert_string_equal(e.pointer, "/a/b");
     assert_true(e.has_limit && e.limit == 1LL << 40);
