@@ -62,14 +62,13 @@ void job_format_etag(const struct job *job, char etag[JOB_ETAG_SIZE])
 /* Where it stands and when it will end; null of what does not wait or run. */
 static json_t *way_json(struct call *c, const struct job *job)
 {
-    struct store *s = c->app->store;
-    struct store_ahead a;
+    struct job_way way;
     if (job_state_is_terminal(job->state) || job->state == JOB_CANCELING ||
-        s->ops->ahead(s, job->id, &a, NULL) != 0)
+        jobs_way(c->app->jobs, job->id, &way, NULL) != 0)
         return json_null();
-    const double seconds = jobs_end_seconds(c->app->jobs, job->type, &a);
-    return json_pack("{s:o, s:o}", "position", a.position ? json_integer(a.position) : json_null(),
-                     "estimated_end_seconds", seconds > 0 ? json_real(seconds) : json_null());
+    return json_pack(
+        "{s:o, s:o}", "position", way.position ? json_integer(way.position) : json_null(),
+        "estimated_end_seconds", way.end_seconds > 0 ? json_real(way.end_seconds) : json_null());
 }
 
 static struct blob *answer_of(struct call *c, const struct job *job)
@@ -114,10 +113,12 @@ void job_submit(struct call *c, json_t *root, struct job_origin by)
     struct job job;
     struct err e;
     by.client = c->who.name;
-    if (jobs_submit(c->app->jobs, root, &by, &job, &e) < 0)
-        respond_error(c, &e);
-    else
+    if (jobs_submit(c->app->jobs, root, &by, &job, &e) >= 0) {
         job_respond(c, 202, &job, true);
+        return;
+    }
+    jobs_advise(c->app->jobs, c->who.name, &e);
+    respond_error(c, &e);
 }
 
 static void finish_submit(struct call *c, json_t *root, struct blob *input)

@@ -122,10 +122,12 @@ void handle_job_patch(struct call *c)
         rc = jobs_change(c->app->jobs, c->params[0], revision, &wishes, &job, &e);
     json_decref(root);
     job_fini(&seen);
-    if (rc == 0)
+    if (rc == 0) {
         job_respond(c, 200, &job, false);
-    else
-        respond_error(c, &e);
+        return;
+    }
+    jobs_advise(c->app->jobs, c->who.name, &e);
+    respond_error(c, &e);
 }
 
 /* ---- retry ---- */

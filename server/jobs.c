@@ -40,7 +40,6 @@ void jobs_pin_model(struct jobs *j, const char *id, struct model *m)
         return; /* the job still finds its model as long as it is loaded */
     snprintf(pin->id, sizeof pin->id, "%s", id);
     pin->model = model_get(m);
-    pin->accepted_ns = timing_ns();
     models_hold(j->p.models, m);
     pthread_mutex_lock(&j->mu);
     const struct pin *same = j->pins;
@@ -60,7 +59,7 @@ static void compare(const struct pin *pin, enum job_state state)
 {
     if (state == JOB_SUCCEEDED && pin->estimate_s > 0)
         metrics_observe(METRIC_JOB_ESTIMATE_ERROR_RATIO,
-                        (double)(timing_ns() - pin->accepted_ns) * 1e-9 / pin->estimate_s);
+                        (double)(timing_ns() - pin->told_ns) * 1e-9 / pin->estimate_s);
 }
 
 static void unpin_model(struct jobs *j, const char *id, enum job_state state)
@@ -107,42 +106,6 @@ void jobs_announce(struct jobs *j, const struct job *job)
         unpin_model(j, job->id, job->state);
         train_unbook(j, job->id);
     }
-}
-
-double jobs_seconds(struct jobs *j, long long chain_steps)
-{
-    struct chains_status s;
-    chains_get_status(j->p.chains, &s);
-    return (double)chain_steps * s.step_seconds / s.workers;
-}
-
-double jobs_end_seconds(struct jobs *j, enum job_type type, const struct store_ahead *a)
-{
-    const long long steps = a->own_steps + a->other_steps;
-    return type == JOB_SAMPLE    ? jobs_seconds(j, steps)
-           : type == JOB_PREDICT ? bulk_seconds(j->p.bulk, steps)
-                                 : 0;
-}
-
-/* Notes when the job that was just accepted will end. */
-static void note_estimate(struct jobs *j, const struct job *job)
-{
-    struct store_ahead ahead;
-    if (j->p.store->ops->ahead(j->p.store, job->id, &ahead, NULL) != 0)
-        return;
-    const double seconds = jobs_end_seconds(j, job->type, &ahead);
-    pthread_mutex_lock(&j->mu);
-    for (struct pin *pin = j->pins; pin; pin = pin->next)
-        if (strcmp(pin->id, job->id) == 0)
-            pin->estimate_s = seconds;
-    pthread_mutex_unlock(&j->mu);
-}
-
-double jobs_backlog_seconds(struct jobs *j)
-{
-    struct store_stats stats;
-    j->p.store->ops->stats(j->p.store, &stats);
-    return jobs_seconds(j, stats.queued_steps) + bulk_seconds(j->p.bulk, stats.queued_images);
 }
 
 static int parse(struct jobs *j, const json_t *root, struct sample_request **out, struct err *e)
@@ -288,8 +251,9 @@ int jobs_describe(struct job *job, const struct model *m, const struct job_membe
 static int describe(struct job *job, json_t *root, const struct sample_request *q,
                     const struct job_origin *by, struct err *e)
 {
-    *job =
-        (struct job){.type = JOB_SAMPLE, .steps_total = (long long)q->n_chains * q->sampler.steps};
+    *job = (struct job){.type = JOB_SAMPLE,
+                        .steps_total = (long long)q->n_chains * q->sampler.steps,
+                        .width = q->n_chains};
     const int rc = jobs_describe(job, q->model, &q->members, by, e);
     if (rc != 0)
         return rc;
@@ -315,7 +279,7 @@ int jobs_accept(struct jobs *j, const struct job *job, struct model *m, const st
         unpin_model(j, job->id, JOB_FAILED);
         return rc;
     }
-    note_estimate(j, job);
+    jobs_note_estimate(j, job->id);
     jobs_poke(j);
     return 0;
 }
@@ -449,9 +413,12 @@ int jobs_cancel(struct jobs *j, const char *id, struct job *out, struct err *e)
 void jobs_set_gate(struct jobs *j, enum jobs_gate gate)
 {
     pthread_mutex_lock(&j->mu);
+    const bool was_paused = j->gate == JOBS_PAUSED;
     j->gate = gate;
     pthread_mutex_unlock(&j->mu);
     jobs_poke(j);
+    if (was_paused && gate != JOBS_PAUSED)
+        jobs_note_estimates(j);
 }
 
 enum jobs_gate jobs_get_gate(struct jobs *j)

@@ -95,8 +95,17 @@ enum jobs_gate { JOBS_OPEN, JOBS_PAUSED, JOBS_DRAINING, JOBS_GATES };
 extern const char *const jobs_gate_names[JOBS_GATES];
 void jobs_set_gate(struct jobs *j, enum jobs_gate gate);
 enum jobs_gate jobs_get_gate(struct jobs *j);
-/* Seconds until a job ends, if nothing new comes; 0 = not known yet, or of a training. */
-double jobs_end_seconds(struct jobs *j, enum job_type type, const struct store_ahead *a);
+/* Where a job stands that waits or runs. */
+struct job_way {
+    int position; /* in the queue of its type, from 1; 0 = not queued */
+    /* Until it ends, if nothing new comes; 0 = not known: before the daemon has made a step, while it
+     * waits in a paused queue, and of a training. */
+    double end_seconds;
+};
+/* Errors: NOT_FOUND, EXPIRED. */
+int jobs_way(struct jobs *j, const char *id, struct job_way *out, struct err *e);
+/* Adds to why a submission of this client was refused when it is worth while to come again. */
+void jobs_advise(struct jobs *j, const char *client, struct err *e);
 /* Seconds of sampling and prediction work accepted and not yet done. */
 double jobs_backlog_seconds(struct jobs *j);
 /* Deletes a finished job with its artifacts. Errors: CONFLICT, NOT_FOUND, EXPIRED. */

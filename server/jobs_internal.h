@@ -2,8 +2,8 @@
 #pragma once
 /* Shared by jobs.c (acceptance, cancel, life cycle), jobs_run.c (the jobs thread: from claim to
  * commit), jobs_kept.c (jobs of a daemon before), jobs_train.c (acceptance of training jobs) and
- * jobs_train_run.c (their run), jobs_predict.c and jobs_predict_run.c (the same of predictions);
- * private to them. */
+ * jobs_train_run.c (their run), jobs_predict.c and jobs_predict_run.c (the same of predictions),
+ * jobs_estimate.c (when they end); private to them. */
 #include "server/crash.h"
 #include "server/jobs.h"
 #include "server/train_run.h"
@@ -12,6 +12,7 @@
 #include <stdatomic.h>
 
 enum { RUN_PATH = 512, MISSED_MAX = 64 };
+enum { JOBS_PLACES = 64 /* jobs for sampling, and for predictions, that run at once */ };
 
 /* A claimed job on its way through the engine. The jobs thread makes and frees it. */
 struct run {
@@ -40,8 +41,8 @@ struct run {
 struct pin {
     char id[JOB_ID_SIZE];
     struct model *model;
-    int64_t accepted_ns;
-    double estimate_s; /* told when it was accepted, until its end; 0 = not known */
+    double estimate_s; /* first estimate of the time until its end; 0 = there was none */
+    int64_t told_ns;   /* when that was */
     struct pin *next;
 };
 
@@ -204,8 +205,13 @@ void predict_cancel(struct jobs *j, const char *id, int64_t now_ns);
 /* After the thread has ended and bulk is stopped: every run goes back to the queue. */
 void predict_release(struct jobs *j);
 
-/* Seconds the engine takes for so many chain-steps at its present speed. */
+/* jobs_estimate.c: seconds the engine takes for so many chain-steps at its present speed. */
 double jobs_seconds(struct jobs *j, long long chain_steps);
+/* Until a job that runs ends, of which so much is left; 0 = not known. */
+double jobs_left_seconds(struct jobs *j, const struct job *job, long long steps_left);
+/* Notes when an accepted job is said to end; of all that have waited for the end of a pause. */
+void jobs_note_estimate(struct jobs *j, const char *id);
+void jobs_note_estimates(struct jobs *j);
 /* The group's description for the engine, without callbacks. */
 struct chain_task jobs_task(const struct sample_request *q);
 

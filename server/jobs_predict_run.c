@@ -13,7 +13,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { RUNS_MAX = 64, PROGRESS_MS = 500, CLAIM_BYTES = 16 << 20 };
+enum { PROGRESS_MS = 500, CLAIM_BYTES = 16 << 20 };
 
 static void free_predicting(struct predicting *r)
 {
@@ -93,8 +93,9 @@ static void settle(struct jobs *j, const struct predicting *r)
 
 static void publish(struct jobs *j, const struct predicting *r, const struct bulk_progress *p)
 {
-    struct blob *line = job_predict_line(&r->job, p->images_done, p->images_failed,
-                                         bulk_seconds(j->p.bulk, r->q->input.n - p->images_done));
+    struct blob *line =
+        job_predict_line(&r->job, p->images_done, p->images_failed,
+                         jobs_left_seconds(j, &r->job, r->q->input.n - p->images_done));
     if (line)
         events_publish(j->p.events, r->job.id, "progress", line, NULL);
 }
@@ -301,7 +302,7 @@ static bool claim_one(struct jobs *j, size_t *bytes)
     const bool open = !j->draining && !j->stop && j->gate != JOBS_PAUSED;
     pthread_mutex_unlock(&j->mu);
     const bool room =
-        j->n_predicting < RUNS_MAX && j->predicting_bytes < (size_t)j->settings.budget_bytes / 4;
+        j->n_predicting < JOBS_PLACES && j->predicting_bytes < (size_t)j->settings.budget_bytes / 4;
     struct predicting *r = open && room ? calloc(1, sizeof *r) : NULL;
     if (!r)
         return false;

@@ -15,7 +15,7 @@
 #include <string.h>
 #include <time.h>
 
-enum { RUNS_MAX = 64, TICK_MS = 100, PROGRESS_MS = 500 };
+enum { TICK_MS = 100, PROGRESS_MS = 500 };
 
 void jobs_announce_stored(struct jobs *j, const char *id)
 {
@@ -346,8 +346,8 @@ static bool claim_one(struct jobs *j)
 {
     struct err e;
     pthread_mutex_lock(&j->mu);
-    const bool room = !j->draining && !j->stop && j->gate != JOBS_PAUSED && j->n_runs < RUNS_MAX &&
-                      j->bytes < (size_t)j->settings.budget_bytes;
+    const bool room = !j->draining && !j->stop && j->gate != JOBS_PAUSED &&
+                      j->n_runs < JOBS_PLACES && j->bytes < (size_t)j->settings.budget_bytes;
     pthread_mutex_unlock(&j->mu);
     struct run *run = room ? calloc(1, sizeof *run) : NULL;
     if (!run)
@@ -379,7 +379,7 @@ static void publish_progress(struct jobs *j, struct run *run, const struct chain
 {
     struct blob *line =
         job_progress_line(&run->job, p->steps_done, p->chains_finished, p->chains_diverged,
-                          jobs_seconds(j, p->steps_total - p->steps_done));
+                          jobs_left_seconds(j, &run->job, p->steps_total - p->steps_done));
     if (line)
         events_publish(j->p.events, run->job.id, "progress", line, NULL);
 }

@@ -79,7 +79,7 @@ static const struct row table[METRIC_COUNT] = {
     [METRIC_JOB_RUN_SECONDS] = {"jemd_job_run_seconds",
         "From when a job first began to its end.", HISTOGRAM, {0}, &patient},
     [METRIC_JOB_ESTIMATE_ERROR_RATIO] = {"jemd_job_estimate_error_ratio",
-        "Time a job took over the time estimated when it was accepted; 1 is right.",
+        "Time a sampling or prediction job took over the first estimate of it; 1 is right.",
         HISTOGRAM, {0}, &ratios},
     [METRIC_JOB_QUEUE_OLDEST_AGE_SECONDS] = {"jemd_job_queue_oldest_age_seconds",
         "Age of the job that has waited longest; 0 when none waits.", GAUGE, {0}, NULL},

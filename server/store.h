@@ -98,6 +98,7 @@ struct job {
     char model[64], version[64], digest[65];
     /* Chain-steps, images, or training steps; back at the checkpoint when queued again. */
     long long steps_done, steps_total;
+    int width;                   /* of these it can make at once; 0 = not known. Not kept on disk */
     long long first_step;        /* done by an earlier job that this one goes on from, 0 = none */
     long long resumed_from_step; /* of the newest claim; -1 = from the start */
     enum fail_code error_code;   /* failed and expired jobs */
@@ -137,9 +138,18 @@ struct job_filter {
 /* The shares of the engine that priorities get. */
 extern const double job_priority_weights[JOB_PRIORITIES];
 
+/* What runs the jobs of a type. */
+struct store_engine {
+    int places; /* jobs at once, at most; > 0 */
+    int slots;  /* steps at once; 0 = they come one after the other */
+};
+
 /* The way of a job that waits or runs. */
 struct store_ahead {
-    int position; /* in the queue of its type, from 1; 0 = not queued */
+    enum job_type type;
+    bool begins;  /* it does not run yet */
+    int position; /* in the queue of its type, from 1, in the order of claims; 0 = not queued */
+    int64_t begins_ms; /* not before this; 0 = whenever it can */
     /* Left to do of its own; and those that others will make before it ends: what others have left,
      * but no more than their shares let them do meanwhile. */
     long long own_steps, other_steps;
@@ -150,6 +160,7 @@ struct store_stats {
     int queued[JOB_PRIORITIES];
     int suspects[JOB_TYPES], suspects_running[JOB_TYPES]; /* queued; running or canceling */
     int64_t oldest_queued_ms; /* queued_ms of the oldest queued job, 0 = none */
+    int64_t next_expiry_ms;   /* expires_ms of the ended job that goes first, 0 = none */
     long long queued_steps;   /* chain-steps not yet done in queued and running sampling jobs */
     long long queued_images;  /* the same of images of prediction jobs */
     size_t
@@ -172,7 +183,7 @@ struct store_ops {
     const char *name; /* "memory" */
     void (*close)(struct store *s);
     /* Inserts j: id, type, state (queued or scheduled), priority, client, model, version, digest,
-     * created_ms, scheduled_ms, deadline_ms, steps_total, first_step, request, input and labels are the
+     * created_ms, scheduled_ms, deadline_ms, steps_total, width, first_step, request, input and labels are the
      * caller's; the rest begins as a new job's. With idempotency_key (while that job is kept): a job of the same
      * client and key is not made twice; if its body_digest agrees *existing is filled and 1
      * returned, else IDEMPOTENCY_MISMATCH. Returns 0 when inserted. Errors: CONFLICT (id taken),
@@ -232,8 +243,14 @@ struct store_ops {
     /* queued|scheduled -> canceled at once, running -> canceling; canceling or terminal: nothing
      * happens. *out is the job afterwards. */
     int (*cancel)(struct store *s, const char *id, int64_t now_ms, struct job *out, struct err *e);
-    /* How long the way is, if nothing new comes; all 0 when the job has ended. */
-    int (*ahead)(struct store *s, const char *id, struct store_ahead *out, struct err *e);
+    /* How long the way is, if nothing new comes; all 0 when the job has ended. Looks at every job that
+     * waits or runs. */
+    int (*ahead)(struct store *s, const char *id, const struct store_engine engines[JOB_TYPES],
+                 struct store_ahead *out, struct err *e);
+    /* The way of the client's job of this type that ends first, about; all 0 when it has none. */
+    int (*soonest)(struct store *s, enum job_type type, const char *client,
+                   const struct store_engine engines[JOB_TYPES], struct store_ahead *out,
+                   struct err *e);
     /* Artifact with one body reference. Errors: also NOT_FOUND (name). */
     int (*artifact)(struct store *s, const char *id, const char *name, struct job_artifact *out,
                     struct err *e);

@@ -27,10 +27,20 @@ static inline int index_ready(enum job_type type, int priority)
     return HEAP_READY + (int)type * JOB_PRIORITIES + priority;
 }
 
+/* What store_ahead.c finds out about a client for one question; of no meaning between them. */
+struct client_way {
+    bool listed;
+    int queued, higher, same, earlier; /* queued jobs: all; by level against that of the question */
+    double part, same_part;            /* of those of a higher, of the same level, that go first */
+    double left[JOB_PRIORITIES];       /* steps */
+    struct client *next;
+};
+
 struct client {
     struct table_link link;
     char name[JOB_CLIENT_SIZE];
     int jobs, active, running; /* active: not terminal; running: or canceling */
+    struct client_way way;
 };
 
 struct record {

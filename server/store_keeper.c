@@ -196,7 +196,10 @@ static int finish_read(struct keeper *k, int rc, const char *id, enum log_kind k
     return rc;
 }
 
-static int keeper_ahead(struct store *s, const char *id, struct store_ahead *out, struct err *e)
+/* By what the index has, which may be a change further than what is shown. */
+static int keeper_ahead(struct store *s, const char *id,
+                        const struct store_engine engines[JOB_TYPES], struct store_ahead *out,
+                        struct err *e)
 {
     struct turn t;
     struct store_ahead made;
@@ -205,7 +208,8 @@ static int keeper_ahead(struct store *s, const char *id, struct store_ahead *out
     if (rc == 0)
         rc = find_shown(t.k, id, &shown, e);
     if (rc == 0)
-        queue_ahead(&t.k->ix, shown, &made);
+        queue_ahead(&t.k->ix, index_find(&t.k->ix, id), t.k->limits.max_running_per_client, engines,
+                    &made);
     rc = turn_end(&t, rc);
     if (rc == 0)
         *out = made;
@@ -591,38 +595,6 @@ static int keeper_remove(struct store *s, const char *id, struct err *e)
     return turn_end(&t, rc);
 }
 
-/* Not a turn: the page of metrics that asks for it holds their lock. */
-static void keeper_stats(struct store *s, struct store_stats *out)
-{
-    struct keeper *k = (struct keeper *)s;
-    pthread_mutex_lock(&k->mu);
-    const struct record *oldest = index_top(&k->ix, HEAP_QUEUED);
-    *out = k->ix.stats;
-    out->oldest_queued_ms = oldest ? oldest->job.queued_ms : 0;
-    pthread_mutex_unlock(&k->mu);
-}
-
-static int keeper_health(struct store *s, struct err *e)
-{
-    struct keeper *k = (struct keeper *)s;
-    const int rc = k->log ? k->log->ops->health(k->log, e) : 0;
-    if (rc)
-        return rc;
-    pthread_mutex_lock(&k->mu);
-    const bool loaded = k->loaded;
-    pthread_mutex_unlock(&k->mu);
-    return loaded ? 0 : keeper_fail_loading(e);
-}
-
-static int keeper_lost(struct store *s, char (*ids)[JOB_ID_SIZE], int max)
-{
-    struct keeper *k = (struct keeper *)s;
-    pthread_mutex_lock(&k->mu);
-    const int n = index_lost(&k->ix, ids, max);
-    pthread_mutex_unlock(&k->mu);
-    return n;
-}
-
 static const struct store_ops operations = {
     .name = "memory",
     .close = keeper_close,
@@ -641,6 +613,7 @@ static const struct store_ops operations = {
     .change = keeper_change,
     .cancel = keeper_cancel,
     .ahead = keeper_ahead,
+    .soonest = keeper_soonest,
     .artifact = keeper_artifact,
     .artifacts = keeper_artifacts,
     .remove = keeper_remove,

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #pragma once
-/* Shared by store_keeper.c (the operations), store_keeper_state.c (transitions), store_keeper_tick.c
- * (what time brings about) and store_keeper_batch.c (batches, the thread that commits them, loading);
- * private to them. */
+/* Shared by store_keeper.c (the operations), store_keeper_whole.c (those that ask about all jobs),
+ * store_keeper_state.c (transitions), store_keeper_tick.c (what time brings about) and
+ * store_keeper_batch.c (batches, the thread that commits them, loading); private to them. */
 #include "server/store_keeper.h"
 
 #include <pthread.h>
@@ -89,6 +89,14 @@ int keeper_fill(struct keeper *k, struct job *j, struct err *e);
 
 int keeper_tick(struct store *s, int64_t now_ms, void (*changed)(void *ctx, const struct job *j),
                 void *ctx);
+
+/* store_keeper_whole.c: operations of these names. */
+int keeper_soonest(struct store *s, enum job_type type, const char *client,
+                   const struct store_engine engines[JOB_TYPES], struct store_ahead *out,
+                   struct err *e);
+void keeper_stats(struct store *s, struct store_stats *out);
+int keeper_health(struct store *s, struct err *e);
+int keeper_lost(struct store *s, char (*ids)[JOB_ID_SIZE], int max);
 
 /* The thread; arg is the keeper. */
 void *keeper_main(void *arg);

@@ -12,5 +12,13 @@
  * `cap` jobs running (0 = no cap). NULL = none. Looks at every queued job: microseconds for
  * hundreds. */
 struct record *queue_next(struct store_index *ix, enum job_type type, int64_t now_ms, int cap);
-/* The way of a job. */
-void queue_ahead(const struct store_index *ix, const struct record *mine, struct store_ahead *out);
+/* Its priority, and what it has gained by waiting. */
+uint64_t queue_level(const struct store_index *ix, const struct record *r);
+
+/* store_ahead.c: the way of a job, with this cap. Looks at every queued and running job a few times. */
+void queue_ahead(const struct store_index *ix, const struct record *mine, int cap,
+                 const struct store_engine engines[JOB_TYPES], struct store_ahead *out);
+/* The client's job of this type whose end is next, by what it has left and its weight: one that runs, else
+ * one that is queued, else the next that is scheduled. NULL = none. */
+const struct record *queue_soonest(const struct store_index *ix, enum job_type type,
+                                   const char *client);

@@ -10,12 +10,14 @@ priorities, some with previews and all artifacts. From the moment they may begin
 * chain-steps/s as a share of the bare engine's (`jemd bench --serve`: as many chains as there are slots,
   nothing else), which is measured before and after (aim: at least 90 %).
 
-Also printed: both until the very end, when there is no backlog any more.
+Also printed: both until the very end, when there is no backlog any more; and how long jobs took over
+what was estimated when they might begin (jemd_job_estimate_error_ratio: median and quartiles).
 """
 import argparse
 import json
 import os
 import random
+import re
 import statistics
 import subprocess
 import sys
@@ -60,6 +62,18 @@ def jobs_of(number, chain_steps, rng):
         if i % 10 == 0:
             job |= {"outputs": ["grid", "images", "tensor", "trace"], "preview_every_steps": max(1, steps // 4)}
         yield job
+
+
+def quantile(page, name, q):
+    """Of a histogram on the page of metrics, between the bounds of a bucket by proportion; None = it is empty."""
+    buckets = sorted((float(re.search(r'le="([^"]+)"', series).group(1)), count) for series, count in page.items()
+                     if series.startswith(name + "_bucket"))
+    low, below = 0.0, 0.0
+    for bound, count in buckets:
+        if count > below and count >= q * buckets[-1][1]:
+            return low if bound == float("inf") else low + (bound - low) * (q * buckets[-1][1] - below) / (count - below)
+        low, below = bound, count
+    return None
 
 
 class Reading:
@@ -114,6 +128,9 @@ def main():
         with Daemon(args.jemd, path, folder, "--store.kind=sqlite", f"--store.directory={folder}/store",
                     *args.flags) as daemon:
             bare = engine.chain_steps(5)
+            chains = SLOTS * cores  # a full engine: without its speed there are no estimates
+            run(daemon, [{"type": "sample", "conditions": [{"count": chains}],
+                          "sampler": {"steps": max(20, round(4 * bare / chains))}}])
             for _ in range(args.rounds):
                 documents = list(jobs_of(args.jobs, bare * args.seconds, rng))
                 begin, backlog, end = run(daemon, documents)
@@ -125,10 +142,12 @@ def main():
                 print(f"with a backlog ({seconds:.0f} s): slots busy {100 * busy:.1f} %, {rate:.0f} chain-steps/s; "
                       f"to the end ({all_seconds:.0f} s): {100 * all_busy:.1f} %, {all_rate:.0f}; bare engine "
                       f"{engine_rate:.0f}", flush=True)
+            quartiles = [quantile(daemon.metrics(), "jemd_job_estimate_error_ratio", q) for q in (0.25, 0.5, 0.75)]
         engine.end()
     busy, share = (statistics.median(column) for column in zip(*rows))
     print(f"{args.jobs} jobs: slots busy {100 * busy:.1f} % (aim >= 95), chain-steps/s {100 * share:.1f} % of the bare "
           f"engine's (aim >= 90)")
+    print("time of a job over the estimate: quartiles " + " ".join("none" if q is None else f"{q:.2f}" for q in quartiles))
 
 
 if __name__ == "__main__":

@@ -150,11 +150,21 @@ static int anew_change(struct store *s, const char *id, uint64_t revision,
     return anew_leave(in->ops->change(in, id, revision, c, out, err));
 }
 
-static int anew_ahead(struct store *s, const char *id, struct store_ahead *out, struct err *err)
+static int anew_ahead(struct store *s, const char *id, const struct store_engine engines[JOB_TYPES],
+                      struct store_ahead *out, struct err *err)
 {
     (void)s;
     struct store *in = anew_enter();
-    return anew_leave(in->ops->ahead(in, id, out, err));
+    return anew_leave(in->ops->ahead(in, id, engines, out, err));
+}
+
+static int anew_soonest(struct store *s, enum job_type type, const char *client,
+                        const struct store_engine engines[JOB_TYPES], struct store_ahead *out,
+                        struct err *err)
+{
+    (void)s;
+    struct store *in = anew_enter();
+    return anew_leave(in->ops->soonest(in, type, client, engines, out, err));
 }
 
 static int anew_cancel(struct store *s, const char *id, int64_t now_ms, struct job *out,
@@ -245,6 +255,7 @@ static int anew_begin(struct store **out, const struct store_limits *limits, str
         .change = anew_change,
         .cancel = anew_cancel,
         .ahead = anew_ahead,
+        .soonest = anew_soonest,
         .artifact = anew_artifact,
         .artifacts = anew_artifacts,
         .remove = anew_remove,

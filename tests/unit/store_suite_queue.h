@@ -76,10 +76,12 @@ static void nothing_is_overtaken_for_ever(void **state)
     assert_int_equal(claim_at(NOW, NULL), n - 1); /* and the others as before */
 }
 
+static const struct store_engine engines[JOB_TYPES] = {{.places = 9}, {.places = 9}, {.places = 1}};
+
 static struct store_ahead ahead_of(int n)
 {
     struct store_ahead a = {0};
-    assert_int_equal(st->ops->ahead(st, id_of(n), &a, &e), 0);
+    assert_int_equal(st->ops->ahead(st, id_of(n), engines, &a, &e), 0);
     return a;
 }
 
@@ -100,22 +102,21 @@ static void the_way_to_a_job_is_known(void **state)
     a = ahead_of(3);
     assert_int_equal(a.position, 3);
     assert_int_equal(a.own_steps, 100);
-    assert_int_equal(a.other_steps,
-                     70 + 100 + 100); /* job 4 would make 200 meanwhile, and has 100 */
+    assert_int_equal(a.other_steps, 100 + 100); /* ann as much as bob; job 4 has no more */
     a = ahead_of(4);
     assert_int_equal(a.position, 1);
-    assert_int_equal(a.other_steps, 50 + 50 + 50); /* at half its pace, in its 100 */
+    assert_int_equal(a.other_steps, 50); /* the others together at half its pace, in its 100 */
     a = ahead_of(1);
     assert_int_equal(a.position, 0);
     assert_int_equal(a.own_steps, 70);
-    assert_int_equal(a.other_steps, 70 + 70 + 100);
+    assert_int_equal(a.other_steps, 70 + 100 + 100); /* bob could make 140 */
     a = ahead_of(5);
     assert_int_equal(a.position, 1);
     assert_int_equal(a.other_steps, 0);
     assert_int_equal(finish(1, epoch, JOB_SUCCEEDED, NULL), 0);
     a = ahead_of(1);
     assert_int_equal(a.own_steps, 0);
-    assert_int_equal(st->ops->ahead(st, id_of(99), &a, &e), -FAIL_NOT_FOUND);
+    assert_int_equal(st->ops->ahead(st, id_of(99), engines, &a, &e), -FAIL_NOT_FOUND);
 }
 
 /* ---- changes by the client ---- */
