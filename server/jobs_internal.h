@@ -153,9 +153,11 @@ void jobs_fail_claimed(struct jobs *j, const struct job *job, const struct err *
 /* Gives a claimed job back if the error may pass: that of the store without more ado, others as a fault.
  * False: it will not pass. */
 bool jobs_excuse(struct jobs *j, const struct job *job, const struct err *why);
-/* The claimed job's checkpoint cannot be used, and why: it is thrown away, and the job begins anew.
- * Errors: those of save_checkpoint. */
-int jobs_begin_anew(struct jobs *j, struct job *job, const struct err *why, struct err *e);
+/* Has a claimed job enter its engine from its checkpoint (NULL = there is none). One that `enter` finds
+ * to be a BAD_FILE is thrown away, and the job begins anew. Errors: the store's, and those of enter. */
+int jobs_continue(struct jobs *j, struct job *job,
+                  int (*enter)(void *ctx, const struct blob *checkpoint, struct err *e), void *ctx,
+                  struct err *e);
 /* Whether the first checkpoint is not to be waited for: the job was there when daemons were killed,
  * and has gone on. What crashed has to get past the place instead, which is before the next regular one. */
 bool jobs_is_proving(const struct job *job, bool went_on);

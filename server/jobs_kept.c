@@ -3,6 +3,7 @@
  * have been others. */
 #include "base/logger.h"
 #include "server/jobs_internal.h"
+#include "server/metrics.h"
 
 #include <limits.h>
 
@@ -16,7 +17,7 @@ const struct sample_limits jobs_accepted_samples = {
 const struct train_limits jobs_accepted_training = {
     .recipe_bytes = LLONG_MAX, .steps = LLONG_MAX, .parameters = LLONG_MAX};
 
-int jobs_begin_anew(struct jobs *j, struct job *job, const struct err *why, struct err *e)
+static int begin_anew(struct jobs *j, struct job *job, const struct err *why, struct err *e)
 {
     char text[600];
     const int rc = j->p.store->ops->save_checkpoint(j->p.store, job->id, job->epoch, NULL, 0, e);
@@ -28,6 +29,27 @@ int jobs_begin_anew(struct jobs *j, struct job *job, const struct err *why, stru
            logger_quote(why->text, text, sizeof text));
     jobs_announce_stored(j, job->id);
     return 0;
+}
+
+int jobs_continue(struct jobs *j, struct job *job,
+                  int (*enter)(void *ctx, const struct blob *checkpoint, struct err *e), void *ctx,
+                  struct err *e)
+{
+    struct blob *checkpoint = NULL;
+    int rc = j->p.store->ops->load_checkpoint(j->p.store, job->id, &checkpoint, e);
+    if (rc != 0)
+        return rc;
+    rc = enter(ctx, checkpoint, e);
+    if (rc == 0 && checkpoint)
+        metrics_add(METRIC_JOB_RESUMES, 1);
+    if (rc == -FAIL_BAD_FILE && checkpoint) {
+        const struct err why = *e;
+        rc = begin_anew(j, job, &why, e);
+        if (rc == 0)
+            rc = enter(ctx, NULL, e);
+    }
+    blob_put(checkpoint);
+    return rc;
 }
 
 int jobs_keep_model(struct jobs *j, const struct job *job, struct model **out, struct err *e)

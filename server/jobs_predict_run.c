@@ -245,26 +245,16 @@ static int parse_claimed(struct jobs *j, struct predicting *r, struct err *e)
     return rc;
 }
 
-/* Begins, from the job's checkpoint if there is one that can be used. */
-static int enter(struct jobs *j, struct predicting *r, const struct bulk_task *t, struct err *e)
+struct entry {
+    struct jobs *jobs;
+    struct predicting *predicting;
+    const struct bulk_task *task;
+};
+
+static int enter(void *ctx, const struct blob *checkpoint, struct err *e)
 {
-    struct blob *checkpoint = NULL;
-    struct err why;
-    int rc = j->p.store->ops->load_checkpoint(j->p.store, r->job.id, &checkpoint, e);
-    if (rc != 0)
-        return rc;
-    rc = bulk_start(j->p.bulk, t, checkpoint, &r->run, e);
-    if (rc == 0 && checkpoint)
-        metrics_add(METRIC_JOB_RESUMES, 1);
-    if (rc == -FAIL_BAD_FILE && checkpoint) {
-        why = *e;
-        rc = jobs_begin_anew(j, &r->job, &why, e);
-        if (rc == 0)
-            rc = bulk_start(j->p.bulk, t, NULL, &r->run, e);
-    }
-    blob_put(checkpoint);
-    r->saved = r->first = (int)r->job.steps_done;
-    return rc;
+    const struct entry *n = ctx;
+    return bulk_start(n->jobs->p.bulk, n->task, checkpoint, &n->predicting->run, e);
 }
 
 static int start(struct jobs *j, struct predicting *r, struct err *e)
@@ -280,7 +270,9 @@ static int start(struct jobs *j, struct predicting *r, struct err *e)
                                 .over = on_over,
                                 .ctx = j};
     r->bytes = mem_sum(r->input->size, bulk_run_bytes(r->q));
-    return enter(j, r, &t, e);
+    const int entered = jobs_continue(j, &r->job, enter, &(struct entry){j, r, &t}, e);
+    r->saved = r->first = (int)r->job.steps_done;
+    return entered;
 }
 
 static void list(struct jobs *j, struct predicting *r)

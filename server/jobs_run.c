@@ -296,25 +296,17 @@ static bool unlist_run(struct jobs *j, struct run *run)
     return free_to_go;
 }
 
-/* Puts the chains into the engine, from the job's checkpoint if there is one that can be used. */
-static int enter(struct jobs *j, struct run *run, const struct chain_task *t, struct err *e)
+struct entry {
+    struct jobs *jobs;
+    struct run *run;
+    const struct chain_task *task;
+};
+
+/* Puts the chains into the engine. */
+static int enter(void *ctx, const struct blob *checkpoint, struct err *e)
 {
-    struct blob *checkpoint = NULL;
-    struct err why;
-    int rc = j->p.store->ops->load_checkpoint(j->p.store, run->job.id, &checkpoint, e);
-    if (rc != 0)
-        return rc;
-    rc = chains_submit(j->p.chains, t, checkpoint, &run->group, e);
-    if (rc == 0 && checkpoint)
-        metrics_add(METRIC_JOB_RESUMES, 1);
-    if (rc == -FAIL_BAD_FILE && checkpoint) {
-        why = *e;
-        rc = jobs_begin_anew(j, &run->job, &why, e);
-        if (rc == 0)
-            rc = chains_submit(j->p.chains, t, NULL, &run->group, e);
-    }
-    blob_put(checkpoint);
-    return rc;
+    const struct entry *n = ctx;
+    return chains_submit(n->jobs->p.chains, n->task, checkpoint, &n->run->group, e);
 }
 
 static int start_run(struct jobs *j, struct run *run, struct err *e)
@@ -331,7 +323,7 @@ static int start_run(struct jobs *j, struct run *run, struct err *e)
     t.ctx = run;
     run->bytes = chain_group_bytes(&t);
     run->task.f = finish_run;
-    rc = enter(j, run, &t, e);
+    rc = jobs_continue(j, &run->job, enter, &(struct entry){j, run, &t}, e);
     if (rc == 0) {
         struct chain_progress p;
         chain_group_progress(run->group, &p);

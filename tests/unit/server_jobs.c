@@ -1,70 +1,28 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Jobs over the real store, hub of events, chain engine and task pool, with a tiny model. */
 #include "server/job_json.h"
-#include "server/jobs.h"
 #include "server/metrics.h"
-#include "unit/server_help.h"
+#include "unit/jobs_help.h"
 #include "unit/set_clock.h"
 
 enum { LONG = 9000000, ARTIFACTS_MAX = 32 };
 
-static struct models *models;
-static struct chains *chains;
-static struct bulk *bulk;
-static struct store *store;
-static struct events *events;
-static struct tasks *tasks;
-static struct jobs *jobs;
 static long long store_bytes, budget_bytes;
 
 static void open_jobs(void)
 {
-    const struct chains_settings c = {.workers = 2, .slots = 4, .quantum_steps = 8};
-    const struct jobs_settings s = {
+    open_engines(&(struct jobs_settings){
         .limits = {.max_images = 64,
                    .max_steps = 2 * LONG,
                    .image = {.max_side = 64, .max_pixels = 4096, .max_memory_bytes = 1 << 20}},
         .budget_bytes = budget_bytes,
         .lease_ms = 30000,
-        .checkpoint_ms = 100};
-    struct err e;
-    assert_int_equal(chains_open(&chains, &c, &e), 0);
-    assert_int_equal(tasks_open(&tasks, 2, 64, &e), 0);
-    const struct bulk_settings b = {
-        .batcher = {.threads = 2, .batch_max = 32, .queue_max = 32, .hidden = true},
-        .image = s.limits.image};
-    assert_int_equal(bulk_open(&bulk, &b, &e), 0);
-    const struct jobs_parts p = {.models = models,
-                                 .chains = chains,
-                                 .bulk = bulk,
-                                 .store = store,
-                                 .events = events,
-                                 .tasks = tasks};
-    assert_int_equal(jobs_open(&jobs, &s, &p, &e), 0);
-}
-
-/* The order of the daemon. */
-static void close_jobs(void)
-{
-    jobs_drain(jobs);
-    jobs_stop(jobs);
-    chains_stop(chains);
-    bulk_stop(bulk);
-    tasks_close(tasks);
-    jobs_close(jobs);
-    bulk_close(bulk);
-    chains_close(chains);
+        .checkpoint_ms = 100});
 }
 
 static void open_all(void)
 {
-    const struct models_settings m = {
-        .directory = folder,
-        .file = "",
-        .default_model = "",
-        .cache = "",
-        .budget_bytes = 1LL << 30,
-        .users = {.batcher = {.threads = 2}, .chains = {.workers = 2, .slots = 4}}};
+    const struct models_settings m = settings_of_folder();
     const struct store_limits l = {.max_queued = 200,
                                    .max_queued_per_client = 200,
                                    .max_bytes = store_bytes,

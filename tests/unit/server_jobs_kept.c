@@ -1,52 +1,18 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Jobs of a daemon before: with a checkpoint that cannot be used, limits that were higher, and a model
  * that does not serve any more. */
-#include "server/jobs.h"
 #include "server/metrics.h"
-#include "unit/models_help.h"
+#include "unit/jobs_help.h"
 
 enum { IMAGES = 40, LONG = 40000, CHAINS = 5 };
 
-static struct models *models;
-static struct chains *chains;
-static struct bulk *bulk;
-static struct store *store;
-static struct events *events;
-static struct tasks *tasks;
-static struct jobs *jobs;
 static struct sample_limits limits;
 static struct err e;
 
 static void open_jobs(void)
 {
-    const struct chains_settings c = {.workers = 2, .slots = 4, .quantum_steps = 8};
-    const struct bulk_settings b = {
-        .batcher = {.threads = 2, .batch_max = 32, .queue_max = 32, .hidden = true},
-        .image = limits.image};
-    const struct jobs_settings s = {
-        .limits = limits, .budget_bytes = 1 << 26, .lease_ms = 30000, .checkpoint_ms = 100};
-    assert_int_equal(chains_open(&chains, &c, &e), 0);
-    assert_int_equal(tasks_open(&tasks, 2, 64, &e), 0);
-    assert_int_equal(bulk_open(&bulk, &b, &e), 0);
-    const struct jobs_parts p = {.models = models,
-                                 .chains = chains,
-                                 .bulk = bulk,
-                                 .store = store,
-                                 .events = events,
-                                 .tasks = tasks};
-    assert_int_equal(jobs_open(&jobs, &s, &p, &e), 0);
-}
-
-static void close_jobs(void)
-{
-    jobs_drain(jobs);
-    jobs_stop(jobs);
-    chains_stop(chains);
-    bulk_stop(bulk);
-    tasks_close(tasks);
-    jobs_close(jobs);
-    bulk_close(bulk);
-    chains_close(chains);
+    open_engines(&(struct jobs_settings){
+        .limits = limits, .budget_bytes = 1 << 26, .lease_ms = 30000, .checkpoint_ms = 100});
 }
 
 static void open_models(void)
