@@ -293,6 +293,9 @@ static void compute(struct batcher *b, struct ticket *list, struct row *rows)
     struct bench *bench = NULL;
     struct err error;
     const int rc = find_bench(b, list->model, &bench, &error);
+    const bool foreground = rc == 0 && b->settings.nice == 0;
+    if (foreground)
+        foreground_begin();
     while (list) {
         int images = 0;
         const int64_t begin = timing_ns();
@@ -314,6 +317,8 @@ static void compute(struct batcher *b, struct ticket *list, struct row *rows)
         }
         list = end_complete(b, list, rc);
     }
+    if (foreground)
+        foreground_end();
 }
 
 /* Takes the waiting tickets of the first one's model, up to batch_max images (at least one ticket);

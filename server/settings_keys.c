@@ -107,7 +107,8 @@ const struct key keys[] = {
     {FIELD(sampler, max_steps), INTEGER, 1, 100000000, "steps", "100000",
      "Steps a job may ask for, per image."},
     {FIELD(sampler, nice), INTEGER, 0, 19, "", "10",
-     "Added to the niceness of sampler threads, so that predictions come first."},
+     "Added to the niceness of sampler threads, so that predictions come first. Above 0 they also "
+     "sleep while one computes, but for a tenth of the time."},
     {FIELD(sampler, checkpoint_ms), INTEGER, 100, HOUR_MS, "ms", "5000",
      "Between two checkpoints of a running chain: what a crash may cost."},
 
@@ -142,7 +143,8 @@ const struct key keys[] = {
     {FIELD(train, threads), INTEGER, 0, 1024, "threads", "0",
      "Threads of the one training that goes on; 0 = one a core. The result does not depend on it."},
     {FIELD(train, nice), INTEGER, 0, 19, "", "15",
-     "Added to the niceness of these threads, so that predictions and sampling come first."},
+     "Added to the niceness of these threads, so that predictions and sampling come first. Above 0 "
+     "they also sleep while a prediction computes, but for a tenth of the time."},
     {FIELD(train, max_steps), COUNT, 1, 100000000, "steps", "1000000", "Steps a recipe may ask for."},
     {FIELD(train, max_parameters), COUNT, 1, 1 << 30, "parameters", "20000000",
      "Parameters of a recipe's network."},

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "base/pool.h"
 
+#include "base/background.h"
 #include "base/timing.h"
 #include "base/witness.h"
 
@@ -33,7 +34,7 @@ struct pool {
     int threads, started;
     struct gate round; /* number of the current run */
     struct gate busy;  /* workers still in it */
-    bool stop;
+    bool stop, background;
     void (*f)(void *, int, int);
     void *ctx;
     int items;              /* 0 = all together */
@@ -95,6 +96,7 @@ static void *worker_main(void *arg)
     const struct pool_worker *w = arg;
     struct pool *p = w->pool;
     unsigned seen = 0;
+    background_inherit(p->background);
     for (;;) {
         seen = gate_wait(&p->round, seen, seen != 0);
         if (p->stop)
@@ -121,6 +123,7 @@ int pool_open(struct pool **out, int threads, struct err *e)
     if (!p)
         return fail(e, FAIL_NO_MEMORY, "cannot allocate a pool of %d threads", threads);
     p->threads = threads;
+    p->background = background_here();
     for (int i = 1; i < threads; i++) {
         p->workers[i] = (struct pool_worker){.pool = p, .index = i};
         if (pthread_create(&p->workers[i].thread, NULL, worker_main, &p->workers[i]) != 0) {

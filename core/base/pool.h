@@ -8,7 +8,8 @@
 
 struct pool;
 
-/* `threads` workers in all (>= 1, the caller's included); 0 = one a core the process may use.
+/* If the calling thread gives way (base/background.h), so do the pool's.
+ * `threads` workers in all (>= 1, the caller's included); 0 = one a core the process may use.
  * Errors: NO_MEMORY, IO (thread creation). */
 int pool_open(struct pool **out, int threads, struct err *e);
 int pool_threads(const struct pool *p);

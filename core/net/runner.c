@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "net/runner.h"
 
+#include "base/background.h"
 #include "base/mem.h"
 #include "base/pool.h"
 #include "base/timing.h"
@@ -223,6 +224,7 @@ static void run_rank(void *ctx, int rank, int size)
     int64_t begin = seconds ? timing_ns() : 0;
     (void)size;
     for (int i = r->from; i < r->to; i++) {
+        background_give_way();
         run_step(r, &r->steps[i], rank);
         if (i + 1 < r->to || r->seconds)
             team_barrier(&r->team);

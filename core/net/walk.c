@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "net/walk.h"
 
+#include "base/background.h"
 #include "base/mem.h"
 #include "net/graph.h"
 #include "net/plan.h"
@@ -237,8 +238,10 @@ const float *walk_forward(struct walk *w, int n, const float *x)
 {
     invariant(n >= 1 && n <= w->batch && w->scratch);
     w->x = x;
-    for (int i = 0; i < w->net->n_layers; i++)
+    for (int i = 0; i < w->net->n_layers; i++) {
+        background_give_way();
         run_forward(w, &w->net->layers[i], n);
+    }
     return w->activations[w->net->n_layers];
 }
 
@@ -343,6 +346,7 @@ void walk_backward(struct walk *w, int n, const float *dlogits, float *dx,
     for (int i = net->n_layers - 1; i >= 0; i--) {
         const struct layer *l = &net->layers[i];
         const float *dy = l->out == net->n_layers ? dlogits : w->gradients[l->out];
+        background_give_way();
         if (weights)
             to_weights(w, l, n, dy, weights);
         if (l->in != VALUE_INPUT || dx)

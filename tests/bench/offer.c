@@ -104,7 +104,7 @@ static void dial(struct offer *o, int port)
     const int on = 1;
     for (int i = 0; i < o->n; i++) {
         struct connection *c = &o->all[i];
-        struct epoll_event ev = {.events = EPOLLIN, .data.ptr = c};
+        struct epoll_event ev = {.events = EPOLLIN | EPOLLET, .data.ptr = c};
         c->fd = socket(AF_INET, SOCK_STREAM, 0);
         if (c->fd < 0 || connect(c->fd, (const struct sockaddr *)&to, sizeof to) != 0)
             die("connect");
@@ -123,7 +123,7 @@ static void send_one(struct offer *o, int64_t due_ns, int64_t now)
     c->busy = true;
     c->due_ns = due_ns;
     c->got = 0;
-    if (write(c->fd, o->request, o->request_bytes) != (ssize_t)o->request_bytes)
+    if (send(c->fd, o->request, o->request_bytes, MSG_NOSIGNAL) != (ssize_t)o->request_bytes)
         die("send");
     const double late = (double)(now - due_ns) * 1e-6;
     o->late_most_ms = late > o->late_most_ms ? late : o->late_most_ms;
@@ -149,7 +149,7 @@ static void take_refusal(struct offer *o, const char *head, int64_t ns)
     o->retry_most = retry > o->retry_most ? (int)retry : o->retry_most;
 }
 
-/* Reads; at the end of an answer, books it. */
+/* Reads all there is, ANSWER_MAX being more than any answer; at its end, books it. */
 static void hear(struct offer *o, struct connection *c)
 {
     const ssize_t n = recv(c->fd, c->answer + c->got, ANSWER_MAX - 1 - c->got, MSG_DONTWAIT);

@@ -6,6 +6,7 @@
  * products would have few of them: then the inputs of several rows, also of several images, are
  * gathered first.
  */
+#include "base/background.h"
 #include "ops/isa/finish.h"
 #include "ops/isa/methods.h"
 #include "ops/isa/runs.h"
@@ -422,6 +423,7 @@ static void direct_run(const struct map *m, const struct task *t)
     for (int panel = from; panel < to; panel += together) {
         const int last = panel + together < to ? panel + together : to;
         for (int i = first; i < end; i++) {
+            background_give_way();
             const struct rows r = group_at(&s, i, t->n);
             make_rows(&s, t, &r, panel, last);
         }

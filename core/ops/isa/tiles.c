@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "ops/isa/tiles.h"
 
+#include "base/background.h"
 #include "ops/isa/finish.h"
 #include "ops/isa/slab.h"
 
@@ -455,6 +456,7 @@ void TARGET_NAME(tiles_run)(const struct scheme *s, const struct map *m, const s
                       : (float *)(void *)t->shared_scratch + (size_t)group * g.p.input_floats;
     TARGET_NAME(finish_margins)(t->epilogue, t->n, t->team, t->rank);
     for (int round = 0; round < g.p.rounds; round++) {
+        background_give_way();
         block_init(&b, &g, round * groups + group);
         one_block(&g, &b);
     }
