@@ -293,7 +293,7 @@ static void compute(struct batcher *b, struct ticket *list, struct row *rows)
     struct bench *bench = NULL;
     struct err error;
     const int rc = find_bench(b, list->model, &bench, &error);
-    const bool foreground = rc == 0 && b->settings.nice == 0;
+    const bool foreground = rc == 0 && !b->settings.hidden;
     if (foreground)
         foreground_begin();
     while (list) {

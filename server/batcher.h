@@ -47,7 +47,7 @@ struct batcher_settings {
     int queue_ms;  /* they may wait, as estimated; in overload less (admission.h); 0 = no limit */
     bool pin;      /* thread i stays on core i (base/pin.h) */
     int nice;      /* added to the threads' niceness, 0..19 */
-    bool hidden;   /* its tickets are not counted in the metrics of predictions */
+    bool hidden;   /* not in the metrics of predictions, and no foreground (base/background.h) */
 };
 
 /* Errors: NO_MEMORY, IO. */

@@ -51,9 +51,9 @@ void background_inherit(bool gives_way)
 
 void foreground_begin(void)
 {
-    atomic_fetch_add(&busy, 1);
+    if (atomic_fetch_add(&busy, 1) == 0)
+        atomic_store(&follows, timing_ns() - atomic_load(&ended_ns) < LINGER_NS);
     atomic_fetch_add(&foreground_begun, 1);
-    atomic_store(&follows, timing_ns() - atomic_load(&ended_ns) < LINGER_NS);
 }
 
 void foreground_end(void)
@@ -64,15 +64,20 @@ void foreground_end(void)
     atomic_fetch_sub(&busy, 1);
 }
 
+/* A thread that found its core taken in its turns has one when it is long overdue. */
 void background_wait(void)
 {
+    static _Thread_local int64_t turn_ends_ns;
+    const int64_t since = timing_ns();
     while (yields) {
         const unsigned begun = atomic_load(&foreground_begun);
         const bool quiet = atomic_load(&busy) == 0;
         const int64_t now = timing_ns(), left = PERIOD_NS - now % PERIOD_NS;
         if (quiet && now > atomic_load(&waited_ns))
             background_seen = begun;
-        if (background_seen == begun || left > PERIOD_NS - TURN_NS)
+        if (now - since > 2 * PERIOD_NS)
+            turn_ends_ns = now + TURN_NS;
+        if (background_seen == begun || left > PERIOD_NS - TURN_NS || now < turn_ends_ns)
             return;
         const struct timespec t = {.tv_nsec = (long)(left < LOOK_NS ? left : LOOK_NS)};
         nanosleep(&t, NULL);

@@ -9,7 +9,7 @@
 /* The calling thread, and those it starts from now on, get `nice` (0..19) more niceness, and, where
  * the kernel has slices (Linux 6.12 and later), longer ones than usual: a thread with usual ones that
  * wakes up then need not wait for the end of theirs. What is not permitted is left as it was. From
- * now on the calling thread gives way. 0 = nothing of this. */
+ * now on the calling thread, and the pools that it opens, give way. 0 = nothing of this. */
 void background_thread(int nice);
 
 /* Whether the calling thread gives way: what a pool hands on to its threads. */

@@ -18,8 +18,8 @@ static inline void team_init(struct team *t, int size)
     atomic_init(&t->phase, 0);
 }
 
-/* Returns when all `size` threads have called it. Spins for some ten microseconds, gives way
- * for a hundred, then sleeps. */
+/* Returns when all `size` threads have called it. Spins for some forty microseconds,
+ * then sleeps. */
 void team_barrier(struct team *t);
 /* The share [*from, *to) of `items` that `rank` computes, in multiples of `unit` items. */
 void team_share(const struct team *t, int rank, int items, int unit, int *from, int *to);

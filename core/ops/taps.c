@@ -7,6 +7,7 @@
  */
 #include "ops/taps.h"
 
+#include "base/background.h"
 #include "ops/isa/taps.h"
 
 #include <string.h>
@@ -185,6 +186,7 @@ static void conv_forward(const struct conv *c, int n, const float *x, float *y, 
     memset(image, 0, floats_of(&l) * sizeof *image);
     pack_forward(c, columns, weight);
     for (int b = 0; b < n; b++, x += image_in(c), y += image_out(c)) {
+        background_give_way();
         spread(&l, c->cin, c->hin, c->win, x, image);
         sum_points(&s, &p, image, out);
         collect(c->cout, points, out, columns, y);
@@ -318,8 +320,10 @@ static void conv_backward_input(const struct conv *c, int n, const float *dy, fl
         const float *w = weight;
         spread(&l, c->cout, c->hout, c->wout, dy, image);
         for (int ry = 0; ry < c->stride; ry++)
-            for (int rx = 0; rx < c->stride; rx++)
+            for (int rx = 0; rx < c->stride; rx++) {
+                background_give_way();
                 w = sum_phase(c, ry, rx, image, w, out);
+            }
         collect(c->cin, points, out, columns, dx);
     }
 }
@@ -420,6 +424,7 @@ static void conv_backward_weights(const struct conv *c, int n, const float *x, c
             dy += image_out(c);
         }
         for (int ky = 0; ky < c->kh; ky++) {
+            background_give_way();
             p.sum = sum + (size_t)ky * plane;
             loops->product(&p, xs + (size_t)ky * line_of(&in), dys);
         }

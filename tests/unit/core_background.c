@@ -83,106 +83,96 @@ static void without_niceness_nothing_changes(void **state)
     assert_true(f.slice_ns == f.slice_before_ns);
 }
 
-/* A thread that asks again and again whether to give way, and counts. */
-struct counter {
+/* A thread that asks again and again whether to give way. */
+struct asker {
     int nice;
-    _Atomic long turns;
+    _Atomic long times;
+    atomic_bool free; /* it has seen that nothing is in its way, and not only had a turn */
     atomic_bool stop;
     pthread_t thread;
 };
 
-static void *count(void *arg)
+static void *ask_on(void *arg)
 {
-    struct counter *c = arg;
-    background_thread(c->nice);
-    while (!atomic_load(&c->stop)) {
+    struct asker *a = arg;
+    background_thread(a->nice);
+    while (!atomic_load(&a->stop)) {
+        const unsigned begun = atomic_load(&foreground_begun);
         background_give_way();
-        atomic_fetch_add(&c->turns, 1);
+        atomic_store(&a->free, background_seen == begun);
+        atomic_fetch_add(&a->times, 1);
     }
     return NULL;
 }
 
-static void start(struct counter *c)
+/* Whether it was so free, or asked since, within five seconds. */
+static bool becomes(struct asker *a, bool free)
 {
-    assert_int_equal(pthread_create(&c->thread, NULL, count, c), 0);
-    while (atomic_load(&c->turns) == 0)
-        usleep(100);
+    const long before = atomic_load(&a->times);
+    for (int i = 0; i < 5000; i++, usleep(1000))
+        if (atomic_load(&a->times) > before + 2 && atomic_load(&a->free) == free)
+            return true;
+    return false;
 }
 
-static void end(struct counter *c)
+static void start(struct asker *a)
 {
-    atomic_store(&c->stop, true);
-    pthread_join(c->thread, NULL);
+    assert_int_equal(pthread_create(&a->thread, NULL, ask_on, a), 0);
 }
 
-static long processor_ns(pthread_t thread)
+static void end(struct asker *a)
 {
+    atomic_store(&a->stop, true);
+    pthread_join(a->thread, NULL);
+}
+
+static void it_gives_way_until_the_last_foreground_ends(void **state)
+{
+    (void)state;
+    struct asker a = {.nice = 1};
+    start(&a);
+    const bool before = becomes(&a, true);
+    foreground_begin();
+    foreground_begin();
+    foreground_end();
+    bool during = becomes(&a, false);
+    for (int i = 0; i < 20; i++, usleep(5000))
+        during &= !atomic_load(&a.free);
+    foreground_end();
+    const bool after = becomes(&a, true);
+    end(&a);
+    assert_true(before && during && after);
+}
+
+/* In a second of a foreground it asks often, but mostly sleeps. */
+static void a_foreground_without_end_leaves_it_turns(void **state)
+{
+    (void)state;
+    struct asker a = {.nice = 1};
     clockid_t clock;
-    struct timespec t;
-    assert_int_equal(pthread_getcpuclockid(thread, &clock), 0);
-    assert_int_equal(clock_gettime(clock, &t), 0);
-    return t.tv_sec * 1000000000 + t.tv_nsec;
-}
-
-/* Processor time it used in `ms` of a foreground. */
-static double used_share(struct counter *c, int ms)
-{
-    struct timespec begin, now;
-    const long before = processor_ns(c->thread);
-    clock_gettime(CLOCK_MONOTONIC, &begin);
-    usleep((useconds_t)ms * 1000);
-    const long used = processor_ns(c->thread) - before;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    const double took =
-        (double)(now.tv_sec - begin.tv_sec) * 1e9 + (double)(now.tv_nsec - begin.tv_nsec);
-    return (double)used / took;
-}
-
-static void it_sleeps_while_a_foreground_computes_and_goes_on_after(void **state)
-{
-    (void)state;
-    struct counter c = {.nice = 1};
-    start(&c);
+    struct timespec used = {.tv_sec = 10};
     foreground_begin();
-    foreground_begin();
+    start(&a);
+    usleep(1000000);
+    const bool asked = becomes(&a, false);
+    if (pthread_getcpuclockid(a.thread, &clock) == 0)
+        clock_gettime(clock, &used);
     foreground_end();
-    const double share = used_share(&c, 600);
-    assert_true(share < 0.2);
-    foreground_end();
-    const long before = atomic_load(&c.turns);
-    for (int i = 0; i < 5000 && atomic_load(&c.turns) < before + 100000; i++)
-        usleep(1000);
-    assert_true(atomic_load(&c.turns) >= before + 100000);
-    end(&c);
-}
-
-static void a_foreground_without_end_leaves_it_some_turns(void **state)
-{
-    (void)state;
-    struct counter c = {.nice = 1};
-    start(&c);
-    foreground_begin();
-    usleep(50000);
-    const long before = atomic_load(&c.turns);
-    for (int i = 0; i < 5000 && atomic_load(&c.turns) == before; i++)
-        usleep(1000);
-    assert_true(atomic_load(&c.turns) > before);
-    end(&c);
-    foreground_end();
+    end(&a);
+    assert_true(asked);
+    assert_true(used.tv_sec == 0 && used.tv_nsec < 500000000);
 }
 
 static void a_thread_that_is_not_in_the_background_does_not_wait(void **state)
 {
     (void)state;
-    struct counter c = {.nice = 0};
-    start(&c);
+    struct asker a = {.nice = 0};
     foreground_begin();
-    const long before = atomic_load(&c.turns);
-    for (int i = 0; i < 5000 && atomic_load(&c.turns) < before + 1000000; i++)
-        usleep(1000);
-    assert_true(atomic_load(&c.turns) >= before + 1000000);
+    start(&a);
+    const bool free = becomes(&a, true);
     foreground_end();
-    end(&c);
+    end(&a);
+    assert_true(free);
 }
 
 static void ask(void *ctx, int rank, int size)
@@ -223,8 +213,8 @@ int main(void)
         cmocka_unit_test(a_background_thread_is_nicer_and_has_long_slices),
         cmocka_unit_test(more_than_there_is_gives_all_there_is),
         cmocka_unit_test(without_niceness_nothing_changes),
-        cmocka_unit_test(it_sleeps_while_a_foreground_computes_and_goes_on_after),
-        cmocka_unit_test(a_foreground_without_end_leaves_it_some_turns),
+        cmocka_unit_test(it_gives_way_until_the_last_foreground_ends),
+        cmocka_unit_test(a_foreground_without_end_leaves_it_turns),
         cmocka_unit_test(a_thread_that_is_not_in_the_background_does_not_wait),
         cmocka_unit_test(a_pool_gives_way_as_its_opener_does),
     };

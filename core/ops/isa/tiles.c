@@ -367,6 +367,7 @@ static void multiply(const struct stage *g, const struct block *b, int pass)
     struct slab slab = {
         .depth = g->z.depth, .c_row = tile_floats(g), .c_plane = tile_floats(g) / PANEL_PLANES};
     for (int point = 0; b->count > 0 && point < s->points; point++) {
+        background_give_way();
         for (int panel = g->first; panel < g->end; panel++) {
             slab.narrow = g->z.outputs - panel * PANEL <= LANES;
             slab.b = (const float *)(const void *)slab_of(g, pass, point, panel);
@@ -456,7 +457,6 @@ void TARGET_NAME(tiles_run)(const struct scheme *s, const struct map *m, const s
                       : (float *)(void *)t->shared_scratch + (size_t)group * g.p.input_floats;
     TARGET_NAME(finish_margins)(t->epilogue, t->n, t->team, t->rank);
     for (int round = 0; round < g.p.rounds; round++) {
-        background_give_way();
         block_init(&b, &g, round * groups + group);
         one_block(&g, &b);
     }
