@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "learn/recipe.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -175,6 +176,41 @@ static void read_data(struct recipe *r, struct reading *from)
     leave(&g, from);
 }
 
+static int read_decay(struct recipe *r, const json_t *value, size_t i, struct err *e)
+{
+    struct recipe_decay *d = &r->decay[i];
+    struct json_reader one;
+    char pointer[64];
+    d->step = -1;
+    d->factor = -1;
+    snprintf(pointer, sizeof pointer, "/training/optimiser/decay/%zu", i);
+    int rc = json_reader_init(&one, value, pointer, e);
+    if (rc >= 0)
+        rc = json_get_int(&one, "step", i > 0 ? r->decay[i - 1].step + 1 : 1, STEPS_MAX, &d->step,
+                          e);
+    if (rc >= 0)
+        rc = json_get_number(&one, "factor", 0, 1e3, &d->factor, e);
+    if (rc >= 0)
+        rc = json_reader_finish(&one, e);
+    if (rc >= 0 && d->step < 0)
+        rc = json_missing(&one, "step", e);
+    if (rc >= 0 && d->factor < 0)
+        rc = json_missing(&one, "factor", e);
+    return rc;
+}
+
+/* Whether there is any: then the rate does not fall at the end as well, unless that is said too. */
+static bool read_decays(struct recipe *r, struct reading *g)
+{
+    const json_t *list = NULL;
+    if (g->rc >= 0)
+        g->rc = json_get_array(&g->r, "decay", RECIPE_DECAYS_MAX, &list, g->e);
+    for (size_t i = 0; g->rc >= 0 && list && i < json_array_size(list); i++)
+        g->rc = read_decay(r, json_array_get(list, i), i, g->e);
+    r->n_decays = list ? (int)json_array_size(list) : 0;
+    return r->n_decays > 0;
+}
+
 static void read_optimiser(struct recipe *r, struct reading *from)
 {
     struct reading g;
@@ -192,6 +228,8 @@ static void read_optimiser(struct recipe *r, struct reading *from)
     real(&g, "clip", 0, 1e9, &r->clip);
     real(&g, "average", 0, 0.9999999, &r->average);
     whole(&g, "warm_up", 0, STEPS_MAX, &r->warm_up);
+    if (read_decays(r, &g))
+        r->decay_last = 0;
     real(&g, "decay_last", 0, 1, &r->decay_last);
     leave(&g, from);
 }
@@ -204,6 +242,7 @@ static void read_births(struct recipe_chains *c, struct reading *from)
     whole(&g, "every", 1, STEPS_MAX, &c->births_every);
     whole(&g, "count", 0, COUNT_MAX, &c->births);
     whole(&g, "steps", 1, 100000, &c->birth_steps);
+    whole(&g, "cool_last", 0, 100000, &c->birth_cool_last);
     leave(&g, from);
 }
 
@@ -227,6 +266,7 @@ static void read_chains(struct recipe *r, struct reading *from)
     real(&g, "free", 0, 1, &c->free);
     whole(&g, "steps", 1, 10000, &c->sampler.steps);
     whole(&g, "langevin_steps", 1, 1000, &c->sampler.langevin_steps);
+    whole(&g, "cool_last", 0, 10000, &c->sampler.cool_last);
     word(&g, "step_rule", sampler_rule_names, SAMPLER_RULES, &rule);
     single(&g, "step_size", 0, 1e6, &c->sampler.step_size);
     single(&g, "step_norm", 0, 1e3, &c->sampler.step_norm);
@@ -299,10 +339,9 @@ static void read_training(struct recipe *r, struct reading *g)
     whole(g, "export_buffer", 0, COUNT_MAX, &r->export_buffer);
 }
 
-static int read_model(struct recipe *r, const json_t *root, const char *path, struct err *e)
+static int read_model(struct recipe *r, const json_t *model, const char *path, struct err *e)
 {
-    const json_t *model = json_object_get(root, "model");
-    if (!json_is_object(model))
+    if (!model)
         return fail(e, FAIL_MISSING_FIELD, "%.200s: \"model\" is missing", path);
     char *text = json_text(model, NULL);
     const int rc = text ? description_parse(&r->model, text, path, e)
@@ -401,36 +440,45 @@ static int finish(struct recipe *r, struct err *e)
     if (c->count + c->paired > c->buffer)
         return fail(e, FAIL_OUT_OF_RANGE, "a buffer of %d has no room for %d chains", c->buffer,
                     c->count + c->paired);
+    if (c->birth_cool_last > c->birth_steps)
+        return fail(e, FAIL_OUT_OF_RANGE, "births.cool_last must be at most their steps, %d",
+                    c->birth_steps);
     if (c->gaussian && (c->grid > r->model.input.h || c->grid > r->model.input.w))
         return fail(e, FAIL_OUT_OF_RANGE, "chains.grid is finer than the image");
     const int rc = check_slots(r, e);
     return rc == 0 ? sampler_check(s, e) : rc;
 }
 
+static int read_root(struct recipe *r, const json_t *root, const char *path, struct err *e)
+{
+    const json_t *model = NULL;
+    struct reading top = {.e = e}, g;
+    top.rc = json_reader_init(&top.r, root, "", e);
+    if (top.rc >= 0)
+        top.rc = json_get_object(&top.r, "model", &model, e);
+    if (top.rc >= 0)
+        top.rc = read_model(r, model, path, e);
+    if (top.rc < 0)
+        return top.rc;
+    if (enter(&g, &top, "training")) {
+        read_training(r, &g);
+        leave(&g, &top);
+    }
+    return top.rc < 0 ? top.rc : json_reader_finish(&top.r, e);
+}
+
 int recipe_parse(struct recipe *r, const char *text, size_t size, const char *path, struct err *e)
 {
     json_t *root;
-    const json_t *training = NULL;
-    struct reading g = {.e = e};
     int rc = json_parse(text, size, &root, e);
     if (rc != 0)
         return rc;
     *r = defaults;
     rc = digest_of(root, r->sha256, e);
     if (rc == 0)
-        rc = read_model(r, root, path, e);
-    if (rc != 0) {
-        json_decref(root);
-        return rc;
-    }
-    training = json_object_get(root, "training");
-    g.rc = training ? json_reader_init(&g.r, training, "/training", e) : 0;
-    if (training && g.rc >= 0) {
-        read_training(r, &g);
-        if (g.rc >= 0)
-            g.rc = json_reader_finish(&g.r, e);
-    }
-    rc = g.rc < 0 ? g.rc : finish(r, e);
+        rc = read_root(r, root, path, e);
+    if (rc == 0)
+        rc = finish(r, e);
     json_decref(root);
     if (rc != 0)
         recipe_fini(r);
@@ -447,5 +495,8 @@ double recipe_rate(const struct recipe *r, long long step, double scale)
     const double first = r->warm_up > 0 ? (double)(step + 1) / r->warm_up : 1;
     const double last = r->decay_last * (double)r->steps;
     const double left = last > 0 ? (double)(r->steps - step) / last : 1;
-    return scale * r->rate * (first < 1 ? first : 1) * (left < 1 ? left : 1);
+    double rate = scale * r->rate * (first < 1 ? first : 1) * (left < 1 ? left : 1);
+    for (int i = 0; i < r->n_decays && r->decay[i].step <= step; i++)
+        rate *= r->decay[i].factor;
+    return rate;
 }

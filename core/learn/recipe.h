@@ -29,7 +29,13 @@ enum chain_write {
     WRITE_KINDS
 };
 
-enum { RECIPE_GRID_MAX = 16 };
+enum { RECIPE_GRID_MAX = 16, RECIPE_DECAYS_MAX = 16 };
+
+/* From a training step on the rate is so many times as large. */
+struct recipe_decay {
+    long long step;
+    double factor;
+};
 
 struct recipe_chains {
     int count;  /* of a training step; 0 = none (no energy is learnt) */
@@ -46,6 +52,7 @@ struct recipe_chains {
     double reinit;          /* odds that a visit begins from noise instead of the buffer */
     int births_every, births, birth_steps; /* so many new chains every so many training steps enter
                                               the buffer after so many steps; 0 = none */
+    int birth_cool_last;                   /* as sampler.cool_last, of their steps */
     double blur, shift, flip; /* odds that a visit begins blurred, shifted by a pixel, mirrored */
     bool augment_fresh;       /* also a visit that begins from noise */
     bool gaussian;            /* chains begin from Gaussians fitted to the data (JEM++) */
@@ -102,6 +109,8 @@ struct recipe {
     double rate, clip, average; /* clip 0 = none; decay of the averaged parameters */
     int warm_up;                /* steps in which the rate grows from 0 */
     double decay_last;          /* share of the steps, at the end, in which it falls to 0 */
+    struct recipe_decay decay[RECIPE_DECAYS_MAX]; /* by ascending step, all count */
+    int n_decays;
     struct recipe_chains chains;
     struct recipe_health health;
     int checkpoint_every;    /* steps */

@@ -138,10 +138,11 @@ static void begin_chain(struct trainer *t, uint64_t seed, int i)
     memcpy(t->start_x + (size_t)i * n, x, n * sizeof *x);
 }
 
-static struct sampler visit_sampler(const struct trainer *t, int steps)
+static struct sampler visit_sampler(const struct trainer *t, int steps, int cool_last)
 {
     struct sampler s = t->recipe->chains.sampler;
     s.steps = steps;
+    s.cool_last = cool_last;
     s.kind = t->recipe->chains.labels == LABELS_GIBBS ? SAMPLER_GIBBS : SAMPLER_SGLD;
     return s;
 }
@@ -181,7 +182,7 @@ static double drift(const struct trainer *t)
 bool chains_move(struct trainer *t, uint64_t seed, struct chains_visit *v)
 {
     const struct recipe *r = t->recipe;
-    const struct sampler s = visit_sampler(t, r->chains.sampler.steps);
+    const struct sampler s = visit_sampler(t, r->chains.sampler.steps, r->chains.sampler.cool_last);
     const size_t first = (size_t)trainer_data_rows(t);
     const int n = trainer_chains(t);
     entries_pick(t, seed);
@@ -210,7 +211,7 @@ enum health_state chains_bear(struct trainer *t, uint64_t seed, double log_p_cha
 {
     const struct recipe *r = t->recipe;
     const size_t n = trainer_elements(t), k = (size_t)trainer_labels(t);
-    const struct sampler s = visit_sampler(t, r->chains.birth_steps);
+    const struct sampler s = visit_sampler(t, r->chains.birth_steps, r->chains.birth_cool_last);
     const uint64_t other = rng_mix(seed + 1);
     for (int i = 0; i < r->chains.births; i++) {
         const struct rng_stream one = trainer_choice(other, TRAINER_BIRTHS, (uint32_t)i);

@@ -194,17 +194,6 @@ static void quality_is_answers_less_lag_and_gap(void **state)
     assert_true(fabs(health_quality(&ahead, &limits) - (0.9 - 1.0 / 5)) < 1e-12);
 }
 
-static void the_rate_warms_up_and_decays(void **state)
-{
-    const struct recipe r = {.steps = 1000, .rate = 0.1, .warm_up = 100, .decay_last = 0.2};
-    (void)state;
-    assert_true(fabs(recipe_rate(&r, 0, 1) - 0.001) < 1e-12);
-    assert_true(fabs(recipe_rate(&r, 99, 1) - 0.1) < 1e-12);
-    assert_true(fabs(recipe_rate(&r, 500, 0.5) - 0.05) < 1e-12);
-    assert_true(fabs(recipe_rate(&r, 900, 1) - 0.05) < 1e-12);
-    assert_true(recipe_rate(&r, 999, 1) > 0);
-}
-
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -218,7 +207,6 @@ int main(void)
         cmocka_unit_test(chains_that_are_dead_stand_still_or_overshoot_are_seen),
         cmocka_unit_test(fresh_chains_are_held_against_chance_and_old_ones),
         cmocka_unit_test(quality_is_answers_less_lag_and_gap),
-        cmocka_unit_test(the_rate_warms_up_and_decays),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
