@@ -152,7 +152,11 @@ static void judged_shares(struct html *h, const json_t *s, const char *what)
     judged_row(h, "labels right", json_object_get(s, "right"));
     judged_row(h, "all of an image right", json_object_get(s, "all"));
     json_object_foreach(json_object_get(s, "attributes"), name, share) judged_row(h, name, share);
-    json_object_foreach(json_object_get(s, "pairs"), name, share) judged_row(h, name, share);
+    json_object_foreach(json_object_get(s, "pairs"), name, share)
+    {
+        judged_row(h, name, share);
+        judged_row(h, "… and all of these images", json_object_get(share, "all"));
+    }
     html_put(h, "</tbody></table></div></figure>\n");
 }
 

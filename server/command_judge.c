@@ -135,8 +135,10 @@ static void print_shares(const struct judge_setup *s, const struct judge_shares 
     print_share("all of an image right", &t->all);
     for (int k = 0; k < a->n; k++)
         print_share(a->list[k].name, &t->by_attribute[k]);
-    for (int i = 0; i < s->n_pairs; i++)
+    for (int i = 0; i < s->n_pairs; i++) {
         print_share(s->pairs[i].text, &t->pairs[i]);
+        print_share("  ... and all of these images", &t->pairs_all[i]);
+    }
 }
 
 static void print_result(const struct judge_setup *s, const char *split,

@@ -314,7 +314,10 @@ static void print_judged_rows(FILE *out, const json_t *shares)
     json_object_foreach(json_object_get(shares, "attributes"), name, share)
         print_judged_row(out, name, share);
     json_object_foreach(json_object_get(shares, "pairs"), name, share)
+    {
         print_judged_row(out, name, share);
+        print_judged_row(out, "  ... and all of these images", json_object_get(share, "all"));
+    }
 }
 
 static void print_judged(FILE *out, const json_t *c)

@@ -95,12 +95,20 @@ struct room {
 };
 
 /* Which attributes of a chain a tally counts: [first, end), or a pair's; `whole`: all of them as
- * one. */
+ * one; `among`: only in rows that have all terms of that pair. */
 struct question {
     int first, end;
-    const struct judge_pair *pair;
+    const struct judge_pair *pair, *among;
     bool whole;
 };
+
+static bool has_terms(const uint8_t *y, const struct judge_pair *pair)
+{
+    for (int j = 0; j < pair->n; j++)
+        if (y[pair->attribute[j]] != pair->value[j])
+            return false;
+    return true;
+}
 
 static int answer(struct judge_share *out, const struct judge_setup *s, struct room *room,
                   const struct question *q, struct err *e)
@@ -115,11 +123,10 @@ static int answer(struct judge_share *out, const struct judge_setup *s, struct r
         int hits = 0, of = 0, terms = q->pair ? q->pair->n : q->end - q->first;
         for (int j = 0; j < terms; j++) {
             const int at = q->pair ? q->pair->attribute[j] : q->first + j;
-            const bool counts = q->pair ? y[at] == q->pair->value[j] : y[at] != DATASET_MISSING;
-            of += counts;
-            hits += counts && saw[at] == y[at];
+            of += y[at] != DATASET_MISSING;
+            hits += y[at] != DATASET_MISSING && saw[at] == y[at];
         }
-        if (q->pair && of < terms) /* the row is not of the pair */
+        if (q->among && !has_terms(y, q->among))
             of = hits = 0;
         const bool whole = q->whole && of > 0;
         t->hits[i] = (uint16_t)(whole ? hits == of : hits);
@@ -292,9 +299,14 @@ static int look(struct judge_shares *out, const struct judge_setup *s, struct ro
         rc = answer(&out->all, s, r, &(struct question){.end = k, .whole = true}, e);
     for (int i = 0; rc == 0 && i < k; i++)
         rc = answer(&out->by_attribute[i], s, r, &(struct question){.first = i, .end = i + 1}, e);
-    for (int i = 0; rc == 0 && i < s->n_pairs; i++)
-        rc = answer(&out->pairs[i], s, r, &(struct question){.pair = &s->pairs[i], .whole = true},
-                    e);
+    for (int i = 0; rc == 0 && i < s->n_pairs; i++) {
+        const struct judge_pair *pair = &s->pairs[i];
+        struct question q = {.pair = pair, .among = pair, .whole = true};
+        rc = answer(&out->pairs[i], s, r, &q, e);
+        q = (struct question){.end = k, .among = pair, .whole = true};
+        if (rc == 0)
+            rc = answer(&out->pairs_all[i], s, r, &q, e);
+    }
     return rc;
 }
 

@@ -41,10 +41,11 @@ struct judge_setup {
 
 /* What the judge sees in one image a row, against the row's labels. */
 struct judge_shares {
-    struct judge_share right;              /* of all labels */
-    struct judge_share all;                /* images with every one right */
-    struct judge_share *by_attribute;      /* [K] */
-    struct judge_share pairs[JUDGE_PAIRS]; /* with all terms right; rows that have them all */
+    struct judge_share right;                  /* of all labels */
+    struct judge_share all;                    /* images with every one right */
+    struct judge_share *by_attribute;          /* [K] */
+    struct judge_share pairs[JUDGE_PAIRS];     /* with all terms right; rows that have them all */
+    struct judge_share pairs_all[JUDGE_PAIRS]; /* of these rows: with every label right */
 };
 
 struct judge_start {

@@ -8,6 +8,13 @@ json_t *judge_share_json(const struct judge_share *s)
                      json_real_or_null(s->share.hi));
 }
 
+static json_t *pair_json(const struct judge_share *pair, const struct judge_share *all)
+{
+    json_t *o = judge_share_json(pair);
+    json_object_set_new(o, "all", judge_share_json(all));
+    return o;
+}
+
 /* {"right", "all", "attributes": {..}, "pairs": {..}} */
 static json_t *shares_json(const struct judge_setup *s, const struct judge_shares *t)
 {
@@ -16,7 +23,7 @@ static json_t *shares_json(const struct judge_setup *s, const struct judge_share
     for (int k = 0; k < a->n; k++)
         json_object_set_new(by, a->list[k].name, judge_share_json(&t->by_attribute[k]));
     for (int i = 0; i < s->n_pairs; i++)
-        json_object_set_new(pairs, s->pairs[i].text, judge_share_json(&t->pairs[i]));
+        json_object_set_new(pairs, s->pairs[i].text, pair_json(&t->pairs[i], &t->pairs_all[i]));
     return json_pack("{s:o, s:o, s:o, s:o}", "right", judge_share_json(&t->right), "all",
                      judge_share_json(&t->all), "attributes", by, "pairs", pairs);
 }

@@ -170,7 +170,9 @@ class Train(unittest.TestCase):
                                        attribute["accuracy"])
         for start in split["samples"]:
             self.assertEqual(start["right"]["n"], 20)
-            self.assertEqual(start["pairs"]["way=down,tone=dark"]["n"], 5)
+            pair = start["pairs"]["way=down,tone=dark"]
+            self.assertEqual((pair["n"], pair["all"]["n"]), (5, 5))
+            self.assertEqual(pair["share"], pair["all"]["share"])  # they are all the labels there are
             self.assertLessEqual(start["right"]["lo"], start["right"]["share"])
             self.assertLessEqual(start["right"]["share"], start["right"]["hi"])
 
