@@ -13,12 +13,14 @@
 #include <inttypes.h>
 #include <math.h>
 #include <signal.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
-enum { EXIT_USAGE = 2, PATH_BYTES = 1200, RECIPE_MAX = 16 << 20, LIVE_MS = 250, LINE_MS = 30000 };
+enum { EXIT_FAILED = 1, EXIT_USAGE = 2, EXIT_INTERRUPTED = 3 };
+enum { PATH_BYTES = 1200, RECIPE_MAX = 16 << 20, LIVE_MS = 250, LINE_MS = 30000 };
 
 static const char usage_text[] =
     "usage: jemd train RECIPE.json --data DIR --out RUN [option ...]\n"
@@ -45,7 +47,8 @@ static const char usage_text[] =
     "  --help          this text\n"
     "\n"
     "exit codes: 0 done, 1 failed or given up (the last line says why), 2 wrong usage,\n"
-    "            3 interrupted: a checkpoint was written\n";
+    "            3 interrupted, in training or while the model was being written: there is a\n"
+    "            checkpoint that the same command goes on from, but no model file\n";
 
 enum export { EXPORT_NONE, EXPORT_LAST, EXPORT_BEST };
 
@@ -72,12 +75,12 @@ struct run {
     int lock;        /* of the directory, -1 = not yet */
 };
 
-static volatile sig_atomic_t interrupted;
+static atomic_bool interrupted;
 
 static void on_signal(int number)
 {
     (void)number;
-    interrupted = 1;
+    atomic_store(&interrupted, true);
 }
 
 static int read_recipe(struct recipe *r, const char *path, struct err *e)
@@ -106,35 +109,25 @@ static void say(struct run *r, const char *text)
     if (r->live)
         fputs("\r\033[K", stderr);
     fprintf(stderr, "%s\n", text);
-    if (r->log) {
+    if (r->log)
         fprintf(r->log, "%s\n", text);
-        fflush(r->log);
-    }
 }
 
 static int open_log(struct run *r, struct err *e)
 {
-    char path[PATH_BYTES], text[512];
-    snprintf(path, sizeof path, "%s/log.txt", r->o->out);
-    r->log = fopen(path, "a");
-    if (!r->log)
-        return fail_errno(e, FAIL_IO, "cannot open %.300s", path);
-    char now[25];
-    timing_format(timing_wall_ms(), now);
-    snprintf(text, sizeof text,
-             "%s %s: %s from step %lld of %lld, %zu parameters, %zu images, %d threads", now,
-             r->recipe.model.name, r->first ? "goes on" : "begins", r->first, r->recipe.steps,
-             trainer_parameters(r->trainer)->n, r->data->n, pool_threads(r->pool));
+    char text[512];
+    const int rc = run_directory_log(&r->log, r->o->out, e);
+    if (rc != 0)
+        return rc;
+    run_directory_begun(text, sizeof text, r->trainer, r->data, pool_threads(r->pool));
     say(r, text);
     if (r->data->note[0])
         say(r, r->data->note);
     return 0;
 }
 
-/* Signals end the program while the data are looked through: there is nothing to save yet. */
 static int open_data(struct run *r, struct err *e)
 {
-    const struct sigaction action = {.sa_handler = on_signal};
     const struct data_request want = {.dir = r->o->data,
                                       .split = r->o->split,
                                       .attributes = &r->recipe.model.attributes,
@@ -142,10 +135,15 @@ static int open_data(struct run *r, struct err *e)
                                       .resize = r->o->resize,
                                       .calib_share = r->o->calib_share,
                                       .pool = r->pool};
-    const int rc = data_open(&r->data, &want, e);
+    return data_open(&r->data, &want, e);
+}
+
+/* Until then signals end the program: while the data are looked through there is nothing to save. */
+static void catch_signals(void)
+{
+    const struct sigaction action = {.sa_handler = on_signal};
     sigaction(SIGINT, &action, NULL);
     sigaction(SIGTERM, &action, NULL);
-    return rc;
 }
 
 static int run_open(struct run *r, struct err *e)
@@ -165,6 +163,7 @@ static int run_open(struct run *r, struct err *e)
         rc = trainer_open(&r->trainer, &t, e);
     if (rc != 0)
         return rc;
+    catch_signals();
     r->first = trainer_done(r->trainer);
     r->begin_ns = timing_ns();
     r->live = isatty(STDERR_FILENO);
@@ -202,9 +201,8 @@ static void show(struct run *r, const struct trainer_step *s)
              "step %lld/%lld  loss %.3f  accuracy %.3f  log p %.2f / %.2f  newborn %.2f  |g| %.4f  "
              "%.1f steps/s  %.0f images/s  %ld:%02ld:%02ld left",
              s->step, r->recipe.steps, s->loss, s->accuracy, s->log_p_data, s->log_p_chains,
-             s->newborn, s->health.gradient, rate,
-             rate * (r->recipe.batch + r->recipe.labelled_batch), left / 3600, left / 60 % 60,
-             left % 60);
+             s->newborn, s->health.gradient, rate, rate * trainer_images(r->trainer), left / 3600,
+             left / 60 % 60, left % 60);
     if (r->live)
         fprintf(stderr, "\r\033[K%.200s", text);
     else
@@ -219,7 +217,10 @@ static int write_model(struct run *r, struct err *e)
     json_t *from = run_directory_provenance(&r->recipe, &data, trainer_done(r->trainer));
     snprintf(path, sizeof path, "%s/model%s.safetensors", r->o->out,
              r->o->export == EXPORT_BEST ? "-best" : "");
-    const int rc = export_model(r->trainer, r->pool, from, path, e);
+    const struct export_task task = {
+        .pool = r->pool, .provenance = from, .path = path, .stop = &interrupted};
+    say(r, "writing the model");
+    const int rc = export_model(r->trainer, &task, e);
     json_decref(from);
     if (rc == 0) {
         snprintf(text, sizeof text, "wrote %s after %.0f s", path,
@@ -232,20 +233,28 @@ static int write_model(struct run *r, struct err *e)
 static void say_rollback(struct run *r, const struct trainer_step *s)
 {
     char text[300];
-    snprintf(text, sizeof text, "step %lld: %s; rolled back to step %lld, slower (%d of %d)",
-             s->step, health_texts[s->trouble], trainer_done(r->trainer), s->rollbacks,
-             r->recipe.health.retries);
+    run_directory_rolled_back(text, sizeof text, r->trainer, s);
     say(r, text);
 }
 
-/* Steps to the end and writes the model, or stops at an interruption. */
+static int say_interrupted(struct run *r)
+{
+    char text[200];
+    snprintf(text, sizeof text, "interrupted at step %lld of %lld; the same command goes on",
+             trainer_done(r->trainer), r->recipe.steps);
+    say(r, text);
+    return 1;
+}
+
+/* Steps to the end and writes the model: 0; 1: interrupted, with a checkpoint. */
 static int run_steps(struct run *r, struct err *e)
 {
     struct trainer_step s;
+    int rc;
     if (r->o->export == EXPORT_BEST && trainer_load_best(r->trainer, e) != 0)
         return -e->code;
     while (r->o->export == EXPORT_NONE && !interrupted) {
-        const int rc = trainer_step(r->trainer, &s, e);
+        rc = trainer_step(r->trainer, &s, e);
         if (rc < 0)
             return rc;
         if (rc > 0)
@@ -259,7 +268,12 @@ static int run_steps(struct run *r, struct err *e)
     }
     if (r->live)
         fputc('\n', stderr);
-    return interrupted ? trainer_save(r->trainer, e) : write_model(r, e);
+    if (!interrupted) { /* all steps are done, and have their checkpoint */
+        rc = write_model(r, e);
+        return rc == -FAIL_SHUTTING_DOWN ? say_interrupted(r) : rc;
+    }
+    rc = r->o->export == EXPORT_NONE ? trainer_save(r->trainer, e) : 0;
+    return rc == 0 ? say_interrupted(r) : rc;
 }
 
 static int read_export(const char *text, enum export *out)
@@ -335,11 +349,11 @@ int command_train(int argc, char **argv)
     int rc = run_open(&r, &e);
     if (rc == 0)
         rc = run_steps(&r, &e);
-    if (rc != 0) {
+    if (rc < 0) {
         fprintf(stderr, "jemd train: %s\n", e.text);
         if (r.log)
             fprintf(r.log, "%s\n", e.text);
     }
     run_close(&r);
-    return rc != 0 ? 1 : interrupted ? 3 : 0;
+    return rc < 0 ? EXIT_FAILED : rc > 0 ? EXIT_INTERRUPTED : 0;
 }

@@ -181,7 +181,8 @@ static int measure(struct interval **out, const struct evaluation_state *r, stru
                                                .grows = grows,
                                                .statistic = statistic,
                                                .ctx = t,
-                                               .pool = r->pool},
+                                               .pool = r->pool,
+                                               .stop = r->s->watch.cancel},
                            e);
     }
     free(grows);
@@ -325,7 +326,8 @@ static int put_quantiles(json_t *o, const struct evaluation_state *r, const stru
                                                      .figures = QUANTILES,
                                                      .statistic = quantiles_statistic,
                                                      .ctx = &all,
-                                                     .pool = r->pool},
+                                                     .pool = r->pool,
+                                                     .stop = r->s->watch.cancel},
                                  e);
     json_t *list = json_object(), *intervals = json_object();
     for (int i = 0; rc == 0 && i < QUANTILES; i++)

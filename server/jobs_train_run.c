@@ -47,6 +47,8 @@ static struct blob *describe_result(const struct training *t, const struct train
     json_t *files = json_array(), *warnings = json_array();
     for (int i = 0; i < n; i++)
         json_array_append_new(files, job_artifact_json(&list[i]));
+    if (r->note[0])
+        json_array_append_new(warnings, json_string(r->note));
     if (!r->report.calibrated)
         json_array_append_new(warnings,
                               json_string("the data have no split \"calib\": the model is not "

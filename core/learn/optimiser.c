@@ -25,10 +25,20 @@ struct state_head {
 
 static const char magic[8] = "optim-1";
 
+static int moments_of(const struct optimiser_options *o)
+{
+    return o->kind == OPTIMISER_ADAM ? 2 : 1;
+}
+
+size_t optimiser_estimate(const struct optimiser_options *o, size_t n)
+{
+    return (size_t)moments_of(o) * n * sizeof(float);
+}
+
 int optimiser_open(struct optimiser **out, const struct optimiser_options *options, size_t n,
                    struct err *e)
 {
-    const int n_moments = options->kind == OPTIMISER_ADAM ? 2 : 1;
+    const int n_moments = moments_of(options);
     struct optimiser *o = calloc(1, sizeof *o);
     float *moments = calloc((size_t)n_moments * n + 1, sizeof *moments);
     if (!o || !moments) {

@@ -27,6 +27,8 @@ struct optimiser;
 int optimiser_open(struct optimiser **out, const struct optimiser_options *o, size_t n,
                    struct err *e);
 void optimiser_close(struct optimiser *o);
+/* Bytes of such a state in memory. */
+size_t optimiser_estimate(const struct optimiser_options *o, size_t n);
 int64_t optimiser_steps(const struct optimiser *o); /* taken so far */
 
 /* One step of values[P] with learning rate `rate`. Adam, with g = gradient + lambda value:

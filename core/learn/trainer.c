@@ -23,11 +23,6 @@ uint64_t trainer_seed(const struct trainer *t, long long step)
 
 /* ---- opening ---- */
 
-static int rows(const struct trainer *t)
-{
-    return trainer_data_rows(t) + trainer_chains(t);
-}
-
 /* PyTorch's default: weights and biases uniform within 1 / sqrt(fan in). */
 static void init_parameters(struct trainer *t)
 {
@@ -80,10 +75,9 @@ static void *take(struct arena *a, bool made, size_t bytes)
 
 static void lay_out_data(struct trainer *t, struct arena *a, bool made)
 {
-    const int threads = t->pool ? pool_threads(t->pool) : 1;
     const size_t e = trainer_elements(t);
-    t->data_workers = take(a, made, (size_t)threads * sizeof *t->data_workers);
-    for (int i = 0; i < threads; i++) {
+    t->data_workers = take(a, made, (size_t)t->threads * sizeof *t->data_workers);
+    for (int i = 0; i < t->threads; i++) {
         unsigned char *pixels = take(a, made, e);
         float *scratch = take(a, made, e * sizeof(float));
         if (made)
@@ -94,7 +88,8 @@ static void lay_out_data(struct trainer *t, struct arena *a, bool made)
 static void lay_out(struct trainer *t, struct arena *a, bool made)
 {
     const struct recipe *r = t->recipe;
-    const size_t e = trainer_elements(t), k = (size_t)trainer_labels(t), n = (size_t)rows(t);
+    const size_t e = trainer_elements(t), k = (size_t)trainer_labels(t),
+                 n = (size_t)trainer_rows(t);
     const size_t chains = (size_t)trainer_chains(t), births = chains ? (size_t)r->chains.births : 0;
     const size_t most = (chains > births ? chains : births) + 1;
     const size_t buffer = chains ? (size_t)r->chains.buffer : 0;
@@ -122,6 +117,13 @@ static void lay_out(struct trainer *t, struct arena *a, bool made)
     t->uniforms = take(a, made, k * sizeof(float));
     lay_out_data(t, a, made);
     t->reading = take(a, made, (size_t)score_logits(&t->attributes) * sizeof(float));
+}
+
+size_t trainer_arena(struct trainer *t)
+{
+    struct arena sizes = {0};
+    lay_out(t, &sizes, false);
+    return sizes.size_bytes;
 }
 
 /* What the network's outputs mean. */
@@ -157,11 +159,7 @@ static int open_energy(struct trainer *t, const struct net_weights *source, stru
 static int open_parts(struct trainer *t, struct err *e)
 {
     const struct description *d = &t->recipe->model;
-    const struct recipe_kl *kl = &t->recipe->kl;
-    const bool with_kl = trainer_chains(t) > 0 && (kl->marginal > 0 || kl->neighbour > 0);
-    const int pairs = with_kl ? 2 * trainer_chains(t) : 0;
-    const struct gradient_options o = {.batch = pairs > rows(t) ? pairs : rows(t), .pool = t->pool};
-    struct arena sizes = {0};
+    const struct gradient_options o = {.batch = trainer_pass(t), .pool = t->pool};
     int rc = parameters_init_model(&t->parameters, d, e);
     if (rc != 0)
         return rc;
@@ -175,8 +173,7 @@ static int open_parts(struct trainer *t, struct err *e)
         rc = optimiser_open(&t->optimiser, &t->recipe->optimiser, t->parameters.n, e);
     if (rc != 0)
         return rc;
-    lay_out(t, &sizes, false);
-    rc = arena_init(&t->arena, sizes.size_bytes, e);
+    rc = arena_init(&t->arena, trainer_arena(t), e);
     if (rc != 0)
         return rc;
     lay_out(t, &t->arena, true);
@@ -188,7 +185,7 @@ static int open_parts(struct trainer *t, struct err *e)
         rc = chains_fit(t, e);
     if (rc == 0 && t->recipe->health.fresh.every > 0 && score_check(&t->attributes, NULL) == 0)
         rc = fresh_open(t, e);
-    if (rc == 0 && with_kl)
+    if (rc == 0 && trainer_has_kl(t))
         rc = kl_term_open(t, e);
     if (rc == 0)
         chains_begin(t);
@@ -217,6 +214,7 @@ int trainer_open(struct trainer **out, const struct trainer_options *o, struct e
     *t = (struct trainer){.recipe = o->recipe,
                           .data = o->data,
                           .pool = o->pool,
+                          .threads = o->pool ? pool_threads(o->pool) : 1,
                           .progress = {.scale = 1,
                                        .newborn = (double)NAN,
                                        .right = (double)NAN,
@@ -344,7 +342,7 @@ static struct pair shown(const struct recipe *r, const struct step_losses *of)
 static void descend(struct trainer *t, uint64_t seed, struct trainer_step *out)
 {
     const struct recipe *r = t->recipe;
-    const float *logits = gradient_forward(t->gradient, rows(t), t->x);
+    const float *logits = gradient_forward(t->gradient, trainer_rows(t), t->x);
     const struct step_losses of = measure(t, 1, logits);
     const struct pair p = shown(r, &of);
     out->loss = of.data.loss + of.chains.loss + of.labelled.loss + of.paired.loss;
@@ -358,7 +356,7 @@ static void descend(struct trainer *t, uint64_t seed, struct trainer_step *out)
         out->loss += r->gap * gap * gap;
         measure(t, pull > -1 ? pull : -1, logits);
     }
-    gradient_backward(t->gradient, rows(t), t->dlogits, NULL, t->slope);
+    gradient_backward(t->gradient, trainer_rows(t), t->dlogits, NULL, t->slope);
     if (t->kl_term && t->progress.step >= r->kl.after)
         kl_term_add(t, seed, out);
 }
@@ -527,6 +525,11 @@ long long trainer_done(const struct trainer *t)
 int trainer_rollbacks(const struct trainer *t)
 {
     return (int)t->progress.attempt;
+}
+
+int trainer_images(const struct trainer *t)
+{
+    return trainer_data_rows(t);
 }
 
 const float *trainer_average(const struct trainer *t)

@@ -32,6 +32,21 @@ struct trainer_options {
 int trainer_open(struct trainer **out, const struct trainer_options *o, struct err *e);
 void trainer_close(struct trainer *t);
 
+/* What a training would take. */
+struct trainer_cost {
+    size_t parameters; /* P */
+    size_t
+        memory_bytes; /* trainer_open's, and what it needs to write a checkpoint; not the data's */
+    size_t export_bytes;  /* more, while export_model goes on */
+    size_t walkers_bytes; /* of one struct walkers over the net, beside those within the others */
+};
+
+/* Sizes are SIZE_MAX where memory for the estimate itself is missing. Of `o` only recipe and data
+ * are looked at, of the data n and columns. Makes a list of the layers and
+ * at most P numbers that are not written to. Errors: BAD_MODEL, NO_MEMORY. */
+int trainer_estimate(struct trainer_cost *out, const struct trainer_options *o, int threads,
+                     struct err *e);
+
 /* What the last step did. */
 struct trainer_step {
     long long step;                       /* steps done, this one included */
@@ -65,6 +80,7 @@ int trainer_load_best(struct trainer *t, struct err *e);
 const struct recipe *trainer_recipe(const struct trainer *t);
 long long trainer_done(const struct trainer *t); /* steps */
 int trainer_rollbacks(const struct trainer *t);
+int trainer_images(const struct trainer *t); /* rows of data that a step reads */
 /* The averaged parameters [P], and what lies where in them. */
 const float *trainer_average(const struct trainer *t);
 const struct parameters *trainer_parameters(const struct trainer *t);

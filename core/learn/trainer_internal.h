@@ -37,6 +37,7 @@ struct trainer {
     const struct recipe *recipe;
     const struct source *data;
     struct pool *pool;
+    int threads;                                    /* of the pool, or 1 */
     char directory[1024], identity[2 * DIGEST_HEX]; /* digests of recipe and data */
     struct parameters parameters;
     struct net *net;
@@ -119,6 +120,27 @@ static inline int trainer_chains(const struct trainer *t)
     return t->recipe->chains.count + t->recipe->chains.paired;
 }
 
+/* Data and chains. */
+static inline int trainer_rows(const struct trainer *t)
+{
+    return trainer_data_rows(t) + trainer_chains(t);
+}
+
+static inline bool trainer_has_kl(const struct trainer *t)
+{
+    return trainer_chains(t) > 0 && (t->recipe->kl.marginal > 0 || t->recipe->kl.neighbour > 0);
+}
+
+/* Images of a pass at most: the KL term passes two for each chain. */
+static inline int trainer_pass(const struct trainer *t)
+{
+    const int pairs = trainer_has_kl(t) ? 2 * trainer_chains(t) : 0;
+    return pairs > trainer_rows(t) ? pairs : trainer_rows(t);
+}
+
+/* trainer.c. Bytes of the arena, once net, attributes and labels are known. */
+size_t trainer_arena(struct trainer *t);
+
 /* One of 0 .. n-1. */
 static inline int trainer_below(float u, int n)
 {
@@ -178,12 +200,15 @@ void entries_bear(struct trainer *t, uint64_t seed, int i, uint32_t age);
 /* trainer_fresh.c. Errors: NO_MEMORY. */
 int fresh_open(struct trainer *t, struct err *e);
 void fresh_close(struct fresh *f);
+/* Bytes that fresh_open takes; needs what trainer_arena does. */
+size_t fresh_estimate(const struct trainer *t);
 /* Moves new chains with the averaged parameters and looks at them. */
 enum health_state fresh_look(struct trainer *t, uint64_t seed);
 
 /* trainer_kl.c. Errors: NO_MEMORY. */
 int kl_term_open(struct trainer *t, struct err *e);
 void kl_term_close(struct kl_term *k);
+size_t kl_term_estimate(const struct trainer *t);
 /* Adds the term of the step's chains to loss and slope. */
 void kl_term_add(struct trainer *t, uint64_t seed, struct trainer_step *out);
 

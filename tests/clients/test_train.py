@@ -108,6 +108,28 @@ class Train(unittest.TestCase):
         self.assertEqual(left, [f"checkpoint-{STEPS - EVERY}.safetensors",
                                 f"checkpoint-{STEPS}.safetensors"])
 
+    def test_the_writing_of_the_model_can_be_interrupted(self):
+        document = recipe(steps=6, checkpoint_every=5)
+        document["model"]["sampler"]["steps_buffer"] = 3000
+        path = self.write("long.json", document)
+        whole = self.run_train("whole", recipe_path=path)
+        self.assertEqual(whole.returncode, 0, whole.stderr)
+        self.assertIn("writing the model\n", whole.stderr)
+        for number, more in ((signal.SIGINT, ()), (signal.SIGTERM, ("--export", "last"))):
+            with subprocess.Popen(self.command("parts", *more, recipe_path=path), text=True,
+                                  stderr=subprocess.PIPE) as process:
+                for line in process.stderr:
+                    if line == "writing the model\n":
+                        break
+                begin = time.monotonic()
+                process.send_signal(number)
+                self.assertIn("interrupted at step 6 of 6", process.stderr.read())
+                self.assertEqual(process.wait(60), 3)
+                self.assertLess(time.monotonic() - begin, 5)
+            self.assertFalse(os.path.exists(os.path.join(self.folder, "parts", "model.safetensors")))
+        self.assertEqual(self.run_train("parts", recipe_path=path).returncode, 0)
+        self.assertEqual(self.model("parts"), self.model("whole"))
+
     def test_every_part_of_a_run_goes_on_as_it_was(self):
         """Few labels in a stream of their own, Gibbs chains in a reservoir, starts from Gaussians, the KL
         term, looks at fresh chains."""

@@ -354,7 +354,8 @@ static void an_energy_is_learnt_and_its_model_can_be_served(void **state)
     }
     assert_true(right > 0.95);
     snprintf(path, sizeof path, "%s/model.safetensors", directory);
-    assert_int_equal(export_model(r.trainer, r.pool, NULL, path, &e), 0);
+    assert_int_equal(
+        export_model(r.trainer, &(struct export_task){.pool = r.pool, .path = path}, &e), 0);
     assert_int_equal(model_open(&m, path, NULL, false, &e), 0);
     assert_int_equal(m->n_buffer, 20);
     rng_uniform(&noise, x, sizeof x / sizeof *x);
