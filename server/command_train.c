@@ -13,14 +13,22 @@
 #include <inttypes.h>
 #include <math.h>
 #include <signal.h>
+#include <stdarg.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <unistd.h>
 
 enum { EXIT_FAILED = 1, EXIT_USAGE = 2, EXIT_INTERRUPTED = 3 };
-enum { PATH_BYTES = 1200, RECIPE_MAX = 16 << 20, LIVE_MS = 250, LINE_MS = 30000 };
+enum {
+    PATH_BYTES = 1200,
+    RECIPE_MAX = 16 << 20,
+    LIVE_MS = 250,
+    LINE_MS = 30000,
+    COLUMNS = 80 /* of a terminal that does not say */
+};
 
 static const char usage_text[] =
     "usage: jemd train RECIPE.json --data DIR --out RUN [option ...]\n"
@@ -185,28 +193,64 @@ static void run_close(struct run *r)
         close(r->lock);
 }
 
+/* A line of fields, as many of them as `room` characters take, those that come first. */
+struct line {
+    char text[400];
+    size_t used, room;
+    bool full;
+};
+
+__attribute__((format(printf, 2, 3))) static void put(struct line *l, const char *format, ...)
+{
+    char field[100];
+    va_list values;
+    va_start(values, format);
+    vsnprintf(field, sizeof field, format, values);
+    va_end(values);
+    const size_t gap = l->used ? 2 : 0, n = strlen(field);
+    l->full |= l->used + gap + n > l->room;
+    if (l->full)
+        return;
+    memset(l->text + l->used, ' ', gap);
+    memcpy(l->text + l->used + gap, field, n + 1);
+    l->used += gap + n;
+}
+
+/* Characters of a line of the terminal as it is now; the last stays free, or some would wrap. */
+static size_t terminal_room(void)
+{
+    struct winsize size;
+    const bool known = ioctl(STDERR_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col > 1;
+    return known ? size.ws_col - 1u : COLUMNS - 1;
+}
+
 /* One line that is written over on a terminal, else one now and then. */
 static void show(struct run *r, const struct trainer_step *s)
 {
     const int64_t now = timing_ns();
-    char text[400];
     if (now - (r->live ? r->shown_ns : r->line_ns) <
         (int64_t)(r->live ? LIVE_MS : LINE_MS) * 1000000)
         return;
     r->shown_ns = r->line_ns = now;
+    struct line l = {.room = sizeof l.text - 1};
+    const size_t room = r->live ? terminal_room() : l.room;
+    l.room = room < l.room ? room : l.room;
     const double seconds = (double)(now - r->begin_ns) * 1e-9;
     const double rate = (double)(s->step - r->first) / seconds;
     const long left = (long)((double)(r->recipe.steps - s->step) / (rate > 0 ? rate : 1));
-    snprintf(text, sizeof text,
-             "step %lld/%lld  loss %.3f  accuracy %.3f  log p %.2f / %.2f  newborn %.2f  |g| %.4f  "
-             "%.1f steps/s  %.0f images/s  %ld:%02ld:%02ld left",
-             s->step, r->recipe.steps, s->loss, s->accuracy, s->log_p_data, s->log_p_chains,
-             s->newborn, s->health.gradient, rate, rate * trainer_images(r->trainer), left / 3600,
-             left / 60 % 60, left % 60);
+    put(&l, "step %lld/%lld", s->step, r->recipe.steps);
+    put(&l, "%ld:%02ld:%02ld left", left / 3600, left / 60 % 60, left % 60);
+    put(&l, "loss %.3f", s->loss);
+    put(&l, "accuracy %.3f", s->accuracy);
+    put(&l, "log p %.2f / %.2f", s->log_p_data, s->log_p_chains);
+    put(&l, "%.0f images/s", rate * trainer_images(r->trainer));
+    put(&l, "newborn %.2f", s->newborn);
+    put(&l, "|g| %.4f", s->health.gradient);
+    put(&l, "%.1f steps/s", rate);
     if (r->live)
-        fprintf(stderr, "\r\033[K%.200s", text);
+        fprintf(stderr, "\r\033[K%s", l.text);
     else
-        say(r, text);
+        say(r, l.text);
 }
 
 static int write_model(struct run *r, struct err *e)

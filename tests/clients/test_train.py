@@ -4,12 +4,16 @@
 interrupted one says so, wrong recipes and data are refused with a sentence, and its model is one
 that jemd's other commands take."""
 import csv
+import fcntl
 import gzip
 import json
 import os
+import pty
 import signal
+import struct
 import subprocess
 import tempfile
+import termios
 import time
 import unittest
 
@@ -129,6 +133,37 @@ class Train(unittest.TestCase):
             self.assertFalse(os.path.exists(os.path.join(self.folder, "parts", "model.safetensors")))
         self.assertEqual(self.run_train("parts", recipe_path=path).returncode, 0)
         self.assertEqual(self.model("parts"), self.model("whole"))
+
+    def test_the_live_line_fits_the_terminal(self):
+        path = self.write("endless.json", recipe(steps=1000000, checkpoint_every=1000))
+        master, slave = pty.openpty()
+        def resize(columns):
+            fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+        def lines(process, enough):
+            """Of the terminal, until as many as there shall be have come."""
+            text = b""
+            while text.count(b"\r\033[Kstep ") < enough:
+                text += os.read(master, 4096)
+                self.assertIsNone(process.poll())
+            return [part for part in text.decode().split("\r\033[K") if part.startswith("step ")][:-1]
+        resize(72)
+        with subprocess.Popen(self.command("live", recipe_path=path), stderr=slave) as process:
+            try:
+                wide = lines(process, 3)
+                resize(30)
+                lines(process, 2)  # what was on its way
+                narrow = lines(process, 2)
+            finally:
+                process.send_signal(signal.SIGINT)
+                self.assertEqual(process.wait(60), 3)
+        os.close(slave)
+        os.close(master)
+        for line in wide:
+            self.assertLess(len(line), 72)
+            self.assertRegex(line, r"^step \d+/1000000  \d+:\d\d:\d\d left  loss .* accuracy ")
+        for line in narrow:
+            self.assertLess(len(line), 30)
+            self.assertRegex(line, r"^step \d+/1000000")
 
     def test_every_part_of_a_run_goes_on_as_it_was(self):
         """Few labels in a stream of their own, Gibbs chains in a reservoir, starts from Gaussians, the KL
