@@ -56,7 +56,7 @@ static const char usage_text[] =
     "\n"
     "exit codes: 0 done, 1 failed or given up (the last line says why), 2 wrong usage,\n"
     "            3 interrupted, in training or while the model was being written: there is a\n"
-    "            checkpoint that the same command goes on from, but no model file\n";
+    "            checkpoint that the same command goes on from, and no model file was written\n";
 
 enum export { EXPORT_NONE, EXPORT_LAST, EXPORT_BEST };
 
