@@ -121,8 +121,8 @@ static bool is_count(double v)
 /* How chains move may be no number: it is only compared. */
 static bool health_is_possible(const struct health *h)
 {
-    const double means[] = {h->gap,    h->gradient, h->least, h->lag,           h->right,
-                            h->chance, h->fresh_lag, h->loss, h->cross_entropy, h->accuracy};
+    const double means[] = {h->gap,    h->gradient,  h->least, h->lag,           h->right,
+                            h->chance, h->fresh_lag, h->loss,  h->cross_entropy, h->accuracy};
     for (size_t i = 0; i < sizeof means / sizeof *means; i++)
         if (!isfinite(means[i]))
             return false;
@@ -200,9 +200,9 @@ static int check_content(const struct safetensors *f, const char *path, struct e
     if (!content || !meta[2].value)
         return damaged(path, "it has no digest", e);
     const int rc = digest_parts(parts, m, meta, 3, found, e);
-    return rc != 0                         ? rc
+    return rc != 0                       ? rc
            : strcmp(found, content) == 0 ? 0
-                                           : damaged(path, "its digest is another one", e);
+                                         : damaged(path, "its digest is another one", e);
 }
 
 /* That it is a checkpoint of this run; what of it is small. */
@@ -216,10 +216,11 @@ static int check_head(const struct trainer *t, const struct safetensors *f, cons
     if (!identity)
         return damaged(path, "it is no checkpoint of a training", e);
     if (!made || strcmp(made, layout) != 0)
-        return fail(e, FAIL_CONFLICT,
-                    "%.300s is a checkpoint of another version of jemd, which this one cannot read; "
-                    "go on with that one, or choose another directory",
-                    path);
+        return fail(
+            e, FAIL_CONFLICT,
+            "%.300s is a checkpoint of another version of jemd, which this one cannot read; "
+            "go on with that one, or choose another directory",
+            path);
     if (strcmp(identity, t->identity) != 0) {
         const int rc = check_content(f, path, e);
         return rc != 0 ? rc

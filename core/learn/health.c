@@ -101,16 +101,16 @@ double health_strain(const struct health *h, const struct recipe_health *limits,
 {
     const bool looked = h->fresh >= 2, moved = chains && h->steps > 0;
     const double beyond = h->right - h->chance;
-    const double shares[] = {
-        share(fabs(h->gap), limits->gap),
-        share(h->gradient, limits->gradient * h->least),
-        share(fabs(h->loss), limits->loss),
-        h->births > 0 ? share(h->lag, limits->lag) : 0,
-        moved ? share(limits->dead, h->gradient) : 0,
-        moved ? share(limits->drift, h->drift) : 0,
-        moved && limits->cosine > -1 ? share(1 - h->cosine, 1 - limits->cosine) : 0,
-        looked ? share(limits->fresh.right * (1 - h->chance), beyond) : 0,
-        looked ? share(h->fresh_lag, limits->fresh.lag) : 0};
+    const double shares[] = {share(fabs(h->gap), limits->gap),
+                             share(h->gradient, limits->gradient * h->least),
+                             share(fabs(h->loss), limits->loss),
+                             h->births > 0 ? share(h->lag, limits->lag) : 0,
+                             moved ? share(limits->dead, h->gradient) : 0,
+                             moved ? share(limits->drift, h->drift) : 0,
+                             moved && limits->cosine > -1 ? share(1 - h->cosine, 1 - limits->cosine)
+                                                          : 0,
+                             looked ? share(limits->fresh.right * (1 - h->chance), beyond) : 0,
+                             looked ? share(h->fresh_lag, limits->fresh.lag) : 0};
     double most = 0;
     for (size_t i = 0; i < sizeof shares / sizeof *shares && h->steps >= limits->warm_up; i++)
         most = shares[i] > most ? shares[i] : most;

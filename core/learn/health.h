@@ -27,18 +27,18 @@ extern const char *const health_texts[HEALTH_STATES]; /* a sentence's end: "the 
 
 /* Running means, of doubles only: an array of them is saved. */
 struct health {
-    double steps;     /* observed */
-    double gap;       /* log p of data minus that of chains */
-    double gradient;  /* mean |dF/dx| of chains */
-    double least;     /* the least of it after warm-up; 0 = not yet */
-    double lag;       /* log p of old chains minus that of newborn ones */
-    double births;    /* observed */
-    double drift;     /* mean |x_end - x_start| of a visit */
-    double cosine;    /* of consecutive gradients in a visit */
-    double right;     /* of fresh chains: share of labels read back right */
-    double chance;    /* of it: what guessing gets right */
-    double fresh_lag; /* log p(x) of the buffer minus that of fresh chains */
-    double fresh;     /* times looked at fresh chains */
+    double steps;                         /* observed */
+    double gap;                           /* log p of data minus that of chains */
+    double gradient;                      /* mean |dF/dx| of chains */
+    double least;                         /* the least of it after warm-up; 0 = not yet */
+    double lag;                           /* log p of old chains minus that of newborn ones */
+    double births;                        /* observed */
+    double drift;                         /* mean |x_end - x_start| of a visit */
+    double cosine;                        /* of consecutive gradients in a visit */
+    double right;                         /* of fresh chains: share of labels read back right */
+    double chance;                        /* of it: what guessing gets right */
+    double fresh_lag;                     /* log p(x) of the buffer minus that of fresh chains */
+    double fresh;                         /* times looked at fresh chains */
     double loss, cross_entropy, accuracy; /* of data */
 };
 

@@ -23,7 +23,8 @@ struct progress {
     long long best_step;                  /* 0 = there is none */
     long long base;                       /* step of what was gone back to last, -1 = never */
     long long from_best;                  /* step of the best one gone back to, 0 = never */
-    long long inexact; /* 1: not the bits of an uninterrupted run (other kernels; lost checkpoints) */
+    long long
+        inexact; /* 1: not the bits of an uninterrupted run (other kernels; lost checkpoints) */
     struct health health;
 };
 
