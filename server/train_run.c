@@ -215,6 +215,15 @@ static void publish(struct train_run *r, const struct trainer_step *s)
     pthread_mutex_unlock(&r->mu);
 }
 
+/* What was amiss with checkpoints. */
+static void log_note(const struct train_run *r)
+{
+    char text[2048];
+    if (trainer_note(r->trainer)[0])
+        logger(LOGGER_WARN, "training_checkpoints", "run=%s note=%s", r->t.directory,
+               logger_quote(trainer_note(r->trainer), text, sizeof text));
+}
+
 static void count(const struct train_run *r, const struct trainer_step *s, double seconds)
 {
     metrics_add(METRIC_TRAIN_STEPS, 1);
@@ -225,6 +234,7 @@ static void count(const struct train_run *r, const struct trainer_step *s, doubl
     metrics_add(METRIC_TRAIN_ROLLBACKS, 1);
     logger(LOGGER_WARN, "training_rolled_back", "run=%s step=%lld rollbacks=%d", r->t.directory,
            s->step, s->rollbacks);
+    log_note(r);
 }
 
 static int begin(struct train_run *r, struct err *e)
@@ -243,6 +253,7 @@ static int begin(struct train_run *r, struct err *e)
         rc = run_directory_write(r->t.directory, r->t.request, e);
     if (rc != 0)
         return rc;
+    log_note(r);
     pthread_mutex_lock(&r->mu);
     r->progress.first = r->progress.last.step = trainer_done(r->trainer);
     r->progress.last.rollbacks = trainer_rollbacks(r->trainer);
@@ -332,6 +343,7 @@ static int finish(struct train_run *r, struct err *e)
     if (rc != 0)
         return rc;
     r->result.steps = trainer_done(r->trainer);
+    r->result.exact = trainer_exact(r->trainer);
     r->result.grid = draw_buffer(r->trainer);
     r->result.metrics = read_metrics(r);
     return 0;

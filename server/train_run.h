@@ -59,6 +59,7 @@ struct train_result {
     long long bytes;
     long long steps;
     int rollbacks;
+    bool exact; /* the bits of an uninterrupted run */
     struct train_report report;
     struct blob *grid;    /* PNG of the replay buffer; NULL without chains */
     struct blob *metrics; /* CSV */

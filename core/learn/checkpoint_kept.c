@@ -216,7 +216,8 @@ static int load_best_instead(struct trainer *t, struct err *e)
                      "goes on from the best checkpoint, of step %lld: the result may not be the "
                      "same, bit for bit",
                      t->progress.step);
-    return t->existing ? 1 : checkpoint_save(t, e) == 0 ? 1 : -FAIL_IO;
+    const int saved = t->existing ? 0 : checkpoint_save(t, e);
+    return saved != 0 ? saved : 1;
 }
 
 int checkpoint_load(struct trainer *t, struct err *e)
