@@ -220,6 +220,18 @@ static int load_best_instead(struct trainer *t, struct err *e)
     return saved != 0 ? saved : 1;
 }
 
+/* Files that a process was writing (file/safetensors_write.c) when it was killed. */
+static void remove_leftovers(const struct trainer *t)
+{
+    static const char begin[] = ".safetensors-";
+    DIR *d = opendir(t->directory);
+    for (const struct dirent *at; d && (at = readdir(d));)
+        if (strncmp(at->d_name, begin, sizeof begin - 1) == 0)
+            unlinkat(dirfd(d), at->d_name, 0);
+    if (d)
+        closedir(d);
+}
+
 int checkpoint_load(struct trainer *t, struct err *e)
 {
     struct kept found[STEPS_MAX];
@@ -240,6 +252,7 @@ int checkpoint_load(struct trainer *t, struct err *e)
     if (t->existing)
         return 1;
     /* A run that was killed between writing and removing left some too many. */
+    remove_leftovers(t);
     rc = prune(t, e);
     return rc != 0 ? rc : 1;
 }

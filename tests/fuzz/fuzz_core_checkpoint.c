@@ -29,17 +29,38 @@ struct lab {
     struct recipe recipe;
     struct source source;
     struct trainer *trainer;
-    char good[128], bad[128];
+    char directory[64], good[128], bad[128];
 };
+
+static struct lab labs[2];
+
+static void clean_up(void)
+{
+    for (int i = 0; i < 2; i++) {
+        if (!labs[i].trainer)
+            continue;
+        unlink(labs[i].good);
+        unlink(labs[i].bad);
+        rmdir(labs[i].directory);
+    }
+}
+
+static void must(int rc, const struct err *e)
+{
+    if (rc != 0)
+        fprintf(stderr, "%s\n", e->text);
+    invariant(rc == 0);
+}
 
 static void open_lab(struct lab *l, const char *write)
 {
     static unsigned char images[8 * 16], labels[8] = {0, 1, 2, 0, 1, 2, 0, 1};
-    char directory[] = "/tmp/jemd-fuzz-XXXXXX", text[2048];
+    char text[2048];
     struct trainer_step s;
     struct err e;
     const int n = snprintf(text, sizeof text, recipe_text, write);
-    invariant(mkdtemp(directory) && recipe_parse(&l->recipe, text, (size_t)n, "fuzz", &e) == 0);
+    strcpy(l->directory, "/tmp/jemd-fuzz-XXXXXX");
+    invariant(mkdtemp(l->directory) && recipe_parse(&l->recipe, text, (size_t)n, "fuzz", &e) == 0);
     l->source = (struct source){.n = 8,
                                 .height = 4,
                                 .width = 4,
@@ -52,8 +73,8 @@ static void open_lab(struct lab *l, const char *write)
     invariant(trainer_open(&l->trainer, &o, &e) == 0);
     for (int i = 0; i < 4; i++)
         invariant(trainer_step(l->trainer, &s, &e) == 0);
-    snprintf(l->good, sizeof l->good, "%s/good", directory);
-    snprintf(l->bad, sizeof l->bad, "%s/bad", directory);
+    snprintf(l->good, sizeof l->good, "%s/good", l->directory);
+    snprintf(l->bad, sizeof l->bad, "%s/bad", l->directory);
     invariant(checkpoint_write(l->trainer, l->good, &e) == 0);
 }
 
@@ -86,7 +107,7 @@ static void write_spoilt(struct trainer *t, const char *path, const uint8_t *dat
     spread(t->parameters.values, t->parameters.n * sizeof(float), &data, &size);
     spread(t->buffer_x, entries * trainer_elements(t) * sizeof(float), &data, &size);
     free(state);
-    invariant(checkpoint_write(t, path, &e) == 0);
+    must(checkpoint_write(t, path, &e), &e);
 }
 
 static void write_raw(const char *path, const uint8_t *data, size_t size)
@@ -97,19 +118,20 @@ static void write_raw(const char *path, const uint8_t *data, size_t size)
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
-    static struct lab labs[2];
     struct trainer_step s;
     struct err e;
     if (size == 0)
         return 0;
     struct lab *l = &labs[data[0] & 1];
+    if (!labs[0].trainer && !labs[1].trainer)
+        atexit(clean_up);
     if (!l->trainer)
         open_lab(l, data[0] & 1 ? "ring" : "in_place");
     if (data[0] & 2)
         write_raw(l->bad, data + 1, size - 1);
     else
         write_spoilt(l->trainer, l->bad, data + 1, size - 1);
-    invariant(checkpoint_read(l->trainer, l->good, &e) == 0);
+    must(checkpoint_read(l->trainer, l->good, &e), &e);
     if (checkpoint_read(l->trainer, l->bad, &e) != 0) {
         invariant((e.code == FAIL_BAD_FILE || e.code == FAIL_CONFLICT) && e.text[0]);
         invariant(trainer_done(l->trainer) == 4);
@@ -120,6 +142,6 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         rc = trainer_step(l->trainer, &s, &e);
         invariant(rc == 0 || rc == 1 || rc == -FAIL_UNSUPPORTED);
     }
-    invariant(checkpoint_read(l->trainer, l->good, &e) == 0);
+    must(checkpoint_read(l->trainer, l->good, &e), &e);
     return 0;
 }

@@ -525,7 +525,7 @@ static void trouble_that_does_not_end_goes_to_the_beginning_and_to_a_verdict(voi
 /* Killed after the target was written again, before what is newer was removed; and before all that. */
 static void a_rollback_that_was_cut_off_comes_to_the_same(void **state)
 {
-    char directory[64], before[2][128], saved[2][128];
+    char directory[64], before[2][128], saved[2][128], half[128];
     size_t n, m;
     struct run r;
     struct trainer_step s;
@@ -544,10 +544,13 @@ static void a_rollback_that_was_cut_off_comes_to_the_same(void **state)
     run_close(&r);
     for (int i = 0; i < 2; i++) /* what the rollback to 10 had removed, 20 with one rollback less */
         copy(saved[i], before[i]);
+    snprintf(half, sizeof half, "%s/.safetensors-1-2-3", directory);
+    copy(saved[0], half);
     open_run(&r, training, 0, directory);
     assert_int_equal(trainer_done(r.trainer), 10);
     assert_int_equal(trainer_rollbacks(r.trainer), 2);
     assert_false(is_there(directory, "checkpoint-30"));
+    assert_int_not_equal(access(half, F_OK), 0);
     float *cut = finish(&r, &n);
     remove_directory(directory);
     make_directory(directory);
