@@ -32,16 +32,16 @@ struct lab {
     char directory[64], good[128], bad[128];
 };
 
-static struct lab labs[2];
+static struct lab benches[2];
 
 static void clean_up(void)
 {
     for (int i = 0; i < 2; i++) {
-        if (!labs[i].trainer)
+        if (!benches[i].trainer)
             continue;
-        unlink(labs[i].good);
-        unlink(labs[i].bad);
-        rmdir(labs[i].directory);
+        unlink(benches[i].good);
+        unlink(benches[i].bad);
+        rmdir(benches[i].directory);
     }
 }
 
@@ -122,8 +122,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     struct err e;
     if (size == 0)
         return 0;
-    struct lab *l = &labs[data[0] & 1];
-    if (!labs[0].trainer && !labs[1].trainer)
+    struct lab *l = &benches[data[0] & 1];
+    if (!benches[0].trainer && !benches[1].trainer)
         atexit(clean_up);
     if (!l->trainer)
         open_lab(l, data[0] & 1 ? "ring" : "in_place");
