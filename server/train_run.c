@@ -218,7 +218,7 @@ static void publish(struct train_run *r, const struct trainer_step *s)
 /* What was amiss with checkpoints. */
 static void log_note(const struct train_run *r)
 {
-    char text[2048];
+    char text[4096];
     if (trainer_note(r->trainer)[0])
         logger(LOGGER_WARN, "training_checkpoints", "run=%s note=%s", r->t.directory,
                logger_quote(trainer_note(r->trainer), text, sizeof text));

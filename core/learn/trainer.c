@@ -506,7 +506,7 @@ int trainer_step(struct trainer *t, struct trainer_step *out, struct err *e)
 
 int trainer_save(struct trainer *t, struct err *e)
 {
-    return t->directory[0] ? checkpoint_save(t, e) : 0;
+    return t->directory[0] && !t->existing ? checkpoint_save(t, e) : 0;
 }
 
 int trainer_load_best(struct trainer *t, struct err *e)

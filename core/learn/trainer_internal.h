@@ -44,7 +44,7 @@ struct trainer {
     struct pool *pool;
     char directory[1024], identity[2 * DIGEST_HEX]; /* digests of recipe and data */
     bool existing;                                  /* nothing is written to the directory */
-    char note[1500];                                /* trainer_note */
+    char note[3000];                                /* trainer_note */
     struct parameters parameters;
     struct net *net;
     struct joint *head;           /* of a general energy, or NULL */

@@ -351,7 +351,7 @@ class Life(TrainCase):
         other = job(recipe("5", **MIDDLE), name="bare", seed="4", data={"path": "bare"}, run="five")
         self.problem(self.post("/v1/jobs", other), 409, "conflict")
         done = self.succeeded(first["id"])  # which the store has kept
-        self.assertEqual(done["attempts"], 2)
+        self.assertEqual((done["attempts"], done["result"]["exact"]), (2, True))
         self.assertGreater(done["resumed_from_step"], 0)
         self.assertEqual(self.staged("5", "bare"), whole)  # without calibration it is the same file, or a conflict
         self.assertEqual(len(done["result"]["warnings"]), 2)
