@@ -34,7 +34,7 @@ static const char usage_text[] =
     "usage: jemd train RECIPE.json --data DIR --out RUN [option ...]\n"
     "\n"
     "Trains the model of a recipe (docs/training.md) on labelled images and writes it to\n"
-    "RUN/model.safetensors. RUN also holds metrics.csv, log.txt, the two newest checkpoints and "
+    "RUN/model.safetensors. RUN also holds metrics.csv, log.txt, the four newest checkpoints and "
     "the\n"
     "best one. The same command goes on from them after an interruption, and the result is the "
     "same, bit for "
@@ -131,6 +131,8 @@ static int open_log(struct run *r, struct err *e)
     say(r, text);
     if (r->data->note[0])
         say(r, r->data->note);
+    if (trainer_note(r->trainer)[0])
+        say(r, trainer_note(r->trainer));
     return 0;
 }
 
@@ -154,10 +156,25 @@ static void catch_signals(void)
     sigaction(SIGTERM, &action, NULL);
 }
 
+/* Nothing is made where there is nothing to export. */
+static int check_export(const struct options *o, struct err *e)
+{
+    char best[PATH_BYTES];
+    snprintf(best, sizeof best, "%s/best.safetensors", o->out);
+    if (o->export == EXPORT_NONE || run_directory_step(o->out) >= 0 ||
+        (o->export == EXPORT_BEST && access(best, F_OK) == 0))
+        return 0;
+    return fail(e, FAIL_NOT_FOUND,
+                "there is no checkpoint in %.300s: give the --out of a training that has begun",
+                o->out);
+}
+
 static int run_open(struct run *r, struct err *e)
 {
     const struct options *o = r->o;
-    int rc = read_recipe(&r->recipe, o->recipe, e);
+    int rc = check_export(o, e);
+    if (rc == 0)
+        rc = read_recipe(&r->recipe, o->recipe, e);
     if (rc != 0)
         return rc;
     rc = pool_open(&r->pool, (int)o->threads, e);
@@ -165,8 +182,11 @@ static int run_open(struct run *r, struct err *e)
         rc = open_data(r, e);
     if (rc == 0)
         rc = run_directory_lock(o->out, &r->lock, e);
-    const struct trainer_options t = {
-        .recipe = &r->recipe, .data = r->data, .pool = r->pool, .directory = o->out};
+    const struct trainer_options t = {.recipe = &r->recipe,
+                                      .data = r->data,
+                                      .pool = r->pool,
+                                      .directory = o->out,
+                                      .existing = o->export != EXPORT_NONE};
     if (rc == 0)
         rc = trainer_open(&r->trainer, &t, e);
     if (rc != 0)
@@ -175,7 +195,8 @@ static int run_open(struct run *r, struct err *e)
     r->first = trainer_done(r->trainer);
     r->begin_ns = timing_ns();
     r->live = isatty(STDERR_FILENO);
-    rc = run_directory_metrics(&r->metrics, o->out, r->first, e);
+    if (o->export == EXPORT_NONE)
+        rc = run_directory_metrics(&r->metrics, o->out, r->first, e);
     return rc == 0 ? open_log(r, e) : rc;
 }
 
@@ -279,6 +300,8 @@ static void say_rollback(struct run *r, const struct trainer_step *s)
     char text[300];
     run_directory_rolled_back(text, sizeof text, r->trainer, s);
     say(r, text);
+    if (trainer_note(r->trainer)[0])
+        say(r, trainer_note(r->trainer));
 }
 
 static int say_interrupted(struct run *r)

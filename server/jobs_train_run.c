@@ -56,12 +56,12 @@ static struct blob *describe_result(const struct training *t, const struct train
     if (!r->report.json)
         json_array_append_new(warnings, json_string("the data have no split \"test\" or \"calib\": "
                                                     "the model was not measured"));
-    return json_blob(json_pack("{s:o, s:{s:s, s:s, s:s, s:I, s:s}, s:s, s:I, s:i, s:b, s:o}",
+    return json_blob(json_pack("{s:o, s:{s:s, s:s, s:s, s:I, s:s}, s:s, s:I, s:i, s:b, s:b, s:o}",
                                "artifacts", files, "model", "name", t->job.model, "version",
                                t->job.version, "digest", r->digest, "bytes", (json_int_t)r->bytes,
                                "state", models_state_names[MODELS_STAGED], "run", t->q->run,
-                               "steps", (json_int_t)r->steps, "rollbacks", r->rollbacks,
-                               "calibrated", r->report.calibrated, "warnings", warnings));
+                               "steps", (json_int_t)r->steps, "rollbacks", r->rollbacks, "exact",
+                               r->exact, "calibrated", r->report.calibrated, "warnings", warnings));
 }
 
 /* The checkpoint itself is in the run. */

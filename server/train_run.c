@@ -218,6 +218,15 @@ static void publish(struct train_run *r, const struct trainer_step *s)
     pthread_mutex_unlock(&r->mu);
 }
 
+/* What was amiss with checkpoints. */
+static void log_note(const struct train_run *r)
+{
+    char text[4096];
+    if (trainer_note(r->trainer)[0])
+        logger(LOGGER_WARN, "training_checkpoints", "run=%s note=%s", r->t.directory,
+               logger_quote(trainer_note(r->trainer), text, sizeof text));
+}
+
 static void count(const struct train_run *r, double seconds)
 {
     metrics_add(METRIC_TRAIN_STEPS, 1);
@@ -235,6 +244,7 @@ static void note_rollback(const struct train_run *r, const struct trainer_step *
            "run=%s step=%lld to_step=%lld rollbacks=%d reason=%s", r->t.directory, s->step,
            trainer_done(r->trainer), s->rollbacks,
            logger_quote(health_texts[s->trouble], quoted, sizeof quoted));
+    log_note(r);
 }
 
 static int begin_log(struct train_run *r, struct err *e)
@@ -272,6 +282,7 @@ static int begin(struct train_run *r, struct err *e)
         rc = begin_log(r, e);
     if (rc != 0)
         return rc;
+    log_note(r);
     pthread_mutex_lock(&r->mu);
     r->progress.first = r->progress.last.step = trainer_done(r->trainer);
     r->progress.last.rollbacks = trainer_rollbacks(r->trainer);
@@ -365,6 +376,7 @@ static int finish(struct train_run *r, struct err *e)
     if (rc != 0)
         return rc;
     r->result.steps = trainer_done(r->trainer);
+    r->result.exact = trainer_exact(r->trainer);
     r->result.grid = draw_buffer(r->trainer);
     r->result.metrics = read_metrics(r);
     return 0;

@@ -62,6 +62,7 @@ struct train_result {
     long long steps;
     int rollbacks;
     char note[SOURCE_NOTE]; /* about the data, "" = none */
+    bool exact;             /* the bits of an uninterrupted run */
     struct train_report report;
     struct blob *grid;    /* PNG of the replay buffer; NULL without chains */
     struct blob *metrics; /* CSV */

@@ -65,6 +65,17 @@ int64_t optimiser_steps(const struct optimiser *o)
     return o->steps;
 }
 
+static size_t moment_bytes(const struct optimiser *o)
+{
+    return (size_t)o->n_moments * o->n * sizeof *o->moments;
+}
+
+void optimiser_reset(struct optimiser *o)
+{
+    o->steps = 0;
+    memset(o->moments, 0, moment_bytes(o));
+}
+
 static void adam(const struct optimiser *o, double rate, const float *gradient, float *restrict x)
 {
     const struct optimiser_options *p = &o->options;
@@ -103,11 +114,6 @@ void optimiser_step(struct optimiser *o, double rate, const float *gradient, flo
         sgd(o, rate, gradient, values);
 }
 
-static size_t moment_bytes(const struct optimiser *o)
-{
-    return (size_t)o->n_moments * o->n * sizeof *o->moments;
-}
-
 static struct state_head head_of(const struct optimiser *o)
 {
     struct state_head h = {.kind = (uint32_t)o->options.kind,
@@ -128,6 +134,13 @@ void optimiser_save(const struct optimiser *o, void *state)
     const struct state_head h = head_of(o);
     memcpy(state, &h, sizeof h);
     memcpy((char *)state + sizeof h, o->moments, moment_bytes(o));
+}
+
+int64_t optimiser_saved_steps(const void *state)
+{
+    struct state_head h;
+    memcpy(&h, state, sizeof h);
+    return h.steps;
 }
 
 int optimiser_load(struct optimiser *o, const void *state, size_t bytes, struct err *e)

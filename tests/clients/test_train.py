@@ -109,8 +109,7 @@ class Train(unittest.TestCase):
         self.assertEqual(self.rows("parts"), self.rows("whole"))
         self.assertEqual([int(r["step"]) for r in self.rows("whole")], list(range(5, STEPS + 1, 5)))
         left = sorted(n for n in os.listdir(os.path.join(self.folder, "parts")) if "checkpoint" in n)
-        self.assertEqual(left, [f"checkpoint-{STEPS - EVERY}.safetensors",
-                                f"checkpoint-{STEPS}.safetensors"])
+        self.assertEqual(left, sorted(f"checkpoint-{STEPS - i * EVERY}.safetensors" for i in range(4)))
 
     def test_the_writing_of_the_model_can_be_interrupted(self):
         document = recipe(steps=6, checkpoint_every=5)
@@ -244,6 +243,8 @@ class Train(unittest.TestCase):
                 ((self.command("x", "--threads", "0")), 2, "not a number"),
                 ((self.command("run", "--export", "bets")), 2, "best or last"),
                 ((self.command("run", "--export", "best")), 1, "no best checkpoint"),
+                ((self.command("mistyped", "--export", "last")), 1, "there is no checkpoint in"),
+                ((self.command("mistyped", "--export", "best")), 1, "there is no checkpoint in"),
                 ((self.command("x", recipe_path="/nonexistent.json")), 1, "cannot open"),
                 ([JEMD, "train"], 2, "usage"),
                 ([JEMD, "judge", "a", "b"], 2, "usage"),
@@ -251,6 +252,22 @@ class Train(unittest.TestCase):
             done = subprocess.run(words, capture_output=True, text=True, timeout=60)
             self.assertEqual(done.returncode, code, (words, done.stderr))
             self.assertIn(text, done.stderr)
+        self.assertFalse(os.path.exists(os.path.join(self.folder, "mistyped")))
+
+    def test_a_damaged_checkpoint_gives_way_to_an_older_one(self):
+        self.assertEqual(self.run_train("run").returncode, 0)
+        whole = self.model("run")
+        for step in (STEPS, STEPS - EVERY):
+            os.truncate(os.path.join(self.folder, "run", f"checkpoint-{step}.safetensors"), 3000)
+        done = self.run_train("run", "--export", "last")  # which leaves all as it is
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertIn("the file has", done.stderr)
+        self.assertIn(f"goes on from step {STEPS - 2 * EVERY}", done.stderr)
+        self.assertNotEqual(self.model("run"), whole)
+        done = self.run_train("run")
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertIn(f"goes on from step {STEPS - 2 * EVERY}", done.stderr)
+        self.assertEqual(self.model("run"), whole)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import unittest
 import jemd_test
 from jemd_test import BIN, SOURCE, patience, submit, wait_ended, wait_until
 from jobs_help import tensors
-from train_help import Clients, Events, by_command, picture, recipe, stripes
+from train_help import Clients, Events, by_command, make_impossible, picture, recipe, stripes
 
 LONG = {"steps": 1000000, "checkpoint_every": 1000}
 # A step of some milliseconds: there is time to cancel it also where it is fast.
@@ -372,7 +372,7 @@ class Life(TrainCase):
         other = job(recipe("5", **MIDDLE), name="bare", seed="4", data={"path": "bare"}, run="five")
         self.problem(self.post("/v1/jobs", other), 409, "conflict")
         done = self.succeeded(first["id"])  # which the store has kept
-        self.assertEqual(done["attempts"], 2)
+        self.assertEqual((done["attempts"], done["result"]["exact"]), (2, True))
         self.assertGreater(done["resumed_from_step"], 0)
         self.assertEqual(self.staged("5", "bare"), whole)  # without calibration it is the same file, or a conflict
         self.assertEqual(len(done["result"]["warnings"]), 2)
@@ -432,6 +432,14 @@ class Queue(TrainCase):
         Events(daemon, again["id"]).wait_for(lambda seen: any(k == "end" for k, _ in seen), 60, "the end")
         done = daemon.get("/v1/jobs/" + again["id"]).json()
         self.assertGreater(done["resumed_from_step"], 0)
+        # No checkpoint harms the daemon: one that lies gives way to an older one.
+        newest = max(int(n.split("-")[1].split(".")[0]) for n in os.listdir(self.run_path("slow", ""))
+                     if n.startswith("checkpoint-"))
+        make_impossible(self.run_path("slow", f"checkpoint-{newest}.safetensors"))
+        third = submit(daemon, {"type": "train", "resume_from": again["id"]})
+        Events(daemon, third["id"]).wait_for_step(1)
+        self.assertIn("its count of buffer entries cannot be", daemon.logged("training_checkpoints")[-1])
+        self.assertIn(f"checkpoint-{newest}.safetensors.damaged", os.listdir(self.run_path("slow", "")))
         daemon.stop()
 
     def test_a_run_that_is_given_up_says_why(self):
