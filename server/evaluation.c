@@ -61,6 +61,7 @@ int evaluation_open(const struct evaluation_state *r, struct dataset *out, const
                                          .attributes = labelled ? &r->model->d.attributes : NULL,
                                          .input = r->model->d.input,
                                          .resize = r->s->resize,
+                                         .calib_share = labelled ? r->s->calib_share : 0,
                                          .pool = r->pool};
     return data_read(out, &request, 0, e) == 0 ? 0 : evaluation_blame(e, dir, split);
 }

@@ -73,6 +73,12 @@ class Case(unittest.TestCase):
         body = self.model(out)
         return body[8 + int.from_bytes(body[:8], "little"):]
 
+    def origin(self, out):
+        """What a model file says of its making."""
+        body = self.model(out)
+        header = json.loads(body[8:8 + int.from_bytes(body[:8], "little")])
+        return json.loads(header["__metadata__"]["jemd"])["provenance"]
+
     def put_csv(self, data):
         lines = ["file,tone,way"]
         for i in range(ROWS):
@@ -176,6 +182,18 @@ class Formats(Case):
             counts.append(int(text.split(" images")[0].split()[-1]))
         self.assertEqual(sum(counts), ROWS)
         self.assertTrue(8 <= counts[1] <= 26, counts)
+        out = os.path.join(self.folder, "report.json")
+        subprocess.run([JEMD, "eval", os.path.join(self.folder, "train", "model.safetensors"), "--data",
+                        os.path.join(self.folder, "classes"), "--split", "calib", "--split-calib", "0.25",
+                        "--report", "train", "--resize", "fit", "--resamples", "0", "--json", out,
+                        "--transformed", "0"], check=True, timeout=120, stderr=subprocess.DEVNULL,
+                       stdout=subprocess.DEVNULL)
+        with open(out, encoding="utf-8") as stream:
+            report = json.load(stream)
+        self.assertEqual([report["reports"][0]["n"], report["n"]], counts)
+        for split, measured in (("train", report["reports"][0]), ("calib", report)):
+            self.assertEqual(self.origin(split)["data_sha256"], measured["data_sha256"])
+            self.assertEqual((self.origin(split)["split_calib"], measured["split_calib"]), (0.25, 0.25))
         self.assertIn("calib", self.run_train("classes", "no", "--split", "calib", recipe=recipe, code=1))
         self.assertIn("share", self.run_train("classes", "no", "--split-calib", "1", recipe=recipe, code=2))
 
@@ -193,6 +211,20 @@ class Formats(Case):
         self.assertIn("tone", self.run_train("csv", "noted", "--split", "train"))
         with open(os.path.join(self.folder, "noted", "log.txt"), encoding="utf-8") as log:
             self.assertIn("1 of 2 attributes have no column", log.read())
+
+    def test_a_broken_image_stops_a_run_before_it_begins(self):
+        recipe = self.write("one.json", one_attribute(steps=2))
+        self.put_classes("classes")
+        self.put_csv("csv")
+        for data, name, said in (("classes", "train/down/007.png", "classes/train/down/007.png: "),
+                                 ("csv", "images/40.png", "csv/train.csv:42: images/40.png: ")):
+            good = png(SIDE, SIDE, stripes(3))
+            self.put(f"{data}/{name}", good[:-20])
+            out = os.path.join(self.folder, "run-" + data)
+            self.assertIn(said, self.run_train(data, out, recipe=recipe, code=1))
+            self.assertFalse(os.path.exists(out))
+            self.put(f"{data}/{name}", good)
+            self.run_train(data, out, recipe=recipe)
 
     def test_a_model_is_judged_on_images_by_class(self):
         recipe = self.write("one.json", one_attribute(steps=20))
@@ -242,7 +274,7 @@ class Resume(Case):
                 stream.truncate(40)
             error = process.communicate(timeout=60)[1]
         self.assertEqual(process.returncode, 1, error)
-        self.assertIn("csv/images/5.png: ", error)
+        self.assertIn("csv/train.csv:7: images/5.png: ", error)
         # With other bytes it is another data set.
         self.assertIn("other data", self.run_train("csv", "parts", code=1))
         with open(path, "wb") as stream:
