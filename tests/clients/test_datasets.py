@@ -194,6 +194,14 @@ class Formats(Case):
         for split, measured in (("train", report["reports"][0]), ("calib", report)):
             self.assertEqual(self.origin(split)["data_sha256"], measured["data_sha256"])
             self.assertEqual((self.origin(split)["split_calib"], measured["split_calib"]), (0.25, 0.25))
+        for share, said in (("0.25", ""), ("0.2", ""), ("0.3", "its training kept out 0.25")):
+            found = subprocess.run([JEMD, "eval", os.path.join(self.folder, "train", "model.safetensors"),
+                                    "--data", os.path.join(self.folder, "classes"), "--split", "calib",
+                                    "--split-calib", share, "--fit", os.path.join(self.folder, "fitted"),
+                                    "--transformed", "0", "--resamples", "0"], capture_output=True,
+                                   text=True, timeout=120, check=False)
+            self.assertEqual(found.returncode, 1 if said else 0, found.stderr)
+            self.assertIn(said, found.stderr)
         self.assertIn("calib", self.run_train("classes", "no", "--split", "calib", recipe=recipe, code=1))
         self.assertIn("share", self.run_train("classes", "no", "--split-calib", "1", recipe=recipe, code=2))
 
