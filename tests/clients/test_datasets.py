@@ -150,7 +150,14 @@ class Formats(Case):
         recipe = self.write("cifar.json", made)
         row = bytes(range(256)) * 12
         self.put("cifar/data_batch_1.bin", b"".join(bytes([i % 10]) + row for i in range(20)))
-        self.run_train("cifar", "run", recipe=recipe)
+        self.run_train("cifar", "run", "--split-calib", "0.5", recipe=recipe)
+        fitted = os.path.join(self.folder, "fitted.safetensors")
+        said = subprocess.run([JEMD, "eval", os.path.join(self.folder, "run", "model.safetensors"), "--data",
+                               os.path.join(self.folder, "cifar"), "--split", "calib", "--split-calib", "0.5",
+                               "--fit", fitted, "--transformed", "0", "--resamples", "0"], text=True,
+                              capture_output=True, check=True, timeout=120).stdout
+        self.assertIn("cifar, split calib, ", said)
+        self.assertTrue(os.path.exists(fitted))
         self.put("cifar/data_batch_1.bin", b"\0" + row + b"\0" + row[:-1])
         self.assertIn("data_batch_1.bin: is cut off in row 1",
                       self.run_train("cifar", "other", recipe=recipe, code=1))
