@@ -144,7 +144,8 @@ static int open_data(struct run *r, struct err *e)
                                       .input = r->recipe.model.input,
                                       .resize = r->o->resize,
                                       .calib_share = r->o->calib_share,
-                                      .pool = r->pool};
+                                      .pool = r->pool,
+                                      .decode = run_directory_step(r->o->out) < 0};
     return data_open(&r->data, &want, e);
 }
 

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Labelled splits: every figure per attribute and over all, before and after the temperature. */
 #include "ebm/calibrate.h"
+#include "server/data_open.h"
 #include "server/evaluation_internal.h"
 
 #include <math.h>
@@ -355,6 +356,8 @@ static int put_split(json_t *o, const struct evaluation_state *r, const struct e
         json_object_set_new(o, "n", json_integer((json_int_t)s->pass.n));
         json_object_set_new(o, "data", json_string(data));
         json_object_set_new(o, "split", json_string(s->name));
+        if (data_parts(s->name, r->s->calib_share))
+            json_object_set_new(o, "split_calib", json_real(r->s->calib_share));
         json_object_set_new(o, "data_sha256", json_string(s->set.sha256));
         json_object_set_new(o, "preprocessing", json_string(evaluation_preprocessing(r, &s->set)));
         json_object_set_new(o, "attributes", attributes_json(r, &t, v));

@@ -284,6 +284,7 @@ static int parse(struct jobs *j, json_t *root, struct train_request **out, struc
     const struct train_task t = {.recipe = &q->recipe,
                                  .data = data,
                                  .split = q->split,
+                                 .calib_share = q->calib_share,
                                  .max_data_bytes = s->max_data_bytes,
                                  .threads = s->threads};
     rc = q->run ? check_run(j, root, q->run, e) : 0;

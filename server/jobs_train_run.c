@@ -51,8 +51,8 @@ static struct blob *describe_result(const struct training *t, const struct train
         json_array_append_new(warnings, json_string(r->note));
     if (!r->report.calibrated)
         json_array_append_new(warnings,
-                              json_string("the data have no split \"calib\": the model is not "
-                                          "calibrated and gives no p-values"));
+                              json_string("the data have no split \"calib\" (see split_calib): the "
+                                          "model is not calibrated and gives no p-values"));
     if (!r->report.json)
         json_array_append_new(warnings, json_string("the data have no split \"test\" or \"calib\": "
                                                     "the model was not measured"));
@@ -247,6 +247,7 @@ static int start(struct jobs *j, struct training *t, struct err *e)
     const struct train_task task = {.recipe = &t->q->recipe,
                                     .data = t->data,
                                     .split = t->q->split,
+                                    .calib_share = t->q->calib_share,
                                     .directory = t->directory,
                                     .request = t->request,
                                     .models = models,

@@ -28,6 +28,7 @@ static int find_split(size_t *bytes, size_t *images, const struct train_report_t
                                          .attributes = &d->attributes,
                                          .input = d->input,
                                          .resize = IMAGE_FIT,
+                                         .calib_share = t->calib_share,
                                          .max_bytes = t->max_data_bytes};
     int rc = data_open(&set, &request, e);
     if (rc != 0)
@@ -111,6 +112,7 @@ static int measure(struct train_report *out, const struct train_report_task *t, 
     evaluation_defaults(&s);
     s.model = m;
     s.data = t->data;
+    s.calib_share = t->calib_share;
     s.resize = IMAGE_FIT; /* as they were for the training */
     if (calib)
         s.splits[s.n_splits++] = "calib";

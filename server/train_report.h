@@ -9,8 +9,9 @@
 #include <stddef.h>
 
 struct train_report_task {
-    const char *model; /* the file; rewritten when it is calibrated */
-    const char *data;  /* directory */
+    const char *model;  /* the file; rewritten when it is calibrated */
+    const char *data;   /* directory */
+    double calib_share; /* of the rows of train that are calib; 0: a split of its own */
     size_t max_data_bytes;
     int threads; /* 0 = one a core */
     const _Atomic bool *cancel;

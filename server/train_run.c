@@ -55,16 +55,24 @@ struct train_run {
 
 /* ---- before it begins ---- */
 
-static int open_data(struct source **out, const struct train_task *t, struct pool *pool,
-                     struct err *e)
+static struct data_request data_of(const struct train_task *t)
 {
-    const struct data_request want = {.dir = t->data,
-                                      .split = t->split,
-                                      .attributes = &t->recipe->model.attributes,
-                                      .input = t->recipe->model.input,
-                                      .pool = pool,
-                                      .max_bytes = t->max_data_bytes};
-    return data_open(out, &want, e);
+    return (struct data_request){.dir = t->data,
+                                 .split = t->split,
+                                 .attributes = &t->recipe->model.attributes,
+                                 .input = t->recipe->model.input,
+                                 .calib_share = t->calib_share,
+                                 .max_bytes = t->max_data_bytes};
+}
+
+/* Images are decoded when the run begins: a broken one then ends it before it has a checkpoint. */
+static int open_data(struct train_run *r, struct err *e)
+{
+    struct data_request want = data_of(&r->t);
+    want.pool = r->pool;
+    want.decode = run_directory_step(r->t.directory) < 0;
+    want.stop = &r->stop;
+    return data_open(&r->data, &want, e);
 }
 
 /* An error about recipe or data where it has no pointer yet. */
@@ -91,8 +99,10 @@ static int measure(struct train_cost *out, const struct train_task *t, const str
 {
     const int threads = t->threads > 0 ? t->threads : pool_cores();
     const struct trainer_options o = {.recipe = t->recipe, .data = d};
-    const struct train_report_task report = {
-        .data = t->data, .max_data_bytes = t->max_data_bytes, .threads = threads};
+    const struct train_report_task report = {.data = t->data,
+                                             .calib_share = t->calib_share,
+                                             .max_data_bytes = t->max_data_bytes,
+                                             .threads = threads};
     struct trainer_cost c;
     size_t end;
     int rc = trainer_estimate(&c, &o, threads, e);
@@ -114,7 +124,8 @@ int train_run_check(struct train_cost *out, const struct train_task *t, size_t m
 {
     struct source *data;
     struct trainer *trainer;
-    int rc = open_data(&data, t, NULL, e);
+    const struct data_request want = data_of(t);
+    int rc = data_open(&data, &want, e);
     if (rc != 0)
         return blame(e, rc == -FAIL_NOT_FOUND ? "/data" : "/data/path");
     const struct trainer_options o = {.recipe = t->recipe, .data = data};
@@ -271,7 +282,7 @@ static int begin(struct train_run *r, struct err *e)
     if (rc == 0)
         rc = pool_open(&r->pool, r->t.threads, e); /* its threads have this one's priority */
     if (rc == 0)
-        rc = open_data(&r->data, &r->t, r->pool, e);
+        rc = open_data(r, e);
     const struct trainer_options o = {
         .recipe = r->t.recipe, .data = r->data, .pool = r->pool, .directory = r->t.directory};
     if (rc == 0)
@@ -340,10 +351,12 @@ static int stage(struct train_run *r, struct err *e)
 {
     const struct description *d = &r->t.recipe->model;
     char path[VERSIONS_PATH];
-    const struct run_directory_data data = {.sha256 = r->data->sha256, .split = r->t.split};
+    const struct run_directory_data data = {
+        .sha256 = r->data->sha256, .split = r->t.split, .calib_share = r->t.calib_share};
     json_t *from = run_directory_provenance(r->t.recipe, &data, trainer_done(r->trainer));
     const struct train_report_task t = {.model = path,
                                         .data = r->t.data,
+                                        .calib_share = r->t.calib_share,
                                         .max_data_bytes = r->t.max_data_bytes,
                                         .threads = r->t.threads,
                                         .cancel = &r->stop};
@@ -423,9 +436,9 @@ static void *run_main(void *arg)
         rc = finish(r, &r->error);
         if (rc == 0)
             end = TRAIN_DONE;
-        else if (rc == -FAIL_SHUTTING_DOWN) /* stopped; the last step has its checkpoint */
-            end = TRAIN_STOPPED;
     }
+    if (rc == -FAIL_SHUTTING_DOWN) /* stopped; the last step, if any, has its checkpoint */
+        end = TRAIN_STOPPED;
     close_log(r, end);
     let_go(r);
     atomic_store(&r->end, end);

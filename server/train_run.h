@@ -18,6 +18,7 @@ struct train_run;
 struct train_task {
     const struct recipe *recipe;
     const char *data, *split;   /* directory */
+    double calib_share;         /* of the rows of train, see data_open.h */
     const char *directory;      /* of the run */
     const struct blob *request; /* becomes its run.json */
     const char *models;         /* where the version is staged */

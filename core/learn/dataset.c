@@ -114,6 +114,9 @@ void dataset_close(struct dataset *d)
 
 int dataset_check_labels(const struct dataset *d, const int *limits, struct err *e)
 {
-    const struct source s = {.n = d->n, .columns = d->columns, .labels = d->labels};
+    const struct source s = {.n = d->n,
+                             .columns = d->columns,
+                             .labels = d->labels,
+                             .label_file = d->source ? d->source->label_file : NULL};
     return source_check_labels(&s, limits, e);
 }

@@ -121,6 +121,8 @@ class Refused(TrainCase):
         for path in ("link", "mixed", "table"):
             self.refused(job(data={"path": path}), 403, "forbidden", "/data/path")
         self.refused(job(data={"path": "nothing"}), 404, "not_found", "/data/path")
+        for data in ({"split_calib": 1}, {"split_calib": 0.1, "split": "calib"}):
+            self.refused(job(data={"path": "stripes", **data}), 422, "out_of_range", "/data/split_calib")
         for split in ("../train", ".hidden", "a/b", ""):
             self.refused(job(data={"path": "stripes", "split": split}), 422, "out_of_range", "/data/split")
         self.refused(job(data={"path": "stripes", "split": "nope"}), 404, "not_found", "/data")
@@ -377,6 +379,39 @@ class Life(TrainCase):
         self.assertEqual(self.staged("5", "bare"), whole)  # without calibration it is the same file, or a conflict
         self.assertEqual(len(done["result"]["warnings"]), 2)
         self.problem(self.post("/v1/jobs", {"type": "train", "run": "five"}), 409, "conflict")
+
+    def test_data_without_a_calib_split_end_calibrated_on_rows_kept_out_of_train(self):
+        """Those that `jemd train --split-calib` keeps out, and the others are trained on."""
+        document, share = recipe("1", steps=30), 0.25
+        document["model"]["name"] = "kept"
+        asked = job(document, data={"path": "bare", "split_calib": share}, run="kept")
+        trained = self.good(self.post("/v1/jobs:validate", asked))["images"]
+        self.assertTrue(0 < trained < 64, trained)
+        folder = os.path.join(self.root, "kept-by-command")
+        os.mkdir(folder)
+        whole = by_command(folder, os.path.join(self.data, "bare"), document, "--split-calib", str(share))
+        done = self.succeeded(submit(self.daemon, asked)["id"])
+        self.assertTrue(done["result"]["calibrated"])
+        self.same_weights(self.staged("1", "kept"), whole)
+        report = self.good(self.get(f"/v1/jobs/{done['id']}/artifacts/report.json"))
+        self.assertEqual((report["split"], report["split_calib"], report["n"]), ("calib", share, 64 - trained))
+        self.assertEqual(len(tensors(self.staged("1", "kept"))[0]["calibration.energies"]), 64 - trained)
+
+    def test_a_broken_image_fails_a_job_before_it_has_a_checkpoint(self):
+        path = os.path.join(self.data, "table-of-files")
+        os.makedirs(os.path.join(path, "images"))
+        for i in range(8):
+            with open(os.path.join(path, "images", f"{i}.png"), "wb") as stream:
+                stream.write(picture()[:-20 if i == 5 else None])
+        with open(os.path.join(path, "train.csv"), "w", encoding="utf-8") as stream:
+            stream.write("file,way,tone\n" + "".join(f"{i}.png,{i % 2},{i // 2 % 2}\n" for i in range(8)))
+        asked = job(recipe("1", steps=10), name="mended", data={"path": "table-of-files"}, run="mended")
+        done = wait_ended(self.daemon, submit(self.daemon, asked)["id"])
+        self.assertEqual((done["state"], done["error"]["code"]), ("failed", "bad_image"))
+        self.assertIn("table-of-files/train.csv:7: images/5.png: ", done["error"]["detail"])
+        with open(os.path.join(path, "images", "5.png"), "wb") as stream:
+            stream.write(picture())
+        self.succeeded(submit(self.daemon, asked)["id"])
 
     def test_what_the_disk_refuses_is_tried_three_times(self):
         self.assertEqual(self.post("/v1/queue:pause").status, 200)

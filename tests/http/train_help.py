@@ -56,12 +56,12 @@ def recipe(version="1", **training):
                                          "health": {"fresh": {"every": 0}}, "chains": chains} | training}
 
 
-def by_command(folder, data, document):
+def by_command(folder, data, document, *more):
     """The bytes of the model that `jemd train` makes of a recipe."""
     path, out = os.path.join(folder, "recipe.json"), os.path.join(folder, "by-command")
     with open(path, "w", encoding="utf-8") as stream:
         json.dump(document, stream)
-    subprocess.run([BIN, "train", path, "--data", data, "--out", out], check=True,
+    subprocess.run([BIN, "train", path, "--data", data, "--out", out, *more], check=True,
                    stderr=subprocess.DEVNULL, timeout=patience(300))
     with open(os.path.join(out, "model.safetensors"), "rb") as stream:
         return stream.read()
