@@ -81,6 +81,8 @@ int data_read(struct dataset *out, const struct data_request *r, size_t limit, s
 {
     struct source *s;
     const int rc = data_open(&s, r, e);
+    if (rc == 0)
+        s->stop = r->stop;
     if (rc == 0 && limit > 0 && limit < s->n)
         s->n = limit;
     return rc != 0 ? rc : dataset_take(out, s, max_bytes(r), r->pool, e);

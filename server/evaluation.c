@@ -62,7 +62,8 @@ int evaluation_open(const struct evaluation_state *r, struct dataset *out, const
                                          .input = r->model->d.input,
                                          .resize = r->s->resize,
                                          .calib_share = labelled ? r->s->calib_share : 0,
-                                         .pool = r->pool};
+                                         .pool = r->pool,
+                                         .stop = r->s->watch.cancel};
     return data_read(out, &request, 0, e) == 0 ? 0 : evaluation_blame(e, dir, split);
 }
 

@@ -29,6 +29,7 @@ static int find_split(size_t *bytes, size_t *images, const struct train_report_t
                                          .input = d->input,
                                          .resize = IMAGE_FIT,
                                          .calib_share = t->calib_share,
+                                         .stop = t->cancel,
                                          .max_bytes = t->max_data_bytes};
     int rc = data_open(&set, &request, e);
     if (rc != 0)

@@ -31,8 +31,9 @@ struct source {
     const unsigned char *labels; /* [n][columns] value numbers, 255 = missing, or NULL: none */
     const unsigned char *images; /* [n][height][width][channels], or NULL: ask load */
     const char *label_file;      /* where labels come from, for errors; NULL: told otherwise */
-    char sha256[DIGEST_HEX];     /* of all that decides what rows and labels are */
-    char note[SOURCE_NOTE];      /* a sentence the user should read, "" = none */
+    const _Atomic bool *stop; /* ends a copy of all rows with SHUTTING_DOWN; NULL: nothing does */
+    char sha256[DIGEST_HEX];  /* of all that decides what rows and labels are */
+    char note[SOURCE_NOTE];   /* a sentence the user should read, "" = none */
     /* Whether a row that was loaded so far came in another size; NULL: they never do. */
     const _Atomic bool *resized;
     /* Row `row` into image[height][width][channels]; the error names file and row. Any number of

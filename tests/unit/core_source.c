@@ -188,7 +188,11 @@ static void a_source_becomes_a_dataset_within_the_bound(void **state)
     dataset_close(&d);
     assert_int_equal(dataset_take(&d, opened_idx(), 21 * IMAGES - 1, pool, &e), -FAIL_BAD_FILE);
     assert_true(e.has_limit && e.limit == 21 * IMAGES - 1);
+    const _Atomic bool stop = true;
     struct source *s = opened_idx();
+    s->stop = &stop;
+    assert_int_equal(dataset_take(&d, s, 1 << 20, pool, &e), -FAIL_SHUTTING_DOWN);
+    s = opened_idx();
     files_cut(&folder, "train-images.idx3-ubyte", 16 + 20 * 100);
     assert_int_equal(dataset_take(&d, s, 1 << 20, pool, &e), -FAIL_BAD_FILE);
     assert_non_null(strstr(e.text, "image 1")); /* 100, or the first of another thread's rows */
