@@ -233,9 +233,11 @@ static void publish(struct train_run *r, const struct trainer_step *s)
 static void log_note(const struct train_run *r)
 {
     char text[4096];
-    if (trainer_note(r->trainer)[0])
-        logger(LOGGER_WARN, "training_checkpoints", "run=%s note=%s", r->t.directory,
-               logger_quote(trainer_note(r->trainer), text, sizeof text));
+    if (!trainer_note(r->trainer)[0])
+        return;
+    fprintf(r->log, "%s\n", trainer_note(r->trainer));
+    logger(LOGGER_WARN, "training_checkpoints", "run=%s note=%s", r->t.directory,
+           logger_quote(trainer_note(r->trainer), text, sizeof text));
 }
 
 static void count(const struct train_run *r, double seconds)

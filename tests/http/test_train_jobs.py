@@ -474,6 +474,7 @@ class Queue(TrainCase):
         third = submit(daemon, {"type": "train", "resume_from": again["id"]})
         Events(daemon, third["id"]).wait_for_step(1)
         self.assertIn("its count of buffer entries cannot be", daemon.logged("training_checkpoints")[-1])
+        self.assertIn("its count of buffer entries cannot be", self.log_of("slow")[-1])
         self.assertIn(f"checkpoint-{newest}.safetensors.damaged", os.listdir(self.run_path("slow", "")))
         daemon.stop()
 
