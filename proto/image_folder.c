@@ -51,7 +51,8 @@ static int add_image(struct scan *s, const char *class, const char *name, unsign
     const int n =
         snprintf(path, sizeof path, "%s/%s%s%s", s->split, class, *class ? "/" : "", name);
     invariant(n > 0 && (size_t)n < sizeof path);
-    return image_rows_add(s->r, path, (size_t)n, &label, e);
+    const struct image_row row = {.name = path, .length = (size_t)n, .labels = &label};
+    return image_rows_add(s->r, &row, e);
 }
 
 static int open_folder(DIR **out, int at, const char *name, const struct scan *s, const char *class,

@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "proto/image_rows.h"
 
-#include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>
@@ -14,6 +13,7 @@ void image_rows_init(struct image_rows *r, int columns, size_t max_bytes)
 void image_rows_fini(struct image_rows *r)
 {
     free(r->name_at);
+    free(r->lines);
     free(r->labels);
     free(r->names);
     *r = (struct image_rows){0};
@@ -50,7 +50,7 @@ static int no_memory(struct err *e)
 static int make_room(struct image_rows *r, size_t length, struct err *e)
 {
     const size_t k = (size_t)r->columns, names = r->names_bytes + length + 1;
-    const size_t used = names + (r->n + 1) * (k + sizeof *r->name_at);
+    const size_t used = names + (r->n + 1) * (k + sizeof *r->name_at + sizeof *r->lines);
     if (used > r->max_bytes) {
         fail(e, FAIL_BAD_FILE,
              "a list of more than %zu images needs more than the %zu bytes allowed", r->n,
@@ -72,6 +72,10 @@ static int make_room(struct image_rows *r, size_t length, struct err *e)
         if (!at)
             return no_memory(e);
         r->name_at = at;
+        uint32_t *lines = realloc(r->lines, capacity * sizeof *lines);
+        if (!lines)
+            return no_memory(e);
+        r->lines = lines;
         unsigned char *labels = realloc(r->labels, capacity * k + 1);
         if (!labels)
             return no_memory(e);
@@ -81,18 +85,18 @@ static int make_room(struct image_rows *r, size_t length, struct err *e)
     return 0;
 }
 
-int image_rows_add(struct image_rows *r, const char *name, size_t length,
-                   const unsigned char *labels, struct err *e)
+int image_rows_add(struct image_rows *r, const struct image_row *row, struct err *e)
 {
-    const int rc = make_room(r, length, e);
+    const int rc = make_room(r, row->length, e);
     if (rc != 0)
         return rc;
     r->name_at[r->n] = r->names_bytes;
-    memcpy(r->names + r->names_bytes, name, length);
-    r->names[r->names_bytes + length] = '\0';
-    r->names_bytes += length + 1;
+    r->lines[r->n] = row->line;
+    memcpy(r->names + r->names_bytes, row->name, row->length);
+    r->names[r->names_bytes + row->length] = '\0';
+    r->names_bytes += row->length + 1;
     if (r->columns > 0)
-        memcpy(r->labels + r->n * (size_t)r->columns, labels, (size_t)r->columns);
+        memcpy(r->labels + r->n * (size_t)r->columns, row->labels, (size_t)r->columns);
     r->n++;
     return 0;
 }

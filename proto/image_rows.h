@@ -11,11 +11,13 @@
 #include "learn/source.h"
 
 #include <stddef.h>
+#include <stdint.h>
 
 struct image_rows {
     size_t n, capacity;
     int columns;           /* 0: no labels */
     size_t *name_at;       /* [n] into names */
+    uint32_t *lines;       /* [n] of the table, from 1; 0: of no table */
     unsigned char *labels; /* [n][columns], 255 = missing */
     char *names;           /* paths below a folder, each with its NUL */
     size_t names_bytes, names_capacity;
@@ -26,9 +28,15 @@ struct image_rows {
 void image_rows_init(struct image_rows *r, int columns, size_t max_bytes);
 void image_rows_fini(struct image_rows *r);
 const char *image_rows_name(const struct image_rows *r, size_t row);
-/* labels[columns]. Errors: BAD_FILE (more than max_bytes), NO_MEMORY. */
-int image_rows_add(struct image_rows *r, const char *name, size_t length,
-                   const unsigned char *labels, struct err *e);
+struct image_row {
+    const char *name; /* [length] */
+    size_t length;
+    const unsigned char *labels; /* [columns] */
+    uint32_t line;
+};
+
+/* Copies it. Errors: BAD_FILE (more than max_bytes), NO_MEMORY. */
+int image_rows_add(struct image_rows *r, const struct image_row *row, struct err *e);
 
 /* Whether a file's name ends as PNG and JPEG files' do, in either case. */
 bool image_rows_is_image(const char *name);

@@ -27,6 +27,7 @@ struct image_source {
     struct image_rows rows;
     int dir; /* open folder, which names are below */
     char dir_name[PATH_BYTES];
+    char table[PATH_BYTES]; /* that the rows are from, "" = none */
     enum image_resize resize;
     _Atomic bool resized;
 };
@@ -89,10 +90,10 @@ static const char *folder_of(const char *dir, const char *name)
 
 static int list_celeba(struct image_source *s, const struct source_request *r, struct err *e)
 {
-    char path[PATH_BYTES], partition_path[PATH_BYTES];
+    char partition_path[PATH_BYTES];
     struct image_text list = {0}, partition = {0};
     const bool parted = exists(r->dir, celeba_partition, "");
-    int rc = read_text(&list, path, r->dir, celeba_list, "", e);
+    int rc = read_text(&list, s->table, r->dir, celeba_list, "", e);
     if (rc == 0 && parted)
         rc = read_text(&partition, partition_path, r->dir, celeba_partition, "", e);
     if (rc == 0)
@@ -105,10 +106,9 @@ static int list_celeba(struct image_source *s, const struct source_request *r, s
 
 static int list_csv(struct image_source *s, const struct source_request *r, struct err *e)
 {
-    char path[PATH_BYTES];
     struct image_text text = {0};
     const bool own = exists(r->dir, r->split, ".csv"); /* all rows are the split's */
-    int rc = read_text(&text, path, r->dir, own ? r->split : "attributes", ".csv", e);
+    int rc = read_text(&text, s->table, r->dir, own ? r->split : "attributes", ".csv", e);
     if (rc == 0)
         rc = image_rows_csv(&s->rows, &text, folder_of(r->dir, "images"), r->split,
                             own ? r->split : "train", r->attributes, e);
@@ -127,25 +127,37 @@ static int list(struct image_source *s, const struct source_request *r, struct e
 
 /* ---- a file ---- */
 
+/* Puts before what is wrong where the image is named: the table's line, else the folder. *why
+ * begins with the name. */
+static int blame(const struct image_source *s, size_t row, const struct err *why, struct err *e)
+{
+    const uint32_t line = s->rows.lines[row];
+    return line > 0 ? fail(e, why->code, "%s:%u: %.330s", clip_path(s->table).text, line, why->text)
+                    : fail(e, why->code, "%s/%.340s", clip_path(s->dir_name).text, why->text);
+}
+
+/* The same where *why does not. */
+static int blame_image(const struct image_source *s, size_t row, const struct err *why,
+                       struct err *e)
+{
+    struct err named;
+    fail(&named, why->code, "%s: %.320s", clip_path(image_rows_name(&s->rows, row)).text,
+         why->text);
+    return blame(s, row, &named, e);
+}
+
 static int read_file(const struct image_source *s, size_t row, unsigned char **bytes, size_t *size,
                      struct err *e)
 {
     const char *name = image_rows_name(&s->rows, row);
     struct regular f;
-    int rc = regular_open_below(&f, s->dir, name, e);
+    struct err why;
+    int rc = regular_open_below(&f, s->dir, name, &why);
     if (rc != 0)
-        return rc;
-    rc = regular_read(&f, name, FILE_MAX, bytes, size, e);
+        return blame(s, row, &why, e);
+    rc = regular_read(&f, name, FILE_MAX, bytes, size, &why);
     regular_close(&f);
-    return rc;
-}
-
-/* Puts the file's name before what is wrong with the image. */
-static int blame(const struct image_source *s, size_t row, const struct err *why, struct err *e)
-{
-    char path[2 * PATH_BYTES];
-    snprintf(path, sizeof path, "%s/%s", s->dir_name, image_rows_name(&s->rows, row));
-    return fail(e, why->code, "%s: %.320s", clip_path(path).text, why->text);
+    return rc == 0 ? 0 : blame(s, row, &why, e);
 }
 
 static int image_load(const struct source *base, size_t row, unsigned char *image, struct err *e)
@@ -170,45 +182,67 @@ static int image_load(const struct source *base, size_t row, unsigned char *imag
     }
     image_fini(&stored);
     image_fini(&sized);
-    return rc == 0 ? 0 : blame(s, row, &why, e);
+    return rc == 0 ? 0 : blame_image(s, row, &why, e);
 }
 
 /* ---- the digest ---- */
 
 struct reading {
     const struct image_source *s;
+    const struct image_source_request *r;
     size_t first; /* row of item 0 */
     char hex[ROWS_AT_ONCE][DIGEST_HEX];
     struct err errs[ROWS_AT_ONCE];
 };
+
+/* Whether a row could be loaded: its pixels are made and thrown away. */
+static int try_image(const struct image_source *s, const unsigned char *bytes, size_t size,
+                     struct err *e)
+{
+    const uint32_t w = (uint32_t)s->base.width, h = (uint32_t)s->base.height;
+    struct image stored = {0}, sized = {0};
+    int rc = image_decode(&stored, bytes, size, s->base.channels, &limits, e);
+    if (rc == 0 && s->resize == IMAGE_REJECT) /* the others take any size */
+        rc = image_resize(&sized, &stored, w, h, s->resize, e);
+    image_fini(&stored);
+    image_fini(&sized);
+    return rc;
+}
 
 /* pool_run's item: the digest of one file. */
 static void read_item(void *ctx, int item, int worker)
 {
     struct reading *r = ctx;
     const size_t row = r->first + (size_t)item;
-    struct err *e = &r->errs[item];
+    struct err *e = &r->errs[item], why;
     enum image_format format;
     unsigned char *bytes;
     size_t size;
+    int rc = 0;
     (void)worker;
     e->code = FAIL_NONE;
+    if (r->r->stop && *r->r->stop) {
+        fail(e, FAIL_SHUTTING_DOWN, "stopped while the images were looked through");
+        return;
+    }
     if (read_file(r->s, row, &bytes, &size, e) != 0)
         return;
-    if (image_sniff(bytes, size, &format) != 0) {
-        const struct err why = {.code = FAIL_BAD_IMAGE, .text = "is neither PNG nor JPEG"};
-        blame(r->s, row, &why, e);
-    }
+    if (image_sniff(bytes, size, &format) != 0)
+        rc = fail(&why, FAIL_BAD_IMAGE, "is neither PNG nor JPEG");
+    else if (r->r->decode)
+        rc = try_image(r->s, bytes, size, &why);
+    if (rc != 0)
+        blame_image(r->s, row, &why, e);
     digest_bytes(bytes, size, r->hex[item]);
     free(bytes);
 }
 
-static int digest_some(struct digest *d, struct reading *r, int n, struct pool *pool, struct err *e)
+static int digest_some(struct digest *d, struct reading *r, int n, struct err *e)
 {
     const struct image_rows *rows = &r->s->rows;
     const size_t k = (size_t)rows->columns;
-    if (pool)
-        pool_run(pool, n, read_item, r);
+    if (r->r->pool)
+        pool_run(r->r->pool, n, read_item, r);
     else
         for (int i = 0; i < n; i++)
             read_item(r, i, 0);
@@ -229,7 +263,8 @@ static int digest_some(struct digest *d, struct reading *r, int n, struct pool *
 }
 
 /* Of size and way of resizing, then of every row's name, file and labels. */
-static int digest_rows(struct image_source *s, struct pool *pool, struct err *e)
+static int digest_rows(struct image_source *s, const struct image_source_request *request,
+                       struct err *e)
 {
     struct digest *d = digest_begin();
     struct reading *r = calloc(1, sizeof *r);
@@ -240,11 +275,12 @@ static int digest_rows(struct image_source *s, struct pool *pool, struct err *e)
     if (rc == 0) {
         digest_add(d, head, (size_t)n);
         r->s = s;
+        r->r = request;
     }
     for (size_t row = 0; rc == 0 && row < s->rows.n; row += ROWS_AT_ONCE) {
         const size_t left = s->rows.n - row;
         r->first = row;
-        rc = digest_some(d, r, left < ROWS_AT_ONCE ? (int)left : ROWS_AT_ONCE, pool, e);
+        rc = digest_some(d, r, left < ROWS_AT_ONCE ? (int)left : ROWS_AT_ONCE, e);
     }
     digest_end(d, rc == 0 ? s->base.sha256 : NULL);
     free(r);
@@ -276,7 +312,7 @@ static int open_rows(struct image_source *s, const struct image_source_request *
         return fail(e, FAIL_OUT_OF_RANGE, "%s: the path is too long", clip_path(from->dir).text);
     rc = list(s, from, e);
     if (rc == 0)
-        rc = digest_rows(s, r->pool, e);
+        rc = digest_rows(s, r, e);
     s->base.n = s->rows.n;
     s->base.labels = s->base.columns > 0 ? s->rows.labels : NULL;
     memcpy(s->base.note, s->rows.note, sizeof s->base.note);

@@ -213,7 +213,8 @@ static int add_row(struct table *t, const char *file, struct err *e)
                      clip_text(file).text);
     const int n = snprintf(path, sizeof path, "%s%s%s", t->folder, *t->folder ? "/" : "", file);
     invariant(n > 0 && (size_t)n < sizeof path);
-    return image_rows_add(t->r, path, (size_t)n, t->labels, e);
+    const struct image_row row = {path, (size_t)n, t->labels, (uint32_t)t->l.number};
+    return image_rows_add(t->r, &row, e);
 }
 
 /* The first of what a text must hold. */

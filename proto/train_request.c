@@ -192,6 +192,8 @@ static int read_data(struct train_request *q, struct json_reader *root, struct e
         return json_missing(&r, "path", e);
     if (rc > 0)
         rc = json_get_string(&r, "split", TRAIN_SPLIT_MAX, &q->split, e);
+    if (rc >= 0)
+        rc = json_get_number(&r, "split_calib", 0, TRAIN_CALIB_MAX, &q->calib_share, e);
     if (rc < 0)
         return rc;
     if (!q->data[0] || !is_path(q->data)) {
@@ -203,6 +205,11 @@ static int read_data(struct train_request *q, struct json_reader *root, struct e
     if (!is_name(q->split)) {
         fail(e, FAIL_OUT_OF_RANGE, "a split's name is made of A-Z a-z 0-9 . _ -");
         return fail_at(e, "/data/split");
+    }
+    if (q->calib_share > 0 && strcmp(q->split, "train") != 0) {
+        fail(e, FAIL_OUT_OF_RANGE,
+             "\"split_calib\" divides the split \"train\", and \"split\" is another");
+        return fail_at(e, "/data/split_calib");
     }
     return json_reader_finish(&r, e);
 }

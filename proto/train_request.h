@@ -12,6 +12,8 @@
 
 enum { TRAIN_PATH_MAX = 255, TRAIN_SPLIT_MAX = 63, TRAIN_RUN_MAX = 63, TRAIN_PREVIEW_STEPS = 100 };
 
+#define TRAIN_CALIB_MAX 0.9
+
 struct train_limits {
     long long recipe_bytes, steps, parameters;
 };
@@ -21,6 +23,7 @@ struct train_request {
     const char *data, *split; /* relative path; borrowed from the root, as the next two */
     const char *run;          /* NULL = not named */
     const char *resume_from;  /* id of a job, NULL = none */
+    double calib_share;       /* of the rows of train, kept out of it to calibrate on; 0 = none */
     int preview_every_steps;  /* 0 = no previews */
     struct job_members members;
 };

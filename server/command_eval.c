@@ -2,6 +2,7 @@
 #include "server/command_eval.h"
 
 #include "base/timing.h"
+#include "server/data_open.h"
 #include "server/eval_report.h"
 #include "server/evaluation.h"
 #include "server/option_number.h"
@@ -37,6 +38,8 @@ static const char usage_text[] =
     "  --data DIR         IDX files, CIFAR's, images by class, or images with a table\n"
     "                     (docs/datasets.md)\n"
     "  --split SPLIT      which images, e.g. calib or test\n"
+    "  --split-calib S    calib is the share S (0 to 0.9) of the rows of train that `jemd train`\n"
+    "                     kept out with the same S, and train the others (default 0)\n"
     "  --report SPLIT     another split of DIR to measure; may be repeated. All that follows is\n"
     "                     measured on the first --report split (else --split), and the score that\n"
     "                     tells transformed images apart best is then chosen on --split\n"
@@ -75,6 +78,7 @@ static const char usage_text[] =
 
 static const struct option long_options[] = {{"data", required_argument, NULL, 'd'},
                                              {"split", required_argument, NULL, 's'},
+                                             {"split-calib", required_argument, NULL, 'C'},
                                              {"report", required_argument, NULL, 'r'},
                                              {"ood", required_argument, NULL, 'o'},
                                              {"transformed", required_argument, NULL, 'T'},
@@ -266,6 +270,8 @@ static int take_option(struct options *o, int letter)
     case 's':
         o->s.splits[0] = optarg;
         return 0;
+    case 'C':
+        return data_option_share("eval", optarg, &o->s.calib_share);
     case 'r':
         return append(o->s.splits, &o->s.n_splits, EVALUATION_SETS, optarg);
     case 'o':

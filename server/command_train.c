@@ -13,18 +13,28 @@
 #include <inttypes.h>
 #include <math.h>
 #include <signal.h>
+#include <stdarg.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <unistd.h>
 
-enum { EXIT_USAGE = 2, PATH_BYTES = 1200, RECIPE_MAX = 16 << 20, LIVE_MS = 250, LINE_MS = 30000 };
+enum { EXIT_FAILED = 1, EXIT_USAGE = 2, EXIT_INTERRUPTED = 3 };
+enum {
+    PATH_BYTES = 1200,
+    RECIPE_MAX = 16 << 20,
+    LIVE_MS = 250,
+    LINE_MS = 30000,
+    COLUMNS = 80 /* of a terminal that does not say */
+};
 
 static const char usage_text[] =
     "usage: jemd train RECIPE.json --data DIR --out RUN [option ...]\n"
     "\n"
     "Trains the model of a recipe (docs/training.md) on labelled images and writes it to\n"
-    "RUN/model.safetensors. RUN also holds metrics.csv, log.txt, the two newest checkpoints and "
+    "RUN/model.safetensors. RUN also holds metrics.csv, log.txt, the four newest checkpoints and "
     "the\n"
     "best one. The same command goes on from them after an interruption, and the result is the "
     "same, bit for "
@@ -45,7 +55,8 @@ static const char usage_text[] =
     "  --help          this text\n"
     "\n"
     "exit codes: 0 done, 1 failed or given up (the last line says why), 2 wrong usage,\n"
-    "            3 interrupted: a checkpoint was written\n";
+    "            3 interrupted, in training or while the model was being written: there is a\n"
+    "            checkpoint that the same command goes on from, and no model file was written\n";
 
 enum export { EXPORT_NONE, EXPORT_LAST, EXPORT_BEST };
 
@@ -72,12 +83,12 @@ struct run {
     int lock;        /* of the directory, -1 = not yet */
 };
 
-static volatile sig_atomic_t interrupted;
+static atomic_bool interrupted;
 
 static void on_signal(int number)
 {
     (void)number;
-    interrupted = 1;
+    atomic_store(&interrupted, true);
 }
 
 static int read_recipe(struct recipe *r, const char *path, struct err *e)
@@ -106,52 +117,65 @@ static void say(struct run *r, const char *text)
     if (r->live)
         fputs("\r\033[K", stderr);
     fprintf(stderr, "%s\n", text);
-    if (r->log) {
+    if (r->log)
         fprintf(r->log, "%s\n", text);
-        fflush(r->log);
-    }
 }
 
 static int open_log(struct run *r, struct err *e)
 {
-    char path[PATH_BYTES], text[512];
-    snprintf(path, sizeof path, "%s/log.txt", r->o->out);
-    r->log = fopen(path, "a");
-    if (!r->log)
-        return fail_errno(e, FAIL_IO, "cannot open %.300s", path);
-    char now[25];
-    timing_format(timing_wall_ms(), now);
-    snprintf(text, sizeof text,
-             "%s %s: %s from step %lld of %lld, %zu parameters, %zu images, %d threads", now,
-             r->recipe.model.name, r->first ? "goes on" : "begins", r->first, r->recipe.steps,
-             trainer_parameters(r->trainer)->n, r->data->n, pool_threads(r->pool));
+    char text[512];
+    const int rc = run_directory_log(&r->log, r->o->out, e);
+    if (rc != 0)
+        return rc;
+    run_directory_begun(text, sizeof text, r->trainer, r->data, pool_threads(r->pool));
     say(r, text);
     if (r->data->note[0])
         say(r, r->data->note);
+    if (trainer_note(r->trainer)[0])
+        say(r, trainer_note(r->trainer));
     return 0;
 }
 
-/* Signals end the program while the data are looked through: there is nothing to save yet. */
 static int open_data(struct run *r, struct err *e)
 {
-    const struct sigaction action = {.sa_handler = on_signal};
     const struct data_request want = {.dir = r->o->data,
                                       .split = r->o->split,
                                       .attributes = &r->recipe.model.attributes,
                                       .input = r->recipe.model.input,
                                       .resize = r->o->resize,
                                       .calib_share = r->o->calib_share,
-                                      .pool = r->pool};
-    const int rc = data_open(&r->data, &want, e);
+                                      .pool = r->pool,
+                                      .decode = run_directory_step(r->o->out) < 0};
+    return data_open(&r->data, &want, e);
+}
+
+/* Until then signals end the program: while the data are looked through there is nothing to save. */
+static void catch_signals(void)
+{
+    const struct sigaction action = {.sa_handler = on_signal};
     sigaction(SIGINT, &action, NULL);
     sigaction(SIGTERM, &action, NULL);
-    return rc;
+}
+
+/* Nothing is made where there is nothing to export. */
+static int check_export(const struct options *o, struct err *e)
+{
+    char best[PATH_BYTES];
+    snprintf(best, sizeof best, "%s/best.safetensors", o->out);
+    if (o->export == EXPORT_NONE || run_directory_step(o->out) >= 0 ||
+        (o->export == EXPORT_BEST && access(best, F_OK) == 0))
+        return 0;
+    return fail(e, FAIL_NOT_FOUND,
+                "there is no checkpoint in %.300s: give the --out of a training that has begun",
+                o->out);
 }
 
 static int run_open(struct run *r, struct err *e)
 {
     const struct options *o = r->o;
-    int rc = read_recipe(&r->recipe, o->recipe, e);
+    int rc = check_export(o, e);
+    if (rc == 0)
+        rc = read_recipe(&r->recipe, o->recipe, e);
     if (rc != 0)
         return rc;
     rc = pool_open(&r->pool, (int)o->threads, e);
@@ -159,16 +183,21 @@ static int run_open(struct run *r, struct err *e)
         rc = open_data(r, e);
     if (rc == 0)
         rc = run_directory_lock(o->out, &r->lock, e);
-    const struct trainer_options t = {
-        .recipe = &r->recipe, .data = r->data, .pool = r->pool, .directory = o->out};
+    const struct trainer_options t = {.recipe = &r->recipe,
+                                      .data = r->data,
+                                      .pool = r->pool,
+                                      .directory = o->out,
+                                      .existing = o->export != EXPORT_NONE};
     if (rc == 0)
         rc = trainer_open(&r->trainer, &t, e);
     if (rc != 0)
         return rc;
+    catch_signals();
     r->first = trainer_done(r->trainer);
     r->begin_ns = timing_ns();
     r->live = isatty(STDERR_FILENO);
-    rc = run_directory_metrics(&r->metrics, o->out, r->first, e);
+    if (o->export == EXPORT_NONE)
+        rc = run_directory_metrics(&r->metrics, o->out, r->first, e);
     return rc == 0 ? open_log(r, e) : rc;
 }
 
@@ -186,29 +215,64 @@ static void run_close(struct run *r)
         close(r->lock);
 }
 
+/* A line of fields, as many of them as `room` characters take, those that come first. */
+struct line {
+    char text[400];
+    size_t used, room;
+    bool full;
+};
+
+__attribute__((format(printf, 2, 3))) static void put(struct line *l, const char *format, ...)
+{
+    char field[100];
+    va_list values;
+    va_start(values, format);
+    vsnprintf(field, sizeof field, format, values);
+    va_end(values);
+    const size_t gap = l->used ? 2 : 0, n = strlen(field);
+    l->full |= l->used + gap + n > l->room;
+    if (l->full)
+        return;
+    memset(l->text + l->used, ' ', gap);
+    memcpy(l->text + l->used + gap, field, n + 1);
+    l->used += gap + n;
+}
+
+/* Characters of a line of the terminal as it is now; the last stays free, or some would wrap. */
+static size_t terminal_room(void)
+{
+    struct winsize size;
+    const bool known = ioctl(STDERR_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col > 1;
+    return known ? size.ws_col - 1u : COLUMNS - 1;
+}
+
 /* One line that is written over on a terminal, else one now and then. */
 static void show(struct run *r, const struct trainer_step *s)
 {
     const int64_t now = timing_ns();
-    char text[400];
     if (now - (r->live ? r->shown_ns : r->line_ns) <
         (int64_t)(r->live ? LIVE_MS : LINE_MS) * 1000000)
         return;
     r->shown_ns = r->line_ns = now;
+    struct line l = {.room = sizeof l.text - 1};
+    const size_t room = r->live ? terminal_room() : l.room;
+    l.room = room < l.room ? room : l.room;
     const double seconds = (double)(now - r->begin_ns) * 1e-9;
     const double rate = (double)(s->step - r->first) / seconds;
     const long left = (long)((double)(r->recipe.steps - s->step) / (rate > 0 ? rate : 1));
-    snprintf(text, sizeof text,
-             "step %lld/%lld  loss %.3f  accuracy %.3f  log p %.2f / %.2f  newborn %.2f  |g| %.4f  "
-             "%.1f steps/s  %.0f images/s  %ld:%02ld:%02ld left",
-             s->step, r->recipe.steps, s->loss, s->accuracy, s->log_p_data, s->log_p_chains,
-             s->newborn, s->health.gradient, rate,
-             rate * (r->recipe.batch + r->recipe.labelled_batch), left / 3600, left / 60 % 60,
-             left % 60);
+    put(&l, "step %lld/%lld", s->step, r->recipe.steps);
+    put(&l, "%ld:%02ld:%02ld left", left / 3600, left / 60 % 60, left % 60);
+    put(&l, "loss %.3f", s->loss);
+    put(&l, "accuracy %.3f", s->accuracy);
+    put(&l, "log p %.2f / %.2f", s->log_p_data, s->log_p_chains);
+    put(&l, "%.0f images/s", rate * trainer_images(r->trainer));
+    put(&l, "newborn %.2f", s->newborn);
+    put(&l, "|g| %.4f", s->health.gradient);
+    put(&l, "%.1f steps/s", rate);
     if (r->live)
-        fprintf(stderr, "\r\033[K%.200s", text);
+        fprintf(stderr, "\r\033[K%s", l.text);
     else
-        say(r, text);
+        say(r, l.text);
 }
 
 static int write_model(struct run *r, struct err *e)
@@ -219,7 +283,10 @@ static int write_model(struct run *r, struct err *e)
     json_t *from = run_directory_provenance(&r->recipe, &data, trainer_done(r->trainer));
     snprintf(path, sizeof path, "%s/model%s.safetensors", r->o->out,
              r->o->export == EXPORT_BEST ? "-best" : "");
-    const int rc = export_model(r->trainer, r->pool, from, path, e);
+    const struct export_task task = {
+        .pool = r->pool, .provenance = from, .path = path, .stop = &interrupted};
+    say(r, "writing the model");
+    const int rc = export_model(r->trainer, &task, e);
     json_decref(from);
     if (rc == 0) {
         snprintf(text, sizeof text, "wrote %s after %.0f s", path,
@@ -232,20 +299,30 @@ static int write_model(struct run *r, struct err *e)
 static void say_rollback(struct run *r, const struct trainer_step *s)
 {
     char text[300];
-    snprintf(text, sizeof text, "step %lld: %s; rolled back to step %lld, slower (%d of %d)",
-             s->step, health_texts[s->trouble], trainer_done(r->trainer), s->rollbacks,
-             r->recipe.health.retries);
+    run_directory_rolled_back(text, sizeof text, r->trainer, s);
     say(r, text);
+    if (trainer_note(r->trainer)[0])
+        say(r, trainer_note(r->trainer));
 }
 
-/* Steps to the end and writes the model, or stops at an interruption. */
+static int say_interrupted(struct run *r)
+{
+    char text[200];
+    snprintf(text, sizeof text, "interrupted at step %lld of %lld; the same command goes on",
+             trainer_done(r->trainer), r->recipe.steps);
+    say(r, text);
+    return 1;
+}
+
+/* Steps to the end and writes the model: 0; 1: interrupted, with a checkpoint. */
 static int run_steps(struct run *r, struct err *e)
 {
     struct trainer_step s;
+    int rc;
     if (r->o->export == EXPORT_BEST && trainer_load_best(r->trainer, e) != 0)
         return -e->code;
     while (r->o->export == EXPORT_NONE && !interrupted) {
-        const int rc = trainer_step(r->trainer, &s, e);
+        rc = trainer_step(r->trainer, &s, e);
         if (rc < 0)
             return rc;
         if (rc > 0)
@@ -259,7 +336,12 @@ static int run_steps(struct run *r, struct err *e)
     }
     if (r->live)
         fputc('\n', stderr);
-    return interrupted ? trainer_save(r->trainer, e) : write_model(r, e);
+    if (!interrupted) { /* all steps are done, and have their checkpoint */
+        rc = write_model(r, e);
+        return rc == -FAIL_SHUTTING_DOWN ? say_interrupted(r) : rc;
+    }
+    rc = r->o->export == EXPORT_NONE ? trainer_save(r->trainer, e) : 0;
+    return rc == 0 ? say_interrupted(r) : rc;
 }
 
 static int read_export(const char *text, enum export *out)
@@ -335,11 +417,11 @@ int command_train(int argc, char **argv)
     int rc = run_open(&r, &e);
     if (rc == 0)
         rc = run_steps(&r, &e);
-    if (rc != 0) {
+    if (rc < 0) {
         fprintf(stderr, "jemd train: %s\n", e.text);
         if (r.log)
             fprintf(r.log, "%s\n", e.text);
     }
     run_close(&r);
-    return rc != 0 ? 1 : interrupted ? 3 : 0;
+    return rc < 0 ? EXIT_FAILED : rc > 0 ? EXIT_INTERRUPTED : 0;
 }

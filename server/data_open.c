@@ -33,8 +33,12 @@ static int open_format(struct source **out, const struct data_request *r, const 
                     "of images",
                     clip_path(r->dir).text, clip_text(split).text, clip_text(split).text,
                     clip_text(split).text, clip_text(split).text);
-    const struct image_source_request images = {
-        .from = from, .input = r->input, .resize = r->resize, .pool = r->pool};
+    const struct image_source_request images = {.from = from,
+                                                .input = r->input,
+                                                .resize = r->resize,
+                                                .pool = r->pool,
+                                                .decode = r->decode,
+                                                .stop = r->stop};
     return image_source_open(out, &images, e);
 }
 
@@ -46,22 +50,29 @@ static int check_labels(const struct source *s, const struct attributes *a, stru
     return source_check_labels(s, limits, e);
 }
 
+bool data_parts(const char *split, double calib_share)
+{
+    return calib_share > 0 && (strcmp(split, "calib") == 0 || strcmp(split, "train") == 0);
+}
+
 int data_open(struct source **out, const struct data_request *r, struct err *e)
 {
-    const bool held_out = r->calib_share > 0 && strcmp(r->split, "calib") == 0;
-    const bool parted = held_out || (r->calib_share > 0 && strcmp(r->split, "train") == 0);
+    const bool parted = data_parts(r->split, r->calib_share);
+    const enum source_side side = strcmp(r->split, "calib") == 0 ? SOURCE_HELD_OUT : SOURCE_KEPT;
     struct source *s;
     int rc = open_format(&s, r, parted ? "train" : r->split, e);
-    if (rc == 0 && parted)
-        rc = source_part_open(&s, s, r->calib_share, held_out ? SOURCE_HELD_OUT : SOURCE_KEPT, e);
-    if (rc == 0)
-        rc = image_source_resize(&s, s, r->input, r->resize, e);
     if (rc != 0)
         return rc;
-    rc = check_labels(s, r->attributes, e);
-    if (rc != 0)
+    rc = check_labels(s, r->attributes, e); /* while rows are numbered as in their files */
+    if (rc != 0) {
         source_close(s);
-    else
+        return rc;
+    }
+    if (parted)
+        rc = source_part_open(&s, s, r->calib_share, side, e);
+    if (rc == 0)
+        rc = image_source_resize(&s, s, r->input, r->resize, e);
+    if (rc == 0)
         *out = s;
     return rc;
 }
@@ -70,6 +81,8 @@ int data_read(struct dataset *out, const struct data_request *r, size_t limit, s
 {
     struct source *s;
     const int rc = data_open(&s, r, e);
+    if (rc == 0)
+        s->stop = r->stop;
     if (rc == 0 && limit > 0 && limit < s->n)
         s->n = limit;
     return rc != 0 ? rc : dataset_take(out, s, max_bytes(r), r->pool, e);

@@ -7,9 +7,8 @@
 /* ---- the card ---- */
 
 static const char *const split_members[] = {
-    "n",          "data",  "split", "data_sha256",      "preprocessing",
-    "attributes", "macro", "exact", "energy_quantiles", "p_values",
-    NULL};
+    "n",          "data",  "split", "split_calib",      "data_sha256", "preprocessing",
+    "attributes", "macro", "exact", "energy_quantiles", "p_values",    NULL};
 static const char *const figure_members[] = {
     "name", "n",          "accuracy",   "ece",          "ece_adaptive",        "brier",
     "nll",  "nll_before", "ece_before", "brier_before", "ece_adaptive_before", "temperature",

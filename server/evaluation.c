@@ -61,7 +61,9 @@ int evaluation_open(const struct evaluation_state *r, struct dataset *out, const
                                          .attributes = labelled ? &r->model->d.attributes : NULL,
                                          .input = r->model->d.input,
                                          .resize = r->s->resize,
-                                         .pool = r->pool};
+                                         .calib_share = labelled ? r->s->calib_share : 0,
+                                         .pool = r->pool,
+                                         .stop = r->s->watch.cancel};
     return data_read(out, &request, 0, e) == 0 ? 0 : evaluation_blame(e, dir, split);
 }
 
@@ -140,6 +142,54 @@ void evaluation_put(json_t *object, json_t *intervals, const char *name, const s
 }
 
 /* ---- a run ---- */
+
+/* Whether the model says that it was trained on `train` of these data, but for this share. */
+static int was_trained_on(const struct evaluation_state *r, double share, enum image_resize resize,
+                          struct err *e)
+{
+    const json_t *from = json_object_get(r->model->d.root, "provenance");
+    const char *sha256 = json_string_value(json_object_get(from, "data_sha256"));
+    struct source *set;
+    const struct data_request request = {.dir = r->s->data,
+                                         .split = "train",
+                                         .attributes = &r->model->d.attributes,
+                                         .input = r->model->d.input,
+                                         .resize = resize,
+                                         .calib_share = share,
+                                         .pool = r->pool};
+    if (data_open(&set, &request, e) != 0)
+        return evaluation_blame(e, r->s->data, "train");
+    const int same = sha256 && strcmp(set->sha256, sha256) == 0;
+    source_close(set);
+    return same;
+}
+
+/* A larger share than training kept out is a calibration on rows that were trained on: then the data
+ * are looked at, to be sure that they are those of the training. */
+static int check_held_out(const struct evaluation_state *r, struct err *e)
+{
+    const struct evaluation_setup *s = r->s;
+    const json_t *from = json_object_get(r->model->d.root, "provenance");
+    const char *split = json_string_value(json_object_get(from, "split"));
+    const double kept_out = json_number_value(json_object_get(from, "split_calib"));
+    if (!s->fit || strcmp(s->splits[0], "calib") != 0 || kept_out >= s->calib_share || !split ||
+        strcmp(split, "train") != 0)
+        return 0;
+    int rc = was_trained_on(r, kept_out, s->resize, e);
+    if (rc == 0 && s->resize != IMAGE_FIT) /* a training's default; both enter the digest */
+        rc = was_trained_on(r, kept_out, IMAGE_FIT, e);
+    if (rc <= 0)
+        return rc;
+    return kept_out > 0
+               ? fail(e, FAIL_BAD_REQUEST,
+                      "the model was trained on rows that --split-calib %g would calibrate "
+                      "it on: its training kept out %g",
+                      s->calib_share, kept_out)
+               : fail(e, FAIL_BAD_REQUEST,
+                      "the model was trained on all rows of train: --split-calib %g would "
+                      "calibrate it on some of them",
+                      s->calib_share);
+}
 
 static json_t *model_json(const struct model *m)
 {
@@ -229,7 +279,8 @@ static int prepare(struct evaluation_state *r, struct err *e)
         return fail(e, FAIL_NO_MEMORY, "out of memory");
     for (int k = 0; k < a->n; k++)
         r->temperatures[k] = a->list[k].temperature;
-    return begin(r, e);
+    rc = check_held_out(r, e);
+    return rc == 0 ? begin(r, e) : rc;
 }
 
 static int write_fitted(struct evaluation_state *r, struct err *e)

@@ -40,6 +40,7 @@ struct evaluation_setup {
     const char *data;
     const char *splits[EVALUATION_SETS]; /* the first is calibrated on, where `fit` */
     int n_splits;
+    double calib_share; /* of the rows of train that are the split calib (server/data_open.h) */
     const struct evaluation_foreign *foreign; /* [n_foreign] */
     int n_foreign;
     const char *fit; /* where the calibrated model goes (may be the model's own path), or NULL */

@@ -55,7 +55,8 @@ static int measure(struct comparison *c, const struct evaluation_state *r, struc
                                              .figures = EVAL_SCORES * MEASURES,
                                              .statistic = statistic,
                                              .ctx = c,
-                                             .pool = r->pool},
+                                             .pool = r->pool,
+                                             .stop = r->s->watch.cancel},
                          e);
 }
 

@@ -27,8 +27,8 @@ struct evaluation_state {
     struct evaluation *out;
 };
 
-/* Opens a split of a directory; labels of the model's attributes are wanted and checked when
- * `labelled`. The error names the split. */
+/* Opens a split of a directory. `labelled`: of the setup's own data, of which labels of the model's
+ * attributes are wanted and checked, and train may be divided. The error names the split. */
 int evaluation_open(const struct evaluation_state *r, struct dataset *out, const char *dir,
                     const char *split, bool labelled, struct err *e);
 /* Puts "dir, split s: " before the error; returns its code. */

@@ -293,6 +293,7 @@ int evaluation_draw_pictures(struct evaluation_state *r, struct err *e)
     int rc = walkers_open(&d.walkers, r->model->net, &r->model->d.attributes, r->pool, e);
     if (rc != 0)
         return rc;
+    walkers_watch(d.walkers, r->s->watch.cancel);
     rc = draw_split(&d, e);
     if (rc == 0)
         rc = draw_novel(&d, e);

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Labelled splits: every figure per attribute and over all, before and after the temperature. */
 #include "ebm/calibrate.h"
+#include "server/data_open.h"
 #include "server/evaluation_internal.h"
 
 #include <math.h>
@@ -181,7 +182,8 @@ static int measure(struct interval **out, const struct evaluation_state *r, stru
                                                .grows = grows,
                                                .statistic = statistic,
                                                .ctx = t,
-                                               .pool = r->pool},
+                                               .pool = r->pool,
+                                               .stop = r->s->watch.cancel},
                            e);
     }
     free(grows);
@@ -325,7 +327,8 @@ static int put_quantiles(json_t *o, const struct evaluation_state *r, const stru
                                                      .figures = QUANTILES,
                                                      .statistic = quantiles_statistic,
                                                      .ctx = &all,
-                                                     .pool = r->pool},
+                                                     .pool = r->pool,
+                                                     .stop = r->s->watch.cancel},
                                  e);
     json_t *list = json_object(), *intervals = json_object();
     for (int i = 0; rc == 0 && i < QUANTILES; i++)
@@ -353,6 +356,8 @@ static int put_split(json_t *o, const struct evaluation_state *r, const struct e
         json_object_set_new(o, "n", json_integer((json_int_t)s->pass.n));
         json_object_set_new(o, "data", json_string(data));
         json_object_set_new(o, "split", json_string(s->name));
+        if (data_parts(s->name, r->s->calib_share))
+            json_object_set_new(o, "split_calib", json_real(r->s->calib_share));
         json_object_set_new(o, "data_sha256", json_string(s->set.sha256));
         json_object_set_new(o, "preprocessing", json_string(evaluation_preprocessing(r, &s->set)));
         json_object_set_new(o, "attributes", attributes_json(r, &t, v));

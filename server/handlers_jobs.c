@@ -133,10 +133,13 @@ static void finish_submit(struct call *c, json_t *root, struct blob *input)
 
 static json_t *estimate_json(const struct job_estimate *est, enum job_type type)
 {
-    if (type == JOB_TRAIN)
-        return json_pack("{s:b, s:I, s:I, s:I, s:I}", "valid", 1, "steps", (json_int_t)est->steps,
-                         "parameters", (json_int_t)est->parameters, "images",
-                         (json_int_t)est->images, "memory_bytes", (json_int_t)est->memory_bytes);
+    if (type == JOB_TRAIN) {
+        json_t *warnings = est->warning[0] ? json_pack("[s]", est->warning) : json_array();
+        return json_pack("{s:b, s:I, s:I, s:I, s:I, s:o}", "valid", 1, "steps",
+                         (json_int_t)est->steps, "parameters", (json_int_t)est->parameters,
+                         "images", (json_int_t)est->images, "memory_bytes",
+                         (json_int_t)est->memory_bytes, "warnings", warnings);
+    }
     if (type == JOB_PREDICT)
         return json_pack("{s:b, s:I, s:I, s:f, s:f}", "valid", 1, "images", (json_int_t)est->images,
                          "memory_bytes", (json_int_t)est->memory_bytes, "estimated_run_seconds",

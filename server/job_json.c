@@ -140,6 +140,9 @@ struct blob *job_training_line(const struct job *j, const struct train_progress 
                    {"rate", s->rate}};
     for (size_t i = 0; i < sizeof numbers / sizeof numbers[0]; i++)
         json_object_set_new(root, numbers[i].name, json_real_or_null(numbers[i].value));
+    json_object_set_new(root, "rollback_reason",
+                        p->trouble == HEALTH_GOOD ? json_null()
+                                                  : json_string(health_texts[p->trouble]));
     return json_blob(root);
 }
 

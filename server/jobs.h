@@ -9,6 +9,7 @@
 #include "base/fail.h"
 #include "ebm/chains.h"
 #include "file/json.h"
+#include "learn/source.h"
 #include "proto/job_members.h"
 #include "proto/predict_request.h"
 #include "proto/sample_request.h"
@@ -57,6 +58,7 @@ struct job_estimate {
     double queue_seconds; /* backlog before it */
     /* Of a training: images of data; of predictions: those to predict. */
     long long steps, parameters, images;
+    char warning[SOURCE_NOTE]; /* about its data, "" = none */
 };
 
 /* Errors: NO_MEMORY, IO. */

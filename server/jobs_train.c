@@ -281,8 +281,12 @@ static int parse(struct jobs *j, json_t *root, struct train_request **out, struc
         rc = train_request_parse(&q, root, &s->limits, e);
     if (rc != 0)
         return rc;
-    const struct train_task t = {
-        .recipe = &q->recipe, .data = data, .split = q->split, .max_data_bytes = s->max_data_bytes};
+    const struct train_task t = {.recipe = &q->recipe,
+                                 .data = data,
+                                 .split = q->split,
+                                 .calib_share = q->calib_share,
+                                 .max_data_bytes = s->max_data_bytes,
+                                 .threads = s->threads};
     rc = q->run ? check_run(j, root, q->run, e) : 0;
     if (rc == 0)
         rc = check_version(j, q, e);
@@ -308,6 +312,7 @@ int train_validate(struct jobs *j, json_t *root, struct job_estimate *out, struc
                                  .parameters = cost.parameters,
                                  .images = cost.images,
                                  .memory_bytes = cost.memory_bytes};
+    memcpy(out->warning, cost.note, sizeof out->warning);
     train_request_free(q);
     return 0;
 }

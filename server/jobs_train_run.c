@@ -47,19 +47,21 @@ static struct blob *describe_result(const struct training *t, const struct train
     json_t *files = json_array(), *warnings = json_array();
     for (int i = 0; i < n; i++)
         json_array_append_new(files, job_artifact_json(&list[i]));
+    if (r->note[0])
+        json_array_append_new(warnings, json_string(r->note));
     if (!r->report.calibrated)
         json_array_append_new(warnings,
-                              json_string("the data have no split \"calib\": the model is not "
-                                          "calibrated and gives no p-values"));
+                              json_string("the data have no split \"calib\" (see split_calib): the "
+                                          "model is not calibrated and gives no p-values"));
     if (!r->report.json)
         json_array_append_new(warnings, json_string("the data have no split \"test\" or \"calib\": "
                                                     "the model was not measured"));
-    return json_blob(json_pack("{s:o, s:{s:s, s:s, s:s, s:I, s:s}, s:s, s:I, s:i, s:b, s:o}",
+    return json_blob(json_pack("{s:o, s:{s:s, s:s, s:s, s:I, s:s}, s:s, s:I, s:i, s:b, s:b, s:o}",
                                "artifacts", files, "model", "name", t->job.model, "version",
                                t->job.version, "digest", r->digest, "bytes", (json_int_t)r->bytes,
                                "state", models_state_names[MODELS_STAGED], "run", t->q->run,
-                               "steps", (json_int_t)r->steps, "rollbacks", r->rollbacks,
-                               "calibrated", r->report.calibrated, "warnings", warnings));
+                               "steps", (json_int_t)r->steps, "rollbacks", r->rollbacks, "exact",
+                               r->exact, "calibrated", r->report.calibrated, "warnings", warnings));
 }
 
 /* The checkpoint itself is in the run. */
@@ -245,6 +247,7 @@ static int start(struct jobs *j, struct training *t, struct err *e)
     const struct train_task task = {.recipe = &t->q->recipe,
                                     .data = t->data,
                                     .split = t->q->split,
+                                    .calib_share = t->q->calib_share,
                                     .directory = t->directory,
                                     .request = t->request,
                                     .models = models,

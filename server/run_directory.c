@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "server/run_directory.h"
 
+#include "base/timing.h"
+
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -127,6 +129,38 @@ void run_directory_row(FILE *metrics, const struct trainer_step *s)
     fprintf(metrics, "%.6g,%.6g,%.6g,%.6g,%.6g,%.6g,%lld\n", s->drift, s->cosine, s->right,
             s->fresh_log_p, s->fresh_lag, s->kl, s->best);
     fflush(metrics);
+}
+
+int run_directory_log(FILE **out, const char *path, struct err *e)
+{
+    char file[RUN_DIRECTORY_PATH];
+    join(file, path, "log.txt");
+    FILE *f = fopen(file, "ae");
+    if (!f)
+        return fail_errno(e, FAIL_IO, "cannot open %.300s", file);
+    setvbuf(f, NULL, _IOLBF, BUFSIZ);
+    *out = f;
+    return 0;
+}
+
+void run_directory_begun(char *out, size_t size, const struct trainer *t, const struct source *data,
+                         int threads)
+{
+    const struct recipe *r = trainer_recipe(t);
+    const long long first = trainer_done(t);
+    char now[25];
+    timing_format(timing_wall_ms(), now);
+    snprintf(out, size, "%s %s: %s from step %lld of %lld, %zu parameters, %zu images, %d threads",
+             now, r->model.name, first ? "goes on" : "begins", first, r->steps,
+             trainer_parameters(t)->n, data->n, threads);
+}
+
+void run_directory_rolled_back(char *out, size_t size, const struct trainer *t,
+                               const struct trainer_step *s)
+{
+    snprintf(out, size, "step %lld: %s; rolled back to step %lld, slower (%d of %d)", s->step,
+             health_texts[s->trouble], trainer_done(t), s->rollbacks,
+             trainer_recipe(t)->health.retries);
 }
 
 json_t *run_directory_provenance(const struct recipe *r, const struct run_directory_data *d,

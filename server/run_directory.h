@@ -2,7 +2,7 @@
 #pragma once
 /*
  * The directory of a training run, beside the trainer's checkpoints: `lock`, held by whoever trains;
- * `run.json`, the request a daemon began it with; `metrics.csv`. Used by `jemd train` and the
+ * `run.json`, the request a daemon began it with; `metrics.csv`; `log.txt`. Used by `jemd train` and the
  * training jobs.
  */
 #include "file/json.h"
@@ -28,6 +28,14 @@ int run_directory_write(const char *path, const struct blob *request, struct err
  * IO. */
 int run_directory_metrics(FILE **out, const char *path, long long first, struct err *e);
 void run_directory_row(FILE *metrics, const struct trainer_step *s);
+
+/* Opens log.txt for appending, a line at a time. Errors: IO. */
+int run_directory_log(FILE **out, const char *path, struct err *e);
+/* A line of it: that a training begins or goes on from where it is; what a step was rolled back for. */
+void run_directory_begun(char *out, size_t size, const struct trainer *t, const struct source *data,
+                         int threads);
+void run_directory_rolled_back(char *out, size_t size, const struct trainer *t,
+                               const struct trainer_step *s);
 
 struct run_directory_data {
     const char *sha256, *split;

@@ -153,7 +153,7 @@ const struct key keys[] = {
      "A training that takes longer ends as expired, with a checkpoint to go on from."},
     {FIELD(train, max_data_bytes), BYTES, KIB, 1024 * GIB, "bytes", "1G", "One split of a data set."},
     {FIELD(train, max_memory_bytes), BYTES, MIB, 1024 * GIB, "bytes", "2G",
-     "What a training holds: data, parameters, replay buffer. Not part of memory.budget_bytes."},
+     "What a training holds, with the evaluation at its end. Not part of memory.budget_bytes."},
 
     {FIELD(log, level), LEVEL, 0, 0, "", "info", "Least severe level that is logged."},
     {FIELD(log, access), BOOLEAN, 0, 0, "", "yes", "Log one line a request."},

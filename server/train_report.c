@@ -8,18 +8,28 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { PICTURES = 6 }; /* conditions that are drawn on the page */
+enum {
+    PICTURES = 6,          /* conditions that are drawn on the page */
+    PICTURE_IMAGES = 17,   /* of each: chains, and steps of one */
+    GUESS_BYTES = 4 * 32,  /* of a label of an image, in the tables of one split (ebm/figures.h) */
+    VALUE_BYTES = 36,      /* of a value of it */
+    SCORES_BYTES = 32,     /* of an image: scores, energies, draws of the bootstrap */
+    FIGURES_BYTES = 8 * 20 /* of a value in one resample */
+};
 
-/* 1: the data have such a split with the model's labels; 0: they have not. */
-static int has_split(const struct train_report_task *t, const struct model *m, const char *split,
-                     struct err *e)
+/* 1: the data have such a split with the model's labels, *bytes: what it takes in memory; 0: they
+ * have not. */
+static int find_split(size_t *bytes, size_t *images, const struct train_report_task *t,
+                      const struct description *d, const char *split, struct err *e)
 {
     struct source *set;
     const struct data_request request = {.dir = t->data,
                                          .split = split,
-                                         .attributes = &m->d.attributes,
-                                         .input = m->d.input,
+                                         .attributes = &d->attributes,
+                                         .input = d->input,
                                          .resize = IMAGE_FIT,
+                                         .calib_share = t->calib_share,
+                                         .stop = t->cancel,
                                          .max_bytes = t->max_data_bytes};
     int rc = data_open(&set, &request, e);
     if (rc != 0)
@@ -29,8 +39,48 @@ static int has_split(const struct train_report_task *t, const struct model *m, c
                   "the %zu images of the split \"%s\" are more than train.max_data_bytes to be "
                   "measured at once",
                   set->n, split);
+    *images = set->n;
+    *bytes = mem_times(set->n, (int)source_image_bytes(set) + set->columns);
     source_close(set);
     return rc == 0 ? 1 : rc;
+}
+
+static int has_split(const struct train_report_task *t, const struct model *m, const char *split,
+                     struct err *e)
+{
+    size_t bytes, images;
+    return find_split(&bytes, &images, t, &m->d, split, e);
+}
+
+/* Of a labelled split: the answers to it, and its tables while it is measured. */
+static size_t answers_bytes(const struct description *d, size_t images)
+{
+    const size_t k = (size_t)d->attributes.n, l = (size_t)d->attributes.n_logits;
+    const size_t each = l * (sizeof(float) + VALUE_BYTES) + k * GUESS_BYTES + SCORES_BYTES;
+    return mem_sum(mem_times(images, (int)each),
+                   mem_times((k + l + 2) * FIGURES_BYTES, BOOTSTRAP_RESAMPLES));
+}
+
+int train_report_estimate(size_t *out, const struct train_report_task *t,
+                          const struct description *d, size_t walkers_bytes, struct err *e)
+{
+    static const char *const splits[] = {"calib", "test", "novel"};
+    const size_t drawn = net_shape_elements(d->input) * sizeof(float) * PICTURE_IMAGES * PICTURES;
+    size_t sum = 0;
+    bool measured = false;
+    for (int i = 0; i < 3; i++) {
+        size_t bytes = 0, images = 0;
+        const int rc = find_split(&bytes, &images, t, d, splits[i], e);
+        if (rc < 0)
+            return rc;
+        if (rc == 0 || (i == 2 && !measured))
+            continue;
+        measured = true;
+        sum = mem_sum(sum, mem_sum(bytes, answers_bytes(d, images)));
+    }
+    /* The model's engines and workspaces are about two such, the pictures' chains one. */
+    *out = measured ? mem_sum(sum, mem_sum(mem_times(walkers_bytes, 3), drawn)) : 0;
+    return 0;
 }
 
 static int keep(struct train_report *out, const struct evaluation *v, struct err *e)
@@ -63,6 +113,7 @@ static int measure(struct train_report *out, const struct train_report_task *t, 
     evaluation_defaults(&s);
     s.model = m;
     s.data = t->data;
+    s.calib_share = t->calib_share;
     s.resize = IMAGE_FIT; /* as they were for the training */
     if (calib)
         s.splits[s.n_splits++] = "calib";

@@ -3,13 +3,15 @@
 /* The end of a training: its model calibrated on the split "calib" of the data and measured on
  * "test", where there are such splits (server/evaluation.h). Used by train_run.c alone. */
 #include "base/mem.h"
+#include "ebm/description.h"
 
 #include <stdbool.h>
 #include <stddef.h>
 
 struct train_report_task {
-    const char *model; /* the file; rewritten when it is calibrated */
-    const char *data;  /* directory */
+    const char *model;  /* the file; rewritten when it is calibrated */
+    const char *data;   /* directory */
+    double calib_share; /* of the rows of train that are calib; 0: a split of its own */
     size_t max_data_bytes;
     int threads; /* 0 = one a core */
     const _Atomic bool *cancel;
@@ -20,6 +22,12 @@ struct train_report {
     struct blob *html; /* the same as a page; NULL with it */
     bool calibrated;
 };
+
+/* About what train_report takes, by the splits that there are, for a model of this description; `t`
+ * without a model. walkers_bytes: as struct trainer_cost has them. Errors: those of reading data,
+ * OUT_OF_RANGE (a split that is too large to be measured). */
+int train_report_estimate(size_t *out, const struct train_report_task *t,
+                          const struct description *d, size_t walkers_bytes, struct err *e);
 
 /* Errors: those of reading data and model, and of writing it; SHUTTING_DOWN (canceled). */
 int train_report(struct train_report *out, const struct train_report_task *t, struct err *e);

@@ -27,9 +27,10 @@ enum {
     ROW_STEPS = 50, /* a row of metrics.csv */
     GRID_IMAGES = 64,
     GRID_COLUMNS = 8,
-    GRID_SIDE = 96,       /* smaller images are enlarged */
-    PREVIEW_MS = 1000,    /* between two pictures */
-    METRICS_MAX = 8 << 20 /* of metrics.csv as an artifact */
+    GRID_SIDE = 96,        /* smaller images are enlarged */
+    PREVIEW_MS = 1000,     /* between two pictures */
+    METRICS_MAX = 8 << 20, /* of metrics.csv as an artifact */
+    NAMED_ROW_BYTES = 192  /* of a row whose image is a file of its own */
 };
 
 struct train_run {
@@ -48,52 +49,30 @@ struct train_run {
     struct source *data;
     struct pool *pool;
     struct trainer *trainer;
-    FILE *metrics;
+    FILE *metrics, *log;
     int64_t begin_ns, preview_ns;
 };
 
 /* ---- before it begins ---- */
 
-static int open_data(struct source **out, const struct train_task *t, struct pool *pool,
-                     struct err *e)
+static struct data_request data_of(const struct train_task *t)
 {
-    const struct data_request want = {.dir = t->data,
-                                      .split = t->split,
-                                      .attributes = &t->recipe->model.attributes,
-                                      .input = t->recipe->model.input,
-                                      .pool = pool,
-                                      .max_bytes = t->max_data_bytes};
-    return data_open(out, &want, e);
+    return (struct data_request){.dir = t->data,
+                                 .split = t->split,
+                                 .attributes = &t->recipe->model.attributes,
+                                 .input = t->recipe->model.input,
+                                 .calib_share = t->calib_share,
+                                 .max_bytes = t->max_data_bytes};
 }
 
-/* What the trainer will take; needs the parameters once. Errors: BAD_MODEL, NO_MEMORY. */
-static int measure(struct train_cost *out, const struct recipe *r, const struct source *d,
-                   struct err *e)
+/* Images are decoded when the run begins: a broken one then ends it before it has a checkpoint. */
+static int open_data(struct train_run *r, struct err *e)
 {
-    struct parameters p;
-    struct net *net;
-    const size_t elements = net_shape_elements(r->model.input);
-    const int images = r->batch + r->chains.count;
-    int rc = parameters_init(&p, r->model.layers, r->model.n_layers, r->model.input, e);
-    if (rc != 0)
-        return rc;
-    const struct net_weights source = parameters_source(&p);
-    rc = net_open(&net, r->model.layers, r->model.n_layers, r->model.input, &source, e);
-    if (rc == 0) {
-        const size_t chunk = walk_estimate(net, ops_taps(), GRADIENT_CHUNK, WALK_WEIGHTS);
-        size_t sum = mem_times(chunk, (images + GRADIENT_CHUNK - 1) / GRADIENT_CHUNK);
-        sum = mem_sum(sum, mem_times(p.n * sizeof(float), 8 + GRADIENT_SLOTS));
-        sum = mem_sum(
-            sum, mem_times(elements * sizeof(float), images + r->chains.buffer + r->chains.births));
-        sum = mem_sum(sum, mem_times(d->n, (size_t)d->columns));
-        if (d->images)
-            sum = mem_sum(sum, mem_times(d->n, source_image_bytes(d)));
-        *out = (struct train_cost){
-            .images = (long long)d->n, .parameters = (long long)p.n, .memory_bytes = sum};
-        net_close(net);
-    }
-    parameters_fini(&p);
-    return rc;
+    struct data_request want = data_of(&r->t);
+    want.pool = r->pool;
+    want.decode = run_directory_step(r->t.directory) < 0;
+    want.stop = &r->stop;
+    return data_open(&r->data, &want, e);
 }
 
 /* An error about recipe or data where it has no pointer yet. */
@@ -106,18 +85,51 @@ static int blame(struct err *e, const char *pointer)
     return e->pointer[0] ? -(int)e->code : fail_at(e, pointer);
 }
 
+/* Bytes that the data hold while the training goes on. */
+static size_t held(const struct source *d)
+{
+    const size_t image = d->images ? source_image_bytes(d) : NAMED_ROW_BYTES;
+    return mem_sum(mem_times(d->n, d->columns), mem_times(d->n, (int)image));
+}
+
+/* What the training will take at its end, where the trainer is still there: the model file is made,
+ * then it is measured. Errors: BAD_MODEL, NO_MEMORY; those of train_report_estimate. */
+static int measure(struct train_cost *out, const struct train_task *t, const struct source *d,
+                   struct err *e)
+{
+    const int threads = t->threads > 0 ? t->threads : pool_cores();
+    const struct trainer_options o = {.recipe = t->recipe, .data = d};
+    const struct train_report_task report = {.data = t->data,
+                                             .calib_share = t->calib_share,
+                                             .max_data_bytes = t->max_data_bytes,
+                                             .threads = threads};
+    struct trainer_cost c;
+    size_t end;
+    int rc = trainer_estimate(&c, &o, threads, e);
+    if (rc != 0)
+        return blame(e, "/recipe/model/layers");
+    rc = train_report_estimate(&end, &report, &t->recipe->model, c.walkers_bytes, e);
+    if (rc != 0)
+        return blame(e, "/data/path");
+    end = end > c.export_bytes ? end : c.export_bytes;
+    *out = (struct train_cost){.images = (long long)d->n,
+                               .parameters = (long long)c.parameters,
+                               .memory_bytes = mem_sum(held(d), mem_sum(c.memory_bytes, end))};
+    memcpy(out->note, d->note, sizeof out->note);
+    return 0;
+}
+
 int train_run_check(struct train_cost *out, const struct train_task *t, size_t max_memory_bytes,
                     struct err *e)
 {
     struct source *data;
     struct trainer *trainer;
-    int rc = open_data(&data, t, NULL, e);
+    const struct data_request want = data_of(t);
+    int rc = data_open(&data, &want, e);
     if (rc != 0)
         return blame(e, rc == -FAIL_NOT_FOUND ? "/data" : "/data/path");
     const struct trainer_options o = {.recipe = t->recipe, .data = data};
-    rc = measure(out, t->recipe, data, e);
-    if (rc != 0)
-        rc = blame(e, "/recipe/model/layers");
+    rc = measure(out, t, data, e);
     if (rc == 0 && out->memory_bytes > max_memory_bytes) {
         fail(e, FAIL_OUT_OF_RANGE, "the training would take %zu MB, the daemon allows %zu MB",
              out->memory_bytes >> 20, max_memory_bytes >> 20);
@@ -205,26 +217,64 @@ static void publish(struct train_run *r, const struct trainer_step *s)
     const double seconds = (double)(timing_ns() - r->begin_ns) * 1e-9;
     const double rate = (double)(s->step - p->first) / (seconds > 0 ? seconds : 1);
     if (rate > 0) { /* not after a rollback beyond the beginning */
-        p->images_per_second = rate * r->t.recipe->batch;
+        p->images_per_second = rate * trainer_images(r->trainer);
         p->eta_seconds = (double)(steps - s->step) / rate;
     }
     if (s->trouble == HEALTH_GOOD)
         p->last = *s;
+    else
+        p->trouble = s->trouble;
     p->last.step = s->step;
     p->last.rollbacks = s->rollbacks;
     pthread_mutex_unlock(&r->mu);
 }
 
-static void count(const struct train_run *r, const struct trainer_step *s, double seconds)
+/* What was amiss with checkpoints. */
+static void log_note(const struct train_run *r)
+{
+    char text[4096];
+    if (!trainer_note(r->trainer)[0])
+        return;
+    fprintf(r->log, "%s\n", trainer_note(r->trainer));
+    logger(LOGGER_WARN, "training_checkpoints", "run=%s note=%s", r->t.directory,
+           logger_quote(trainer_note(r->trainer), text, sizeof text));
+}
+
+static void count(const struct train_run *r, double seconds)
 {
     metrics_add(METRIC_TRAIN_STEPS, 1);
-    metrics_add(METRIC_TRAIN_IMAGES, (uint64_t)r->t.recipe->batch);
+    metrics_add(METRIC_TRAIN_IMAGES, (uint64_t)trainer_images(r->trainer));
     metrics_observe(METRIC_TRAIN_STEP_SECONDS, seconds);
-    if (s->trouble == HEALTH_GOOD)
-        return;
+}
+
+static void note_rollback(const struct train_run *r, const struct trainer_step *s)
+{
+    char text[300], quoted[200];
     metrics_add(METRIC_TRAIN_ROLLBACKS, 1);
-    logger(LOGGER_WARN, "training_rolled_back", "run=%s step=%lld rollbacks=%d", r->t.directory,
-           s->step, s->rollbacks);
+    run_directory_rolled_back(text, sizeof text, r->trainer, s);
+    fprintf(r->log, "%s\n", text);
+    logger(LOGGER_WARN, "training_rolled_back",
+           "run=%s step=%lld to_step=%lld rollbacks=%d reason=%s", r->t.directory, s->step,
+           trainer_done(r->trainer), s->rollbacks,
+           logger_quote(health_texts[s->trouble], quoted, sizeof quoted));
+    log_note(r);
+}
+
+static int begin_log(struct train_run *r, struct err *e)
+{
+    char text[512], quoted[2 * SOURCE_NOTE];
+    const int rc = run_directory_log(&r->log, r->t.directory, e);
+    if (rc != 0)
+        return rc;
+    run_directory_begun(text, sizeof text, r->trainer, r->data, pool_threads(r->pool));
+    fprintf(r->log, "%s\n", text);
+    if (!r->data->note[0])
+        return 0;
+    memcpy(r->result.note, r->data->note, sizeof r->result.note);
+    fprintf(r->log, "%s\n", r->data->note);
+    logger(LOGGER_WARN, "training_data_noted", "run=%s note=%s", r->t.directory,
+           logger_quote(r->data->note, quoted, sizeof quoted));
+    return 0;
 }
 
 static int begin(struct train_run *r, struct err *e)
@@ -234,15 +284,18 @@ static int begin(struct train_run *r, struct err *e)
     if (rc == 0)
         rc = pool_open(&r->pool, r->t.threads, e); /* its threads have this one's priority */
     if (rc == 0)
-        rc = open_data(&r->data, &r->t, r->pool, e);
+        rc = open_data(r, e);
     const struct trainer_options o = {
         .recipe = r->t.recipe, .data = r->data, .pool = r->pool, .directory = r->t.directory};
     if (rc == 0)
         rc = trainer_open(&r->trainer, &o, e);
     if (rc == 0) /* not before it is known that the checkpoints are of this recipe */
         rc = run_directory_write(r->t.directory, r->t.request, e);
+    if (rc == 0)
+        rc = begin_log(r, e);
     if (rc != 0)
         return rc;
+    log_note(r);
     pthread_mutex_lock(&r->mu);
     r->progress.first = r->progress.last.step = trainer_done(r->trainer);
     r->progress.last.rollbacks = trainer_rollbacks(r->trainer);
@@ -264,7 +317,9 @@ static int make_steps(struct train_run *r, struct err *e)
         if (s.trouble == HEALTH_GOOD && s.step % ROW_STEPS == 0)
             run_directory_row(r->metrics, &s);
         publish(r, &s);
-        count(r, &s, (double)(timing_ns() - before) * 1e-9);
+        count(r, (double)(timing_ns() - before) * 1e-9);
+        if (s.trouble != HEALTH_GOOD)
+            note_rollback(r, &s);
         make_preview(r, s.step);
     }
     return trainer_save(r->trainer, e);
@@ -298,17 +353,21 @@ static int stage(struct train_run *r, struct err *e)
 {
     const struct description *d = &r->t.recipe->model;
     char path[VERSIONS_PATH];
-    const struct run_directory_data data = {.sha256 = r->data->sha256, .split = r->t.split};
+    const struct run_directory_data data = {
+        .sha256 = r->data->sha256, .split = r->t.split, .calib_share = r->t.calib_share};
     json_t *from = run_directory_provenance(r->t.recipe, &data, trainer_done(r->trainer));
     const struct train_report_task t = {.model = path,
                                         .data = r->t.data,
+                                        .calib_share = r->t.calib_share,
                                         .max_data_bytes = r->t.max_data_bytes,
                                         .threads = r->t.threads,
                                         .cancel = &r->stop};
+    const struct export_task file = {
+        .pool = r->pool, .provenance = from, .path = path, .stop = &r->stop};
     int rc = versions_prepare(r->t.models, d->name, d->version, path, e);
     const bool prepared = rc == 0;
     if (rc == 0)
-        rc = export_model(r->trainer, r->pool, from, path, e);
+        rc = export_model(r->trainer, &file, e);
     if (rc == 0)
         rc = train_report(&r->result.report, &t, e);
     if (rc == 0)
@@ -332,9 +391,26 @@ static int finish(struct train_run *r, struct err *e)
     if (rc != 0)
         return rc;
     r->result.steps = trainer_done(r->trainer);
+    r->result.exact = trainer_exact(r->trainer);
     r->result.grid = draw_buffer(r->trainer);
     r->result.metrics = read_metrics(r);
     return 0;
+}
+
+/* The last line of log.txt. */
+static void close_log(struct train_run *r, enum train_end end)
+{
+    const struct description *d = &r->t.recipe->model;
+    if (!r->log)
+        return;
+    if (end == TRAIN_DONE)
+        fprintf(r->log, "made version %s of the model %s\n", d->version, d->name);
+    else if (end == TRAIN_STOPPED)
+        fprintf(r->log, "stopped at step %lld of %lld\n", trainer_done(r->trainer),
+                r->t.recipe->steps);
+    else
+        fprintf(r->log, "%s\n", r->error.text);
+    fclose(r->log);
 }
 
 static void let_go(struct train_run *r)
@@ -362,9 +438,10 @@ static void *run_main(void *arg)
         rc = finish(r, &r->error);
         if (rc == 0)
             end = TRAIN_DONE;
-        else if (rc == -FAIL_SHUTTING_DOWN) /* stopped; the last step has its checkpoint */
-            end = TRAIN_STOPPED;
     }
+    if (rc == -FAIL_SHUTTING_DOWN) /* stopped; the last step, if any, has its checkpoint */
+        end = TRAIN_STOPPED;
+    close_log(r, end);
     let_go(r);
     atomic_store(&r->end, end);
     r->t.over(r->t.ctx);

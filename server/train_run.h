@@ -18,6 +18,7 @@ struct train_run;
 struct train_task {
     const struct recipe *recipe;
     const char *data, *split;   /* directory */
+    double calib_share;         /* of the rows of train, see data_open.h */
     const char *directory;      /* of the run */
     const struct blob *request; /* becomes its run.json */
     const char *models;         /* where the version is staged */
@@ -33,7 +34,8 @@ struct train_task {
 /* What a training would be, without beginning it. */
 struct train_cost {
     long long images, parameters;
-    size_t memory_bytes; /* what it holds, data included */
+    size_t memory_bytes;    /* what it holds at most, data, export and evaluation included */
+    char note[SOURCE_NOTE]; /* about the data, "" = none */
 };
 
 /* Opens the data and the trainer once without a directory, so that whatever is wrong with them is
@@ -44,6 +46,7 @@ int train_run_check(struct train_cost *out, const struct train_task *t, size_t m
 
 struct train_progress {
     struct trainer_step last;              /* step 0: none was made yet */
+    enum health_state trouble;             /* of the last rollback; HEALTH_GOOD: there was none */
     long long first;                       /* step that it went on from */
     bool began;                            /* data and checkpoint are loaded: `first` is known */
     bool evaluating;                       /* all steps are done */
@@ -59,6 +62,8 @@ struct train_result {
     long long bytes;
     long long steps;
     int rollbacks;
+    char note[SOURCE_NOTE]; /* about the data, "" = none */
+    bool exact;             /* the bits of an uninterrupted run */
     struct train_report report;
     struct blob *grid;    /* PNG of the replay buffer; NULL without chains */
     struct blob *metrics; /* CSV */

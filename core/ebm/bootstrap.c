@@ -4,6 +4,7 @@
 #include "base/rng.h"
 
 #include <math.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -32,10 +33,17 @@ static void draw(const struct bootstrap *b, uint32_t resample, uint32_t *times)
     }
 }
 
+static bool stopped(const struct bootstrap *b)
+{
+    return b->stop && atomic_load(b->stop);
+}
+
 static void resample(void *ctx, int item, int worker)
 {
     struct run *r = ctx;
     uint32_t *times = r->times + (size_t)worker * r->units;
+    if (stopped(r->b))
+        return;
     draw(r->b, (uint32_t)item, times);
     r->b->statistic(r->b->ctx, worker, times, r->figures + (size_t)item * (size_t)r->b->figures);
 }
@@ -99,10 +107,12 @@ int bootstrap_run(struct interval *out, const struct bootstrap *b, struct err *e
             pool_run(b->pool, b->resamples, resample, &r);
         for (int i = 0; !b->pool && i < b->resamples; i++)
             resample(&r, i, 0);
-        for (int f = 0; f < b->figures; f++) {
+        for (int f = 0; f < b->figures && !stopped(b); f++) {
             out[f] = (struct interval){.value = values[f]};
             bound(&out[f], &r, f, scratch);
         }
+        if (stopped(b))
+            rc = fail(e, FAIL_SHUTTING_DOWN, "the evaluation was cancelled");
     }
     free(scratch);
     free(r.times);

@@ -35,11 +35,12 @@ struct bootstrap {
      * the other; NaN where undefined. Called by several threads, `worker` tells them apart. */
     void (*statistic)(void *ctx, int worker, const uint32_t *times, double *out);
     void *ctx;
-    struct pool *pool; /* NULL = the calling thread */
+    struct pool *pool;        /* NULL = the calling thread */
+    const _Atomic bool *stop; /* true, whoever sets it: SHUTTING_DOWN; NULL = never */
 };
 
 /* out[figures]. Bounds are taken over the resamples where the figure is defined, and NaN when those
- * are fewer than half. Errors: NO_MEMORY. */
+ * are fewer than half. Errors: NO_MEMORY, SHUTTING_DOWN. */
 int bootstrap_run(struct interval *out, const struct bootstrap *b, struct err *e);
 
 /* Counts of units: `hits` of `of` in each. */

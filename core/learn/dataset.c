@@ -30,9 +30,12 @@ static void copy_rows(void *ctx, int item, int worker)
     (void)worker;
     for (size_t row = begin; row < c->s->n && row - begin < ROWS_AN_ITEM; row++) {
         struct err e;
+        const bool stopped = c->s->stop && atomic_load(c->s->stop);
         if (atomic_load(&c->failed))
             return;
-        if (source_load(c->s, row, c->images + row * c->bytes, &e) == 0)
+        if (stopped)
+            fail(&e, FAIL_SHUTTING_DOWN, "stopped while the images were read");
+        else if (source_load(c->s, row, c->images + row * c->bytes, &e) == 0)
             continue;
         pthread_mutex_lock(&c->mu);
         if (!atomic_load(&c->failed) || row < c->first) {
@@ -114,6 +117,9 @@ void dataset_close(struct dataset *d)
 
 int dataset_check_labels(const struct dataset *d, const int *limits, struct err *e)
 {
-    const struct source s = {.n = d->n, .columns = d->columns, .labels = d->labels};
+    const struct source s = {.n = d->n,
+                             .columns = d->columns,
+                             .labels = d->labels,
+                             .label_file = d->source ? d->source->label_file : NULL};
     return source_check_labels(&s, limits, e);
 }

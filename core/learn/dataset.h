@@ -28,7 +28,8 @@ struct dataset {
 /* IDX files (learn/source.h). Errors: those of source_idx_open. */
 int dataset_open(struct dataset *out, const struct dataset_request *r, struct err *e);
 /* All rows of a source, which it takes, also on failure; loaded by the pool's threads (NULL: by
- * this one). Errors: BAD_FILE (more than max_bytes, with limit), NO_MEMORY, those of its rows. */
+ * this one). Errors: BAD_FILE (more than max_bytes, with limit), NO_MEMORY, SHUTTING_DOWN (the
+ * source's stop), those of its rows. */
 int dataset_take(struct dataset *out, struct source *s, size_t max_bytes, struct pool *pool,
                  struct err *e);
 void dataset_close(struct dataset *d);

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "learn/export.h"
 
+#include "base/mem.h"
 #include "ebm/evaluate.h"
 #include "ebm/score.h"
 #include "file/safetensors.h"
@@ -8,6 +9,7 @@
 #include "learn/walkers.h"
 
 #include <math.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -16,6 +18,7 @@ enum { STEPS = 255 };
 /* What the file is made of. */
 struct contents {
     const struct trainer *trainer;
+    const atomic_bool *stop;
     struct parameters parameters; /* averaged */
     struct net *net;
     struct joint *head; /* of a general energy, or NULL */
@@ -67,6 +70,13 @@ static int take_entries(struct contents *c, struct err *e)
     return 0;
 }
 
+static int check_stop(const struct contents *c, struct err *e)
+{
+    return c->stop && atomic_load(c->stop)
+               ? fail(e, FAIL_SHUTTING_DOWN, "stopped before the model was written")
+               : 0;
+}
+
 /* Moves the entries on with the averaged net, for the labels that they had. */
 static int move_entries(struct contents *c, struct pool *pool, struct err *e)
 {
@@ -86,7 +96,8 @@ static int move_entries(struct contents *c, struct pool *pool, struct err *e)
         rc = walkers_open(&c->walkers, c->net, &c->attributes, pool, e);
     s.steps = r->model.steps_buffer;
     s.cool_last = s.cool_last < s.steps ? s.cool_last : s.steps;
-    if (rc == 0)
+    if (rc == 0) {
+        walkers_watch(c->walkers, c->stop);
         walkers_run(c->walkers, &(struct walk_task){.sampler = &s,
                                                     .seed = (uint64_t)r->seed,
                                                     .n = c->n,
@@ -95,6 +106,8 @@ static int move_entries(struct contents *c, struct pool *pool, struct err *e)
                                                     .log_p = numbers,
                                                     .gradient = numbers + c->n,
                                                     .diverged = diverged});
+        rc = check_stop(c, e);
+    }
     free(numbers);
     free(diverged);
     return rc;
@@ -137,7 +150,7 @@ static int label_entries(struct contents *c, struct err *e)
         }
     }
     free(outputs);
-    return 0;
+    return check_stop(c, e);
 }
 
 /* Chains start as they did in training. */
@@ -260,24 +273,36 @@ static int write_file(const struct contents *c, json_t *provenance, const char *
     return rc;
 }
 
-int export_model(const struct trainer *t, struct pool *pool, json_t *provenance, const char *path,
-                 struct err *e)
+size_t export_estimate(const struct recipe *r, const struct net *net, const struct attributes *a,
+                       size_t parameters, int threads)
+{
+    const size_t m = net_shape_elements(r->model.input);
+    const size_t outputs = ((size_t)net_logits(net) + 1) * sizeof(float);
+    const size_t entry = m * (sizeof(float) + 1) + (size_t)a->n + outputs + 2 * sizeof(float);
+    const int all = r->chains.count + r->chains.paired > 0 ? r->chains.buffer : 0;
+    const int n = all < r->export_buffer ? all : r->export_buffer;
+    const size_t copy = parameters * sizeof(float) + (size_t)score_logits(a) * sizeof(float);
+    const size_t sum = mem_sum(copy, mem_times(entry, n));
+    return n > 0 ? mem_sum(sum, walkers_estimate(net, a, threads)) : sum;
+}
+
+int export_model(const struct trainer *t, const struct export_task *o, struct err *e)
 {
     const struct description *d = &trainer_recipe(t)->model;
-    struct contents c = {.trainer = t, .gaussians = trainer_gaussians(t)};
+    struct contents c = {.trainer = t, .stop = o->stop, .gaussians = trainer_gaussians(t)};
     int rc = parameters_init_model(&c.parameters, d, e);
     if (rc != 0)
         return rc;
     memcpy(c.parameters.values, trainer_average(t), c.parameters.n * sizeof(float));
     rc = take_entries(&c, e);
     if (rc == 0 && c.n > 0)
-        rc = move_entries(&c, pool, e);
+        rc = move_entries(&c, o->pool, e);
     if (rc == 0)
         round_entries(&c);
     if (rc == 0 && c.n > 0)
         rc = label_entries(&c, e);
     if (rc == 0)
-        rc = write_file(&c, provenance, path, e);
+        rc = write_file(&c, o->provenance, o->path, e);
     fini(&c);
     return rc;
 }

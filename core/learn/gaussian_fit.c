@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "learn/gaussian_fit.h"
 
+#include "base/mem.h"
+
 #include <math.h>
 #include <stdlib.h>
 
@@ -29,11 +31,25 @@ struct gaussian_fit {
     float *scratch;    /* [D] shrunk, [E] enlarged */
 };
 
+/* Doubles of a value's sums. */
+static size_t numbers_of(size_t n, size_t d)
+{
+    return 3 * n + d + d * d;
+}
+
+size_t gaussian_fit_estimate(struct net_shape s, int values, int grid)
+{
+    const size_t n = net_shape_elements(s), d = gaussians_side(s, grid);
+    const size_t sums = mem_times(numbers_of(n, d) * sizeof(double), values + 1);
+    return mem_sum(mem_sum(sums, mem_times((2 * n + d * d) * sizeof(float), values)),
+                   (n + d) * sizeof(float));
+}
+
 int gaussian_fit_open(struct gaussian_fit **out, struct net_shape s, int attribute, int values,
                       int grid, struct err *e)
 {
     const size_t n = net_shape_elements(s), d = gaussians_side(s, grid);
-    const size_t each = 3 * n + d + d * d, all = (size_t)values + 1;
+    const size_t each = numbers_of(n, d), all = (size_t)values + 1;
     if (each > BYTES_MAX / sizeof(double) / all)
         return fail(e, FAIL_OUT_OF_RANGE,
                     "Gaussians of %d classes on a grid of %d are too large; take a coarser grid",

@@ -15,6 +15,8 @@ struct gaussian_fit;
 int gaussian_fit_open(struct gaussian_fit **out, struct net_shape s, int attribute, int values,
                       int grid, struct err *e);
 void gaussian_fit_close(struct gaussian_fit *f);
+/* Bytes that gaussian_fit_open takes. */
+size_t gaussian_fit_estimate(struct net_shape s, int values, int grid);
 /* Adds x[C][H][W]; value -1: it is in no class. */
 void gaussian_fit_add(struct gaussian_fit *f, int value, const float *x);
 /* When all are added: what came out; its arrays live as long as the fit. At least one row. */

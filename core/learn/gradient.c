@@ -41,19 +41,55 @@ static size_t round_floats(size_t floats)
     return arena_round(floats * sizeof(float)) / sizeof(float);
 }
 
-static int plan_memory(struct gradient *g, const struct ops *ops, struct err *e)
+static const struct ops *ops_of(const struct gradient_options *o)
 {
-    const size_t threads = (size_t)g->threads, slots = (size_t)g->slots;
-    g->scratch_floats = round_floats(walk_scratch(g->net, ops, GRADIENT_CHUNK));
-    const size_t sums = round_floats(g->parameters->n);
-    const size_t logits = round_floats((size_t)g->batch * g->n_logits);
-    const size_t floats = threads * g->scratch_floats + slots * sums + logits;
-    const int rc = arena_init(&g->arena, floats * sizeof(float), e);
+    return o->ops ? o->ops : ops_taps();
+}
+
+/* All that is no memory yet. */
+static struct gradient plan(const struct net *net, const struct parameters *p,
+                            const struct gradient_options *o, int threads)
+{
+    const int slots = o->slots ? o->slots : GRADIENT_SLOTS, chunks = chunks_of(o->batch);
+    return (struct gradient){.net = net,
+                             .parameters = p,
+                             .pool = o->pool,
+                             .batch = o->batch,
+                             .chunks = chunks,
+                             .slots = slots < chunks ? slots : chunks,
+                             .threads = threads,
+                             .elements = net_shape_elements(net_input(net)),
+                             .n_logits = (size_t)net_logits(net),
+                             .scratch_floats =
+                                 round_floats(walk_scratch(net, ops_of(o), GRADIENT_CHUNK))};
+}
+
+/* Floats of the arena's three parts. */
+struct sizes {
+    size_t scratch, sums, logits;
+};
+
+static struct sizes sizes_of(const struct gradient *g)
+{
+    return (struct sizes){.scratch = (size_t)g->threads * g->scratch_floats,
+                          .sums = (size_t)g->slots * round_floats(g->parameters->n),
+                          .logits = round_floats((size_t)g->batch * g->n_logits)};
+}
+
+static size_t arena_bytes(const struct sizes *s)
+{
+    return (s->scratch + s->sums + s->logits) * sizeof(float);
+}
+
+static int make_room(struct gradient *g, struct err *e)
+{
+    const struct sizes s = sizes_of(g);
+    const int rc = arena_init(&g->arena, arena_bytes(&s), e);
     if (rc != 0)
         return rc;
-    g->scratch = arena_take(&g->arena, threads * g->scratch_floats * sizeof(float));
-    g->sums = arena_take(&g->arena, slots * sums * sizeof(float));
-    g->logits = arena_take(&g->arena, logits * sizeof(float));
+    g->scratch = arena_take(&g->arena, s.scratch * sizeof(float));
+    g->sums = arena_take(&g->arena, s.sums * sizeof(float));
+    g->logits = arena_take(&g->arena, s.logits * sizeof(float));
     return 0;
 }
 
@@ -62,25 +98,15 @@ int gradient_open(struct gradient **out, const struct net *net, const struct par
 {
     invariant(o->batch >= 1 && o->slots >= 0 && walk_weights_within(net, p->values, p->n));
     int rc = fail(e, FAIL_NO_MEMORY, "cannot allocate a gradient of %d images", o->batch);
-    const struct ops *ops = o->ops ? o->ops : ops_taps();
-    const int slots = o->slots ? o->slots : GRADIENT_SLOTS;
     struct gradient *g = calloc(1, sizeof *g);
     if (!g)
         return rc;
-    *g = (struct gradient){.net = net,
-                           .parameters = p,
-                           .pool = o->pool,
-                           .batch = o->batch,
-                           .chunks = chunks_of(o->batch),
-                           .threads = o->pool ? pool_threads(o->pool) : 1,
-                           .elements = net_shape_elements(net_input(net)),
-                           .n_logits = (size_t)net_logits(net)};
-    g->slots = slots < g->chunks ? slots : g->chunks;
+    *g = plan(net, p, o, o->pool ? pool_threads(o->pool) : 1);
     g->walks = calloc((size_t)g->chunks, sizeof(struct walk *));
     if (g->walks)
-        rc = plan_memory(g, ops, e);
+        rc = make_room(g, e);
     for (int i = 0; rc == 0 && i < g->chunks; i++)
-        rc = walk_open(&g->walks[i], net, ops, GRADIENT_CHUNK, WALK_WEIGHTS, e);
+        rc = walk_open(&g->walks[i], net, ops_of(o), GRADIENT_CHUNK, WALK_WEIGHTS, e);
     if (rc == 0)
         *out = g;
     else
@@ -102,6 +128,15 @@ void gradient_close(struct gradient *g)
 size_t gradient_bytes(const struct gradient *g)
 {
     return g->arena.size_bytes + (size_t)g->chunks * walk_bytes(g->walks[0]);
+}
+
+size_t gradient_estimate(const struct net *net, const struct parameters *p,
+                         const struct gradient_options *o, int threads)
+{
+    const struct gradient g = plan(net, p, o, threads);
+    const struct sizes s = sizes_of(&g);
+    const size_t chunk = walk_estimate(net, ops_of(o), GRADIENT_CHUNK, WALK_WEIGHTS);
+    return mem_sum(arena_bytes(&s), mem_times(chunk, g.chunks));
 }
 
 int gradient_batch(const struct gradient *g)

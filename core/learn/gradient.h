@@ -28,6 +28,10 @@ int gradient_open(struct gradient **out, const struct net *net, const struct par
                   const struct gradient_options *o, struct err *e);
 void gradient_close(struct gradient *g);
 size_t gradient_bytes(const struct gradient *g);
+/* The same of one that would be opened with a pool of so many threads; of p only n is looked at.
+ * SIZE_MAX when out of memory. */
+size_t gradient_estimate(const struct net *net, const struct parameters *p,
+                         const struct gradient_options *o, int threads);
 /* Images of a pass at most; elements of an image; logits of an image; P. */
 int gradient_batch(const struct gradient *g);
 size_t gradient_elements(const struct gradient *g);

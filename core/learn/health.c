@@ -25,6 +25,12 @@ static void mean(double *running, double v, double seen, double forget)
     *running += (share > forget ? share : forget) * (v - *running);
 }
 
+static void mean_of_numbers(double *running, double v, double seen)
+{
+    if (isfinite(v))
+        mean(running, v, seen, FORGET);
+}
+
 static enum health_state judge_chains(const struct health *h, const struct recipe_health *limits)
 {
     if (h->gradient < limits->dead)
@@ -45,6 +51,9 @@ enum health_state health_step(struct health *h, const struct recipe_health *limi
     mean(&h->gradient, s->gradient, h->steps, FORGET);
     mean(&h->drift, s->drift, h->steps, FORGET);
     mean(&h->cosine, s->cosine, h->steps, FORGET);
+    mean_of_numbers(&h->loss, s->loss, h->steps);
+    mean_of_numbers(&h->cross_entropy, s->cross_entropy, h->steps);
+    mean_of_numbers(&h->accuracy, s->accuracy, h->steps);
     h->steps++;
     if (h->steps < limits->warm_up)
         return HEALTH_GOOD;
@@ -82,9 +91,36 @@ enum health_state health_look(struct health *h, const struct recipe_health *limi
     return h->fresh_lag > limits->fresh.lag ? HEALTH_FRESH_LAG : HEALTH_GOOD;
 }
 
+/* v as a share of a limit that it is to stay below. */
+static double share(double v, double limit)
+{
+    return v <= 0 ? 0 : limit > 0 ? v / limit : (double)INFINITY;
+}
+
+double health_strain(const struct health *h, const struct recipe_health *limits, bool chains)
+{
+    const bool looked = h->fresh >= 2, moved = chains && h->steps > 0;
+    const double beyond = h->right - h->chance;
+    const double shares[] = {share(fabs(h->gap), limits->gap),
+                             share(h->gradient, limits->gradient * h->least),
+                             share(fabs(h->loss), limits->loss),
+                             h->births > 0 ? share(h->lag, limits->lag) : 0,
+                             moved ? share(limits->dead, h->gradient) : 0,
+                             moved ? share(limits->drift, h->drift) : 0,
+                             moved && limits->cosine > -1 ? share(1 - h->cosine, 1 - limits->cosine)
+                                                          : 0,
+                             looked ? share(limits->fresh.right * (1 - h->chance), beyond) : 0,
+                             looked ? share(h->fresh_lag, limits->fresh.lag) : 0};
+    double most = 0;
+    for (size_t i = 0; i < sizeof shares / sizeof *shares && h->steps >= limits->warm_up; i++)
+        most = shares[i] > most ? shares[i] : most;
+    return most;
+}
+
 double health_quality(const struct health *h, const struct recipe_health *limits)
 {
     const double lag =
         h->fresh_lag > 0 && limits->fresh.lag > 0 ? h->fresh_lag / limits->fresh.lag : 0;
-    return h->right - lag - (limits->gap > 0 ? fabs(h->gap) / limits->gap : 0);
+    const double answers = h->fresh > 0 ? h->right - lag : h->accuracy - h->cross_entropy;
+    return answers - (limits->gap > 0 ? fabs(h->gap) / limits->gap : 0);
 }

@@ -37,6 +37,12 @@ static size_t arena_size(const struct kl *k)
            arena_round(2 * n * k->n_logits * sizeof(float)) + 3 * arena_round(n * sizeof(double));
 }
 
+size_t kl_estimate(int batch, size_t elements, size_t n_logits)
+{
+    return arena_size(
+        &(struct kl){.images = batch / 2, .elements = elements, .n_logits = n_logits});
+}
+
 int kl_open(struct kl **out, struct gradient *g, const struct attributes *a,
             const struct kl_options *o, struct err *e)
 {

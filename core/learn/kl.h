@@ -60,6 +60,8 @@ struct kl;
 int kl_open(struct kl **out, struct gradient *g, const struct attributes *a,
             const struct kl_options *o, struct err *e);
 void kl_close(struct kl *k);
+/* Bytes that kl_open takes over a gradient of so many images a pass. */
+size_t kl_estimate(int batch, size_t elements, size_t n_logits);
 /* Adds dL_kl/dtheta to dp[P]. Two passes to images of n images, two to
  * parameters of 2 n. */
 void kl_gradient(struct kl *k, const struct kl_batch *b, float *dp, struct kl_values *out);

@@ -25,10 +25,20 @@ struct state_head {
 
 static const char magic[8] = "optim-1";
 
+static int moments_of(const struct optimiser_options *o)
+{
+    return o->kind == OPTIMISER_ADAM ? 2 : 1;
+}
+
+size_t optimiser_estimate(const struct optimiser_options *o, size_t n)
+{
+    return (size_t)moments_of(o) * n * sizeof(float);
+}
+
 int optimiser_open(struct optimiser **out, const struct optimiser_options *options, size_t n,
                    struct err *e)
 {
-    const int n_moments = options->kind == OPTIMISER_ADAM ? 2 : 1;
+    const int n_moments = moments_of(options);
     struct optimiser *o = calloc(1, sizeof *o);
     float *moments = calloc((size_t)n_moments * n + 1, sizeof *moments);
     if (!o || !moments) {
@@ -53,6 +63,17 @@ void optimiser_close(struct optimiser *o)
 int64_t optimiser_steps(const struct optimiser *o)
 {
     return o->steps;
+}
+
+static size_t moment_bytes(const struct optimiser *o)
+{
+    return (size_t)o->n_moments * o->n * sizeof *o->moments;
+}
+
+void optimiser_reset(struct optimiser *o)
+{
+    o->steps = 0;
+    memset(o->moments, 0, moment_bytes(o));
 }
 
 static void adam(const struct optimiser *o, double rate, const float *gradient, float *restrict x)
@@ -93,11 +114,6 @@ void optimiser_step(struct optimiser *o, double rate, const float *gradient, flo
         sgd(o, rate, gradient, values);
 }
 
-static size_t moment_bytes(const struct optimiser *o)
-{
-    return (size_t)o->n_moments * o->n * sizeof *o->moments;
-}
-
 static struct state_head head_of(const struct optimiser *o)
 {
     struct state_head h = {.kind = (uint32_t)o->options.kind,
@@ -118,6 +134,13 @@ void optimiser_save(const struct optimiser *o, void *state)
     const struct state_head h = head_of(o);
     memcpy(state, &h, sizeof h);
     memcpy((char *)state + sizeof h, o->moments, moment_bytes(o));
+}
+
+int64_t optimiser_saved_steps(const void *state)
+{
+    struct state_head h;
+    memcpy(&h, state, sizeof h);
+    return h.steps;
 }
 
 int optimiser_load(struct optimiser *o, const void *state, size_t bytes, struct err *e)

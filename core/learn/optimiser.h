@@ -27,6 +27,9 @@ struct optimiser;
 int optimiser_open(struct optimiser **out, const struct optimiser_options *o, size_t n,
                    struct err *e);
 void optimiser_close(struct optimiser *o);
+void optimiser_reset(struct optimiser *o); /* to what it was when it was opened */
+/* Bytes of such a state in memory. */
+size_t optimiser_estimate(const struct optimiser_options *o, size_t n);
 int64_t optimiser_steps(const struct optimiser *o); /* taken so far */
 
 /* One step of values[P] with learning rate `rate`. Adam, with g = gradient + lambda value:
@@ -38,6 +41,7 @@ void optimiser_step(struct optimiser *o, double rate, const float *gradient, flo
 /* The state as bytes: the same steps follow after a load, bit for bit. */
 size_t optimiser_state_bytes(const struct optimiser *o);
 void optimiser_save(const struct optimiser *o, void *state);
+int64_t optimiser_saved_steps(const void *state); /* of optimiser_state_bytes; not checked */
 /* Errors: BAD_FILE for the state of another kind or number of parameters, or another size. */
 int optimiser_load(struct optimiser *o, const void *state, size_t bytes, struct err *e);
 

@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "learn/source.h"
 
+#include "file/clip.h"
+
 #include <string.h>
 
 size_t source_image_bytes(const struct source *s)
@@ -31,9 +33,10 @@ int source_check_labels(const struct source *s, const int *limits, struct err *e
         for (int k = 0; k < s->columns; k++, y++)
             if (*y != SOURCE_MISSING && *y >= limits[k])
                 return fail(e, FAIL_OUT_OF_RANGE,
-                            "image %zu has the label %d in column %d, where the model has only %d "
-                            "values",
-                            i, *y, k, limits[k]);
+                            "%s%simage %zu has the label %d in column %d, where the model has only "
+                            "%d values",
+                            s->label_file ? clip_path(s->label_file).text : "",
+                            s->label_file ? ": " : "", i, *y, k, limits[k]);
     return 0;
 }
 

@@ -30,8 +30,10 @@ struct source {
     int columns;
     const unsigned char *labels; /* [n][columns] value numbers, 255 = missing, or NULL: none */
     const unsigned char *images; /* [n][height][width][channels], or NULL: ask load */
-    char sha256[DIGEST_HEX];     /* of all that decides what rows and labels are */
-    char note[SOURCE_NOTE];      /* a sentence the user should read, "" = none */
+    const char *label_file;      /* where labels come from, for errors; NULL: told otherwise */
+    const _Atomic bool *stop; /* ends a copy of all rows with SHUTTING_DOWN; NULL: nothing does */
+    char sha256[DIGEST_HEX];  /* of all that decides what rows and labels are */
+    char note[SOURCE_NOTE];   /* a sentence the user should read, "" = none */
     /* Whether a row that was loaded so far came in another size; NULL: they never do. */
     const _Atomic bool *resized;
     /* Row `row` into image[height][width][channels]; the error names file and row. Any number of
@@ -55,7 +57,7 @@ int source_load(const struct source *s, size_t row, unsigned char *image, struct
 void source_close(struct source *s);
 
 /* Whether every label of column k is below limits[k] or missing. Errors: OUT_OF_RANGE naming the
- * first that is not. */
+ * first that is not by file and row. */
 int source_check_labels(const struct source *s, const int *limits, struct err *e);
 /* Whether the name can be a split's: some characters, no slash, no dot in front. Errors:
  * OUT_OF_RANGE. */
@@ -96,6 +98,7 @@ enum source_side { SOURCE_KEPT, SOURCE_HELD_OUT };
 
 /* One side of a source that is divided in two, row by row: a row is held out when a hash of its
  * number is below share in (0, 1), so that a divided set has no row on both sides however often it
- * is opened. Takes `all`, also on failure. Errors: OUT_OF_RANGE (share, no rows), NO_MEMORY. */
+ * is opened. Takes `all`, also on failure. Errors: OUT_OF_RANGE (share, a side without rows),
+ * NO_MEMORY. */
 int source_part_open(struct source **out, struct source *all, double share, enum source_side side,
                      struct err *e);

@@ -98,6 +98,7 @@ static int try_labels(struct idx_source *s, const struct source_request *r, int 
         return fail(e, FAIL_BAD_FILE, "%s: has %u rows for %zu images", clip_path(path).text,
                     f->shape[0], s->base.n);
     s->base.columns = wanted;
+    s->base.label_file = path;
     s->base.labels = f->data;
     return 0;
 }

@@ -52,9 +52,11 @@ static int fill(struct part *p, double share, enum source_side side, struct err 
         p->rows[p->base.n++] = i;
     }
     p->base.labels = p->labels;
-    return p->base.n > 0 ? 0
-                         : fail(e, FAIL_OUT_OF_RANGE, "a share of %g of %zu rows leaves none",
-                                side == SOURCE_HELD_OUT ? share : 1 - share, all->n);
+    if (p->base.n > 0 && p->base.n < all->n)
+        return 0;
+    const bool none_out = (p->base.n == 0) == (side == SOURCE_HELD_OUT);
+    return fail(e, FAIL_OUT_OF_RANGE, "a share of %g of %zu rows leaves none",
+                none_out ? share : 1 - share, all->n);
 }
 
 int source_part_open(struct source **out, struct source *all, double share, enum source_side side,

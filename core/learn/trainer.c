@@ -10,6 +10,7 @@
 
 #include <errno.h>
 #include <math.h>
+#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -22,11 +23,6 @@ uint64_t trainer_seed(const struct trainer *t, long long step)
 }
 
 /* ---- opening ---- */
-
-static int rows(const struct trainer *t)
-{
-    return trainer_data_rows(t) + trainer_chains(t);
-}
 
 /* PyTorch's default: weights and biases uniform within 1 / sqrt(fan in). */
 static void init_parameters(struct trainer *t)
@@ -80,10 +76,9 @@ static void *take(struct arena *a, bool made, size_t bytes)
 
 static void lay_out_data(struct trainer *t, struct arena *a, bool made)
 {
-    const int threads = t->pool ? pool_threads(t->pool) : 1;
     const size_t e = trainer_elements(t);
-    t->data_workers = take(a, made, (size_t)threads * sizeof *t->data_workers);
-    for (int i = 0; i < threads; i++) {
+    t->data_workers = take(a, made, (size_t)t->threads * sizeof *t->data_workers);
+    for (int i = 0; i < t->threads; i++) {
         unsigned char *pixels = take(a, made, e);
         float *scratch = take(a, made, e * sizeof(float));
         if (made)
@@ -94,7 +89,8 @@ static void lay_out_data(struct trainer *t, struct arena *a, bool made)
 static void lay_out(struct trainer *t, struct arena *a, bool made)
 {
     const struct recipe *r = t->recipe;
-    const size_t e = trainer_elements(t), k = (size_t)trainer_labels(t), n = (size_t)rows(t);
+    const size_t e = trainer_elements(t), k = (size_t)trainer_labels(t),
+                 n = (size_t)trainer_rows(t);
     const size_t chains = (size_t)trainer_chains(t), births = chains ? (size_t)r->chains.births : 0;
     const size_t most = (chains > births ? chains : births) + 1;
     const size_t buffer = chains ? (size_t)r->chains.buffer : 0;
@@ -122,6 +118,13 @@ static void lay_out(struct trainer *t, struct arena *a, bool made)
     t->uniforms = take(a, made, k * sizeof(float));
     lay_out_data(t, a, made);
     t->reading = take(a, made, (size_t)score_logits(&t->attributes) * sizeof(float));
+}
+
+size_t trainer_arena(struct trainer *t)
+{
+    struct arena sizes = {0};
+    lay_out(t, &sizes, false);
+    return sizes.size_bytes;
 }
 
 /* What the network's outputs mean. */
@@ -157,11 +160,7 @@ static int open_energy(struct trainer *t, const struct net_weights *source, stru
 static int open_parts(struct trainer *t, struct err *e)
 {
     const struct description *d = &t->recipe->model;
-    const struct recipe_kl *kl = &t->recipe->kl;
-    const bool with_kl = trainer_chains(t) > 0 && (kl->marginal > 0 || kl->neighbour > 0);
-    const int pairs = with_kl ? 2 * trainer_chains(t) : 0;
-    const struct gradient_options o = {.batch = pairs > rows(t) ? pairs : rows(t), .pool = t->pool};
-    struct arena sizes = {0};
+    const struct gradient_options o = {.batch = trainer_pass(t), .pool = t->pool};
     int rc = parameters_init_model(&t->parameters, d, e);
     if (rc != 0)
         return rc;
@@ -175,8 +174,7 @@ static int open_parts(struct trainer *t, struct err *e)
         rc = optimiser_open(&t->optimiser, &t->recipe->optimiser, t->parameters.n, e);
     if (rc != 0)
         return rc;
-    lay_out(t, &sizes, false);
-    rc = arena_init(&t->arena, sizes.size_bytes, e);
+    rc = arena_init(&t->arena, trainer_arena(t), e);
     if (rc != 0)
         return rc;
     lay_out(t, &t->arena, true);
@@ -188,23 +186,50 @@ static int open_parts(struct trainer *t, struct err *e)
         rc = chains_fit(t, e);
     if (rc == 0 && t->recipe->health.fresh.every > 0 && score_check(&t->attributes, NULL) == 0)
         rc = fresh_open(t, e);
-    if (rc == 0 && with_kl)
+    if (rc == 0 && trainer_has_kl(t))
         rc = kl_term_open(t, e);
     if (rc == 0)
         chains_begin(t);
     return rc;
 }
 
+static struct progress first_progress(long long attempt)
+{
+    return (struct progress){.attempt = attempt,
+                             .scale = 1,
+                             .newborn = (double)NAN,
+                             .right = (double)NAN,
+                             .fresh_log_p = (double)NAN,
+                             .fresh_lag = (double)NAN,
+                             .base = -1};
+}
+
+void trainer_begin(struct trainer *t, long long attempt)
+{
+    const size_t entries = t->walkers ? (size_t)t->recipe->chains.buffer : 0;
+    t->progress = first_progress(attempt);
+    init_parameters(t);
+    optimiser_reset(t->optimiser);
+    memset(t->buffer_x, 0, entries * trainer_elements(t) * sizeof *t->buffer_x);
+    memset(t->buffer_y, 0, entries * (size_t)trainer_labels(t));
+    memset(t->buffer_age, 0, entries * sizeof *t->buffer_age);
+    if (t->walkers)
+        chains_begin(t);
+}
+
 static int resume(struct trainer *t, struct err *e)
 {
     if (!t->directory[0])
         return 0;
-    if (mkdir(t->directory, 0777) != 0 && errno != EEXIST)
+    if (!t->existing && mkdir(t->directory, 0777) != 0 && errno != EEXIST)
         return fail_errno(e, FAIL_IO, "cannot make %s", t->directory);
     const int rc = checkpoint_load(t, e);
     t->saved = t->progress.step;
     if (rc > 0 && t->walkers)
         walkers_refresh(t->walkers);
+    if (rc == 0 && t->existing)
+        return fail(e, FAIL_NOT_FOUND, "there is no checkpoint that can be read in %.300s",
+                    t->directory);
     /* A first one, so that there is always something to go back to. */
     return rc < 0 ? rc : rc == 0 ? checkpoint_save(t, e) : 0;
 }
@@ -217,11 +242,9 @@ int trainer_open(struct trainer **out, const struct trainer_options *o, struct e
     *t = (struct trainer){.recipe = o->recipe,
                           .data = o->data,
                           .pool = o->pool,
-                          .progress = {.scale = 1,
-                                       .newborn = (double)NAN,
-                                       .right = (double)NAN,
-                                       .fresh_log_p = (double)NAN,
-                                       .fresh_lag = (double)NAN}};
+                          .threads = o->pool ? pool_threads(o->pool) : 1,
+                          .existing = o->existing,
+                          .progress = first_progress(0)};
     snprintf(t->directory, sizeof t->directory, "%s", o->directory ? o->directory : "");
     snprintf(t->identity, sizeof t->identity, "%s %s", o->recipe->sha256, o->data->sha256);
     int rc = check_data(t, e);
@@ -344,7 +367,7 @@ static struct pair shown(const struct recipe *r, const struct step_losses *of)
 static void descend(struct trainer *t, uint64_t seed, struct trainer_step *out)
 {
     const struct recipe *r = t->recipe;
-    const float *logits = gradient_forward(t->gradient, rows(t), t->x);
+    const float *logits = gradient_forward(t->gradient, trainer_rows(t), t->x);
     const struct step_losses of = measure(t, 1, logits);
     const struct pair p = shown(r, &of);
     out->loss = of.data.loss + of.chains.loss + of.labelled.loss + of.paired.loss;
@@ -358,7 +381,7 @@ static void descend(struct trainer *t, uint64_t seed, struct trainer_step *out)
         out->loss += r->gap * gap * gap;
         measure(t, pull > -1 ? pull : -1, logits);
     }
-    gradient_backward(t->gradient, rows(t), t->dlogits, NULL, t->slope);
+    gradient_backward(t->gradient, trainer_rows(t), t->dlogits, NULL, t->slope);
     if (t->kl_term && t->progress.step >= r->kl.after)
         kl_term_add(t, seed, out);
 }
@@ -377,7 +400,7 @@ static void step_parameters(struct trainer *t, struct trainer_step *out)
         walkers_refresh(t->walkers);
 }
 
-/* After a look at fresh chains. */
+/* After a look at fresh chains; where nobody looks, when a checkpoint is due. */
 static void note_best(struct trainer *t)
 {
     struct progress *p = &t->progress;
@@ -408,6 +431,8 @@ static enum health_state one_step(struct trainer *t, struct trainer_step *out)
     signs.drift = visit.drift;
     signs.cosine = visit.cosine;
     signs.loss = out->loss;
+    signs.cross_entropy = out->cross_entropy;
+    signs.accuracy = out->accuracy;
     enum health_state state = health_step(&t->progress.health, &r->health, &signs);
     if (state != HEALTH_GOOD)
         return state;
@@ -419,34 +444,10 @@ static enum health_state one_step(struct trainer *t, struct trainer_step *out)
         state = fresh_look(t, seed);
         if (state == HEALTH_GOOD)
             note_best(t);
+    } else if (state == HEALTH_GOOD && !t->fresh && t->progress.step % r->checkpoint_every == 0) {
+        note_best(t);
     }
     return state;
-}
-
-/* Back to an earlier checkpoint, at a lower rate and with other random numbers. */
-static int roll_back(struct trainer *t, enum health_state why, struct err *e)
-{
-    const struct recipe_health *h = &t->recipe->health;
-    const long long attempt = t->progress.attempt + 1, at = t->progress.step;
-    const double scale = t->progress.scale * h->slower, best = t->progress.best;
-    const long long best_step = t->progress.best_step;
-    const int rc = attempt > h->retries || !t->directory[0] ? 0 : checkpoint_back(t, e);
-    if (rc < 0)
-        return rc;
-    if (rc == 0)
-        return fail(
-            e, FAIL_UNSUPPORTED,
-            "given up at step %lld after %lld rollbacks: %s. The learning rate was %.3g; try a "
-            "lower one, more steps a visit, or a larger penalty",
-            at, attempt - 1, health_texts[why], t->recipe->rate * t->progress.scale);
-    t->progress.attempt = attempt;
-    t->progress.scale = scale;
-    t->progress.best = best;
-    t->progress.best_step = best_step;
-    t->saved = t->progress.step;
-    if (t->walkers)
-        walkers_refresh(t->walkers);
-    return checkpoint_save(t, e);
 }
 
 static double mean_age(const struct trainer *t)
@@ -487,7 +488,7 @@ int trainer_step(struct trainer *t, struct trainer_step *out, struct err *e)
         return rc;
     out->trouble = one_step(t, out);
     out->step = t->progress.step;
-    rc = out->trouble != HEALTH_GOOD ? roll_back(t, out->trouble, e) : save_best(t, e);
+    rc = out->trouble != HEALTH_GOOD ? trainer_roll_back(t, out->trouble, e) : save_best(t, e);
     if (rc != 0)
         return rc;
     out->newborn = t->progress.newborn;
@@ -503,7 +504,7 @@ int trainer_step(struct trainer *t, struct trainer_step *out, struct err *e)
 
 int trainer_save(struct trainer *t, struct err *e)
 {
-    return t->directory[0] ? checkpoint_save(t, e) : 0;
+    return t->directory[0] && !t->existing ? checkpoint_save(t, e) : 0;
 }
 
 int trainer_load_best(struct trainer *t, struct err *e)
@@ -527,6 +528,31 @@ long long trainer_done(const struct trainer *t)
 int trainer_rollbacks(const struct trainer *t)
 {
     return (int)t->progress.attempt;
+}
+
+int trainer_images(const struct trainer *t)
+{
+    return trainer_data_rows(t);
+}
+
+bool trainer_exact(const struct trainer *t)
+{
+    return !t->progress.inexact;
+}
+
+const char *trainer_note(const struct trainer *t)
+{
+    return t->note;
+}
+
+void trainer_note_add(struct trainer *t, const char *format, ...)
+{
+    const size_t n = strlen(t->note);
+    va_list args;
+    va_start(args, format);
+    snprintf(t->note + n, sizeof t->note - n, n ? "; " : "");
+    vsnprintf(t->note + strlen(t->note), sizeof t->note - strlen(t->note), format, args);
+    va_end(args);
 }
 
 const float *trainer_average(const struct trainer *t)

@@ -4,8 +4,9 @@
  * The training of one network by one recipe: data against chains that are kept in a replay buffer
  * (MODELS 6), a step at a time. A run is a function of recipe, data and build: it gives the same
  * bits with any number of threads, and goes on from a checkpoint as if it had not been interrupted.
- * It watches its own health; what goes wrong is rolled back to the last checkpoint but one and
- * tried again slower with other random numbers, and given up with a verdict after a few times.
+ * It watches its own health; what goes wrong is rolled back to the last checkpoint but one, or
+ * farther if that did not help, and tried again slower with other random numbers, and given up with
+ * a verdict after a few times.
  *
  * Allocates nothing in a step but what its source does to load rows. Used by `jemd train` and
  * tests, one thread at a time.
@@ -24,13 +25,30 @@ struct trainer_options {
     const struct source *data; /* its labels are checked against the attributes */
     struct pool *pool;         /* NULL = the calling thread alone */
     const char *directory;     /* for checkpoints; made if missing. NULL = keep none */
+    bool existing;             /* only for looking at a run: nothing is written to the directory */
 };
 
 /* Everything is borrowed. Goes on from the newest checkpoint in the directory if there is one of this
- * recipe and data. Errors: BAD_MODEL, OUT_OF_RANGE (data of another size, labels), CONFLICT
- * (checkpoints of another recipe or data), IO, BAD_FILE, NO_MEMORY. */
+ * recipe and data; from an older one, the best one or anew if it is damaged (trainer_note). Errors:
+ * BAD_MODEL, OUT_OF_RANGE (data of another size, labels), CONFLICT (checkpoints of another recipe,
+ * other data or another version of jemd), NOT_FOUND (none, with `existing`), IO, NO_MEMORY. */
 int trainer_open(struct trainer **out, const struct trainer_options *o, struct err *e);
 void trainer_close(struct trainer *t);
+
+/* What a training would take. */
+struct trainer_cost {
+    size_t parameters; /* P */
+    size_t
+        memory_bytes; /* trainer_open's, and what it needs to write a checkpoint; not the data's */
+    size_t export_bytes;  /* more, while export_model goes on */
+    size_t walkers_bytes; /* of one struct walkers over the net, beside those within the others */
+};
+
+/* Sizes are SIZE_MAX where memory for the estimate itself is missing. Of `o` only recipe and data
+ * are looked at, of the data n and columns. Makes a list of the layers and
+ * at most P numbers that are not written to. Errors: BAD_MODEL, NO_MEMORY. */
+int trainer_estimate(struct trainer_cost *out, const struct trainer_options *o, int threads,
+                     struct err *e);
 
 /* What the last step did. */
 struct trainer_step {
@@ -65,6 +83,12 @@ int trainer_load_best(struct trainer *t, struct err *e);
 const struct recipe *trainer_recipe(const struct trainer *t);
 long long trainer_done(const struct trainer *t); /* steps */
 int trainer_rollbacks(const struct trainer *t);
+int trainer_images(const struct trainer *t); /* rows of data that a step reads */
+/* Whether the result will be that of a run without interruptions, bit for bit. */
+bool trainer_exact(const struct trainer *t);
+/* What was amiss with checkpoints, or out of the ordinary, when the run was opened or last rolled
+ * back: sentences for its log; "" = nothing. */
+const char *trainer_note(const struct trainer *t);
 /* The averaged parameters [P], and what lies where in them. */
 const float *trainer_average(const struct trainer *t);
 const struct parameters *trainer_parameters(const struct trainer *t);

@@ -32,22 +32,39 @@ struct fresh {
     int (*tally)[VALUES]; /* [2] of one attribute's values: asked for, read */
 };
 
+/* Bytes of the arrays of several rows of floats, and of the arena. */
+struct sizes {
+    size_t x, outputs, logits, all;
+};
+
+static struct sizes sizes_of(const struct trainer *t, const struct attributes *a)
+{
+    const size_t n = (size_t)t->recipe->health.fresh.count, k = (size_t)trainer_labels(t);
+    struct sizes s = {.x = n * trainer_elements(t) * sizeof(float),
+                      .outputs = n * (size_t)score_outputs(a) * sizeof(float),
+                      .logits = n * (size_t)score_logits(a) * sizeof(float)};
+    s.all = arena_round(s.x) + arena_round(s.outputs) + arena_round(s.logits) +
+            2 * arena_round(n * k) + 2 * arena_round(n * sizeof(float)) + arena_round(n) +
+            arena_round(2 * sizeof(int[VALUES]));
+    return s;
+}
+
+size_t fresh_estimate(const struct trainer *t)
+{
+    return mem_sum(sizes_of(t, &t->attributes).all,
+                   walkers_estimate(t->net, &t->attributes, t->threads));
+}
+
 static int make_room(struct trainer *t, struct fresh *f, struct err *e)
 {
     const size_t n = (size_t)f->count, k = (size_t)trainer_labels(t);
-    const size_t x = n * trainer_elements(t) * sizeof(float);
-    const size_t l = n * (size_t)score_outputs(&f->attributes) * sizeof(float);
-    const size_t m = n * (size_t)score_logits(&f->attributes) * sizeof(float);
-    const int rc = arena_init(&f->arena,
-                              arena_round(x) + arena_round(l) + arena_round(m) +
-                                  2 * arena_round(n * k) + 2 * arena_round(n * sizeof(float)) +
-                                  arena_round(n) + arena_round(2 * sizeof *f->tally),
-                              e);
+    const struct sizes s = sizes_of(t, &f->attributes);
+    const int rc = arena_init(&f->arena, s.all, e);
     if (rc != 0)
         return rc;
-    f->x = arena_take(&f->arena, x);
-    f->outputs = arena_take(&f->arena, l);
-    f->logits = arena_take(&f->arena, m);
+    f->x = arena_take(&f->arena, s.x);
+    f->outputs = arena_take(&f->arena, s.outputs);
+    f->logits = arena_take(&f->arena, s.logits);
     f->y = arena_take(&f->arena, n * k);
     f->read = arena_take(&f->arena, n * k);
     f->numbers[0] = arena_take(&f->arena, n * sizeof(float));

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #pragma once
-/* A trainer's inside: trainer.c, trainer_*.c and checkpoint.c. */
+/* A trainer's inside: trainer.c, trainer_*.c and checkpoint*.c. */
 #include "base/mem.h"
 #include "base/rng.h"
 #include "learn/gaussian_fit.h"
@@ -10,7 +10,8 @@
 #include "learn/trainer.h"
 #include "learn/walkers.h"
 
-/* What a checkpoint holds beside the arrays: integers and doubles only. */
+/* What a checkpoint holds beside the arrays: integers and doubles only. A change is another layout
+ * (checkpoint.c). */
 struct progress {
     long long step;    /* done */
     long long attempt; /* rollbacks so far; part of every seed */
@@ -20,6 +21,10 @@ struct progress {
     long long filled, written;            /* entries of the buffer in use; chains written to it */
     double best;                          /* quality of the best checkpoint */
     long long best_step;                  /* 0 = there is none */
+    long long base;                       /* step of what was gone back to last, -1 = never */
+    long long from_best;                  /* step of the best one gone back to, 0 = never */
+    long long
+        inexact; /* 1: not the bits of an uninterrupted run (other kernels; lost checkpoints) */
     struct health health;
 };
 
@@ -37,7 +42,10 @@ struct trainer {
     const struct recipe *recipe;
     const struct source *data;
     struct pool *pool;
+    int threads;                                    /* of the pool, or 1 */
     char directory[1024], identity[2 * DIGEST_HEX]; /* digests of recipe and data */
+    bool existing;                                  /* nothing is written to the directory */
+    char note[3000];                                /* trainer_note */
     struct parameters parameters;
     struct net *net;
     struct joint *head;           /* of a general energy, or NULL */
@@ -119,6 +127,27 @@ static inline int trainer_chains(const struct trainer *t)
     return t->recipe->chains.count + t->recipe->chains.paired;
 }
 
+/* Data and chains. */
+static inline int trainer_rows(const struct trainer *t)
+{
+    return trainer_data_rows(t) + trainer_chains(t);
+}
+
+static inline bool trainer_has_kl(const struct trainer *t)
+{
+    return trainer_chains(t) > 0 && (t->recipe->kl.marginal > 0 || t->recipe->kl.neighbour > 0);
+}
+
+/* Images of a pass at most: the KL term passes two for each chain. */
+static inline int trainer_pass(const struct trainer *t)
+{
+    const int pairs = trainer_has_kl(t) ? 2 * trainer_chains(t) : 0;
+    return pairs > trainer_rows(t) ? pairs : trainer_rows(t);
+}
+
+/* trainer.c. Bytes of the arena, once net, attributes and labels are known. */
+size_t trainer_arena(struct trainer *t);
+
 /* One of 0 .. n-1. */
 static inline int trainer_below(float u, int n)
 {
@@ -178,21 +207,46 @@ void entries_bear(struct trainer *t, uint64_t seed, int i, uint32_t age);
 /* trainer_fresh.c. Errors: NO_MEMORY. */
 int fresh_open(struct trainer *t, struct err *e);
 void fresh_close(struct fresh *f);
+/* Bytes that fresh_open takes; needs what trainer_arena does. */
+size_t fresh_estimate(const struct trainer *t);
 /* Moves new chains with the averaged parameters and looks at them. */
 enum health_state fresh_look(struct trainer *t, uint64_t seed);
 
 /* trainer_kl.c. Errors: NO_MEMORY. */
 int kl_term_open(struct trainer *t, struct err *e);
 void kl_term_close(struct kl_term *k);
+size_t kl_term_estimate(const struct trainer *t);
 /* Adds the term of the step's chains to loss and slope. */
 void kl_term_add(struct trainer *t, uint64_t seed, struct trainer_step *out);
 
-/* checkpoint.c. Writes directory/checkpoint-STEP.safetensors and removes those that are too old. */
+/* The parameters, chains and record that a run begins with, after so many rollbacks. */
+void trainer_begin(struct trainer *t, long long attempt);
+/* Adds a sentence to the note. */
+__attribute__((format(printf, 2, 3))) void trainer_note_add(struct trainer *t, const char *format,
+                                                            ...);
+
+/* trainer_back.c. Goes back to an earlier checkpoint, slower and with other random numbers. Errors:
+ * UNSUPPORTED (given up: the verdict), IO, NO_MEMORY. */
+int trainer_roll_back(struct trainer *t, enum health_state why, struct err *e);
+
+/* checkpoint.c. Errors: IO, NO_MEMORY. */
+int checkpoint_write(const struct trainer *t, const char *path, struct err *e);
+/* A failure leaves the trainer as it was. Errors: IO, NO_MEMORY, BAD_FILE (damaged), CONFLICT (of
+ * another recipe, other data, or another layout). */
+int checkpoint_read(struct trainer *t, const char *path, struct err *e);
+/* Its record alone, which is checked, but not the digest. */
+int checkpoint_peek(const struct trainer *t, const char *path, struct progress *out, struct err *e);
+
+/* checkpoint_kept.c. Writes directory/checkpoint-STEP.safetensors, and removes those that are too
+ * old and those that are newer. */
 int checkpoint_save(const struct trainer *t, struct err *e);
-/* Loads the newest one. 1: done; 0: there is none. */
+/* Loads the newest that is whole, or in place of damaged ones the best, and notes what was amiss. 1:
+ * done; 0: there is none. Errors: those of checkpoint_read but BAD_FILE. */
 int checkpoint_load(struct trainer *t, struct err *e);
 /* The same for directory/best.safetensors, which is written over. */
 int checkpoint_save_best(const struct trainer *t, struct err *e);
 int checkpoint_load_best(struct trainer *t, struct err *e);
-/* Goes back to the last but one, removing the newest, or to the only one. 0: there is none. */
+/* Loads what to go back to, none twice: the newest but one, if possible from before any watched
+ * quantity came near its limit; else the best one, else any older one. An origin, or an error. */
+enum { CHECKPOINT_NONE, CHECKPOINT_KEPT, CHECKPOINT_BEST };
 int checkpoint_back(struct trainer *t, struct err *e);

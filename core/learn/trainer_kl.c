@@ -15,6 +15,19 @@ struct kl_term {
     float *neighbours; /* [neighbours][E] */
 };
 
+static size_t room_of(const struct trainer *t)
+{
+    const size_t n = (size_t)trainer_chains(t), m = (size_t)t->recipe->kl.neighbours;
+    const size_t bytes = trainer_elements(t) * sizeof(float);
+    return arena_round(n * bytes) + arena_round(n * sizeof(float)) + arena_round(m * bytes);
+}
+
+size_t kl_term_estimate(const struct trainer *t)
+{
+    return room_of(t) +
+           kl_estimate(trainer_pass(t), trainer_elements(t), (size_t)net_logits(t->net));
+}
+
 int kl_term_open(struct trainer *t, struct err *e)
 {
     const struct recipe *r = t->recipe;
@@ -32,9 +45,7 @@ int kl_term_open(struct trainer *t, struct err *e)
         return fail(e, FAIL_NO_MEMORY, "cannot allocate a KL term");
     int rc = kl_open(&k->kl, t->gradient, &r->model.attributes, &o, e);
     if (rc == 0)
-        rc = arena_init(
-            &k->arena,
-            arena_round(n * bytes) + arena_round(n * sizeof(float)) + arena_round(m * bytes), e);
+        rc = arena_init(&k->arena, room_of(t), e);
     if (rc != 0) {
         kl_term_close(k);
         return rc;

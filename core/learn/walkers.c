@@ -9,6 +9,7 @@
 #include "net/engine.h"
 
 #include <math.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -29,19 +30,26 @@ struct walkers {
     int threads;
     struct arena arena;
     struct walker *walker;        /* [threads] */
+    const atomic_bool *stop;      /* may be NULL */
     const struct walk_task *task; /* of walkers_run */
     const float *x;               /* of walkers_logits */
     float *out;
     int n;
 };
 
+/* Bytes of a thread, beside its workspace. */
+static size_t room_of(size_t elements, size_t logits, const struct attributes *a)
+{
+    const size_t part = WALKERS_PART;
+    return arena_round(part * logits * sizeof(float)) +
+           2 * arena_round(part * elements * sizeof(float)) +
+           arena_round(gwg_uniforms(a->n) * sizeof(float)) + arena_round(logits * sizeof(float));
+}
+
 static int make_room(struct walkers *w, struct err *e)
 {
     const size_t part = WALKERS_PART, k = (size_t)w->attributes->n;
-    const size_t each = arena_round(part * w->logits * sizeof(float)) +
-                        2 * arena_round(part * w->elements * sizeof(float)) +
-                        arena_round(gwg_uniforms((int)k) * sizeof(float)) +
-                        arena_round(w->logits * sizeof(float));
+    const size_t each = room_of(w->elements, w->logits, w->attributes);
     const int rc = arena_init(&w->arena, (size_t)w->threads * each, e);
     for (int i = 0; rc == 0 && i < w->threads; i++) {
         struct walker *one = &w->walker[i];
@@ -93,9 +101,32 @@ void walkers_close(struct walkers *w)
     free(w);
 }
 
+size_t walkers_estimate(const struct net *net, const struct attributes *a, int threads)
+{
+    const struct engine_options o = {.backward = true, .changing = true, .plan_only = true};
+    const size_t room = room_of(net_shape_elements(net_input(net)), (size_t)net_logits(net), a);
+    struct engine *engine;
+    if (engine_open(&engine, net, &o, NULL) != 0)
+        return SIZE_MAX;
+    const size_t each = mem_sum(room, workspace_estimate_engine(engine, WALKERS_PART, true, 1));
+    const size_t sum = mem_sum(engine_packed_bytes(engine), mem_times(each, threads));
+    engine_close(engine);
+    return sum;
+}
+
 void walkers_refresh(struct walkers *w)
 {
     engine_repack(w->engine, w->pool);
+}
+
+void walkers_watch(struct walkers *w, const atomic_bool *stop)
+{
+    w->stop = stop;
+}
+
+static bool stopped(const struct walkers *w)
+{
+    return w->stop && atomic_load(w->stop);
 }
 
 /* The general family: moves from the labels there are; those that are missing begin anywhere. */
@@ -217,7 +248,7 @@ static void run_part(void *ctx, int item, int worker)
     const struct walkers *w = ctx;
     const int from = item * WALKERS_PART;
     const int to = from + WALKERS_PART < w->task->n ? from + WALKERS_PART : w->task->n;
-    for (int t = 0; t < w->task->sampler->steps; t++)
+    for (int t = 0; t < w->task->sampler->steps && !stopped(w); t++)
         step_part(w, &w->walker[worker], from, to, t);
 }
 
@@ -242,6 +273,8 @@ static void logits_part(void *ctx, int item, int worker)
     const struct walkers *w = ctx;
     const int from = item * WALKERS_PART;
     const int n = w->n - from < WALKERS_PART ? w->n - from : WALKERS_PART;
+    if (stopped(w))
+        return;
     const float *logits =
         net_forward(w->walker[worker].workspace, n, w->x + (size_t)from * w->elements);
     memcpy(w->out + (size_t)from * w->logits, logits, (size_t)n * w->logits * sizeof *logits);

@@ -10,6 +10,8 @@
 #include "ebm/sampler.h"
 #include "net/net.h"
 
+#include <stdbool.h>
+
 struct pool;
 struct walkers;
 
@@ -19,8 +21,13 @@ enum { WALKERS_PART = 16 }; /* chains that one thread moves together */
 int walkers_open(struct walkers **out, const struct net *net, const struct attributes *a,
                  struct pool *pool, struct err *e);
 void walkers_close(struct walkers *w);
+/* Bytes that walkers_open takes with a pool of so many threads, SIZE_MAX when out of memory. */
+size_t walkers_estimate(const struct net *net, const struct attributes *a, int threads);
 /* The net's weights have changed. */
 void walkers_refresh(struct walkers *w);
+/* Once *stop is true, whoever set it, runs and passes end within a step of WALKERS_PART chains, and what
+ * they leave is not to be used. Borrowed; NULL = never. */
+void walkers_watch(struct walkers *w, const _Atomic bool *stop);
 
 struct walk_task {
     const struct sampler *sampler; /* kind GIBBS: labels are drawn every langevin_steps steps */

@@ -276,6 +276,11 @@ static void linear_backward_weights(const struct linear *l, int n, const float *
     }
 }
 
+const char *ops_openblas_core(void)
+{
+    return openblas_get_corename();
+}
+
 void gemm_override(struct ops *o)
 {
     openblas_set_num_threads(1);

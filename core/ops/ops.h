@@ -81,6 +81,8 @@ extern const struct ops ops_ref;
 /* im2col and OpenBLAS: ref with faster entries put over it. A second opinion for the fast kernels
  * where ref is too slow. */
 const struct ops *ops_openblas(void);
+/* The kind of CPU that OpenBLAS has chosen its kernels for: part of what bits depend on. */
+const char *ops_openblas_core(void);
 
 /* The same with convolutions of our own, faster in both directions and to weights: for trainings. */
 const struct ops *ops_taps(void);

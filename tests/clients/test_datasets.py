@@ -73,6 +73,12 @@ class Case(unittest.TestCase):
         body = self.model(out)
         return body[8 + int.from_bytes(body[:8], "little"):]
 
+    def origin(self, out):
+        """What a model file says of its making."""
+        body = self.model(out)
+        header = json.loads(body[8:8 + int.from_bytes(body[:8], "little")])
+        return json.loads(header["__metadata__"]["jemd"])["provenance"]
+
     def put_csv(self, data):
         lines = ["file,tone,way"]
         for i in range(ROWS):
@@ -144,7 +150,14 @@ class Formats(Case):
         recipe = self.write("cifar.json", made)
         row = bytes(range(256)) * 12
         self.put("cifar/data_batch_1.bin", b"".join(bytes([i % 10]) + row for i in range(20)))
-        self.run_train("cifar", "run", recipe=recipe)
+        self.run_train("cifar", "run", "--split-calib", "0.5", recipe=recipe)
+        fitted = os.path.join(self.folder, "fitted.safetensors")
+        said = subprocess.run([JEMD, "eval", os.path.join(self.folder, "run", "model.safetensors"), "--data",
+                               os.path.join(self.folder, "cifar"), "--split", "calib", "--split-calib", "0.5",
+                               "--fit", fitted, "--transformed", "0", "--resamples", "0"], text=True,
+                              capture_output=True, check=True, timeout=120).stdout
+        self.assertIn("cifar, split calib, ", said)
+        self.assertTrue(os.path.exists(fitted))
         self.put("cifar/data_batch_1.bin", b"\0" + row + b"\0" + row[:-1])
         self.assertIn("data_batch_1.bin: is cut off in row 1",
                       self.run_train("cifar", "other", recipe=recipe, code=1))
@@ -176,6 +189,26 @@ class Formats(Case):
             counts.append(int(text.split(" images")[0].split()[-1]))
         self.assertEqual(sum(counts), ROWS)
         self.assertTrue(8 <= counts[1] <= 26, counts)
+        out = os.path.join(self.folder, "report.json")
+        subprocess.run([JEMD, "eval", os.path.join(self.folder, "train", "model.safetensors"), "--data",
+                        os.path.join(self.folder, "classes"), "--split", "calib", "--split-calib", "0.25",
+                        "--report", "train", "--resize", "fit", "--resamples", "0", "--json", out,
+                        "--transformed", "0"], check=True, timeout=120, stderr=subprocess.DEVNULL,
+                       stdout=subprocess.DEVNULL)
+        with open(out, encoding="utf-8") as stream:
+            report = json.load(stream)
+        self.assertEqual([report["reports"][0]["n"], report["n"]], counts)
+        for split, measured in (("train", report["reports"][0]), ("calib", report)):
+            self.assertEqual(self.origin(split)["data_sha256"], measured["data_sha256"])
+            self.assertEqual((self.origin(split)["split_calib"], measured["split_calib"]), (0.25, 0.25))
+        for share, said in (("0.25", ""), ("0.2", ""), ("0.3", "its training kept out 0.25")):
+            found = subprocess.run([JEMD, "eval", os.path.join(self.folder, "train", "model.safetensors"),
+                                    "--data", os.path.join(self.folder, "classes"), "--split", "calib",
+                                    "--split-calib", share, "--fit", os.path.join(self.folder, "fitted"),
+                                    "--transformed", "0", "--resamples", "0"], capture_output=True,
+                                   text=True, timeout=120, check=False)
+            self.assertEqual(found.returncode, 1 if said else 0, found.stderr)
+            self.assertIn(said, found.stderr)
         self.assertIn("calib", self.run_train("classes", "no", "--split", "calib", recipe=recipe, code=1))
         self.assertIn("share", self.run_train("classes", "no", "--split-calib", "1", recipe=recipe, code=2))
 
@@ -193,6 +226,20 @@ class Formats(Case):
         self.assertIn("tone", self.run_train("csv", "noted", "--split", "train"))
         with open(os.path.join(self.folder, "noted", "log.txt"), encoding="utf-8") as log:
             self.assertIn("1 of 2 attributes have no column", log.read())
+
+    def test_a_broken_image_stops_a_run_before_it_begins(self):
+        recipe = self.write("one.json", one_attribute(steps=2))
+        self.put_classes("classes")
+        self.put_csv("csv")
+        for data, name, said in (("classes", "train/down/007.png", "classes/train/down/007.png: "),
+                                 ("csv", "images/40.png", "csv/train.csv:42: images/40.png: ")):
+            good = png(SIDE, SIDE, stripes(3))
+            self.put(f"{data}/{name}", good[:-20])
+            out = os.path.join(self.folder, "run-" + data)
+            self.assertIn(said, self.run_train(data, out, recipe=recipe, code=1))
+            self.assertFalse(os.path.exists(out))
+            self.put(f"{data}/{name}", good)
+            self.run_train(data, out, recipe=recipe)
 
     def test_a_model_is_judged_on_images_by_class(self):
         recipe = self.write("one.json", one_attribute(steps=20))
@@ -242,7 +289,7 @@ class Resume(Case):
                 stream.truncate(40)
             error = process.communicate(timeout=60)[1]
         self.assertEqual(process.returncode, 1, error)
-        self.assertIn("csv/images/5.png: ", error)
+        self.assertIn("csv/train.csv:7: images/5.png: ", error)
         # With other bytes it is another data set.
         self.assertIn("other data", self.run_train("csv", "parts", code=1))
         with open(path, "wb") as stream:

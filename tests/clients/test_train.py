@@ -4,12 +4,16 @@
 interrupted one says so, wrong recipes and data are refused with a sentence, and its model is one
 that jemd's other commands take."""
 import csv
+import fcntl
 import gzip
 import json
 import os
+import pty
 import signal
+import struct
 import subprocess
 import tempfile
+import termios
 import time
 import unittest
 
@@ -105,8 +109,60 @@ class Train(unittest.TestCase):
         self.assertEqual(self.rows("parts"), self.rows("whole"))
         self.assertEqual([int(r["step"]) for r in self.rows("whole")], list(range(5, STEPS + 1, 5)))
         left = sorted(n for n in os.listdir(os.path.join(self.folder, "parts")) if "checkpoint" in n)
-        self.assertEqual(left, [f"checkpoint-{STEPS - EVERY}.safetensors",
-                                f"checkpoint-{STEPS}.safetensors"])
+        self.assertEqual(left, sorted(f"checkpoint-{STEPS - i * EVERY}.safetensors" for i in range(4)))
+
+    def test_the_writing_of_the_model_can_be_interrupted(self):
+        document = recipe(steps=6, checkpoint_every=5)
+        document["model"]["sampler"]["steps_buffer"] = 3000
+        path = self.write("long.json", document)
+        whole = self.run_train("whole", recipe_path=path)
+        self.assertEqual(whole.returncode, 0, whole.stderr)
+        self.assertIn("writing the model\n", whole.stderr)
+        for number, more in ((signal.SIGINT, ()), (signal.SIGTERM, ("--export", "last"))):
+            with subprocess.Popen(self.command("parts", *more, recipe_path=path), text=True,
+                                  stderr=subprocess.PIPE) as process:
+                for line in process.stderr:
+                    if line == "writing the model\n":
+                        break
+                begin = time.monotonic()
+                process.send_signal(number)
+                self.assertIn("interrupted at step 6 of 6", process.stderr.read())
+                self.assertEqual(process.wait(60), 3)
+                self.assertLess(time.monotonic() - begin, 5)
+            self.assertFalse(os.path.exists(os.path.join(self.folder, "parts", "model.safetensors")))
+        self.assertEqual(self.run_train("parts", recipe_path=path).returncode, 0)
+        self.assertEqual(self.model("parts"), self.model("whole"))
+
+    def test_the_live_line_fits_the_terminal(self):
+        path = self.write("endless.json", recipe(steps=1000000, checkpoint_every=1000))
+        master, slave = pty.openpty()
+        def resize(columns):
+            fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+        def lines(process, enough):
+            """Of the terminal, until as many as there shall be have come."""
+            text = b""
+            while text.count(b"\r\033[Kstep ") < enough:
+                text += os.read(master, 4096)
+                self.assertIsNone(process.poll())
+            return [part for part in text.decode().split("\r\033[K") if part.startswith("step ")][:-1]
+        resize(72)
+        with subprocess.Popen(self.command("live", recipe_path=path), stderr=slave) as process:
+            try:
+                wide = lines(process, 3)
+                resize(30)
+                lines(process, 2)  # what was on its way
+                narrow = lines(process, 2)
+            finally:
+                process.send_signal(signal.SIGINT)
+                self.assertEqual(process.wait(60), 3)
+        os.close(slave)
+        os.close(master)
+        for line in wide:
+            self.assertLess(len(line), 72)
+            self.assertRegex(line, r"^step \d+/1000000  \d+:\d\d:\d\d left  loss .* accuracy ")
+        for line in narrow:
+            self.assertLess(len(line), 30)
+            self.assertRegex(line, r"^step \d+/1000000")
 
     def test_every_part_of_a_run_goes_on_as_it_was(self):
         """Few labels in a stream of their own, Gibbs chains in a reservoir, starts from Gaussians, the KL
@@ -187,6 +243,8 @@ class Train(unittest.TestCase):
                 ((self.command("x", "--threads", "0")), 2, "not a number"),
                 ((self.command("run", "--export", "bets")), 2, "best or last"),
                 ((self.command("run", "--export", "best")), 1, "no best checkpoint"),
+                ((self.command("mistyped", "--export", "last")), 1, "there is no checkpoint in"),
+                ((self.command("mistyped", "--export", "best")), 1, "there is no checkpoint in"),
                 ((self.command("x", recipe_path="/nonexistent.json")), 1, "cannot open"),
                 ([JEMD, "train"], 2, "usage"),
                 ([JEMD, "judge", "a", "b"], 2, "usage"),
@@ -194,6 +252,22 @@ class Train(unittest.TestCase):
             done = subprocess.run(words, capture_output=True, text=True, timeout=60)
             self.assertEqual(done.returncode, code, (words, done.stderr))
             self.assertIn(text, done.stderr)
+        self.assertFalse(os.path.exists(os.path.join(self.folder, "mistyped")))
+
+    def test_a_damaged_checkpoint_gives_way_to_an_older_one(self):
+        self.assertEqual(self.run_train("run").returncode, 0)
+        whole = self.model("run")
+        for step in (STEPS, STEPS - EVERY):
+            os.truncate(os.path.join(self.folder, "run", f"checkpoint-{step}.safetensors"), 3000)
+        done = self.run_train("run", "--export", "last")  # which leaves all as it is
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertIn("the file has", done.stderr)
+        self.assertIn(f"goes on from step {STEPS - 2 * EVERY}", done.stderr)
+        self.assertNotEqual(self.model("run"), whole)
+        done = self.run_train("run")
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertIn(f"goes on from step {STEPS - 2 * EVERY}", done.stderr)
+        self.assertEqual(self.model("run"), whole)
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ static void check(struct image_rows *r, int rc, const struct attribute *list, co
     }
     for (size_t i = 0; rc == 0 && i < r->n; i++) {
         invariant(regular_stays_below(image_rows_name(r, i)));
+        invariant(r->lines[i] > 1 && (i == 0 || r->lines[i] > r->lines[i - 1]));
         for (int k = 0; k < r->columns; k++) {
             const unsigned char y = r->labels[i * (size_t)r->columns + (size_t)k];
             invariant(y == SOURCE_MISSING || y < list[k].n_values);

@@ -26,6 +26,8 @@ static void check(const struct train_request *q, const json_t *root)
     invariant(q->recipe.steps <= limits.steps);
     invariant(train_request_parameters(&q->recipe) <= limits.parameters);
     check_path(q->data);
+    invariant(q->calib_share == 0 || (q->calib_share > 0 && q->calib_share <= TRAIN_CALIB_MAX &&
+                                      strcmp(q->split, "train") == 0));
     invariant(!strchr(q->split, '/') && (!q->run || (!strchr(q->run, '/') && q->run[0] != '.')));
     invariant(text && json_parse((const char *)text->bytes, text->size, &stored, &e) == 0);
     invariant(train_request_complete(stored, &e) == 0);

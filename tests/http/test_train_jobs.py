@@ -4,15 +4,17 @@ canceled and gone on with to the same bits, staged, promoted while others predic
 restart."""
 import json
 import os
+import re
 import shutil
 import subprocess
 import tempfile
+import time
 import unittest
 
 import jemd_test
 from jemd_test import BIN, SOURCE, patience, submit, wait_ended, wait_until
 from jobs_help import tensors
-from train_help import Clients, Events, by_command, picture, recipe, stripes
+from train_help import Clients, Events, by_command, make_impossible, picture, recipe, stripes
 
 LONG = {"steps": 1000000, "checkpoint_every": 1000}
 # A step of some milliseconds: there is time to cancel it also where it is fast.
@@ -119,6 +121,8 @@ class Refused(TrainCase):
         for path in ("link", "mixed", "table"):
             self.refused(job(data={"path": path}), 403, "forbidden", "/data/path")
         self.refused(job(data={"path": "nothing"}), 404, "not_found", "/data/path")
+        for data in ({"split_calib": 1}, {"split_calib": 0.1, "split": "calib"}):
+            self.refused(job(data={"path": "stripes", **data}), 422, "out_of_range", "/data/split_calib")
         for split in ("../train", ".hidden", "a/b", ""):
             self.refused(job(data={"path": "stripes", "split": split}), 422, "out_of_range", "/data/split")
         self.refused(job(data={"path": "stripes", "split": "nope"}), 404, "not_found", "/data")
@@ -184,8 +188,27 @@ class Refused(TrainCase):
     def test_a_good_one_is_estimated(self):
         good = self.good(self.post("/v1/jobs:validate", job()))
         self.assertEqual((good["steps"], good["images"], good["parameters"]), (200, 64, 80 + 2052))
+        self.assertEqual(good["warnings"], [])
         self.assertFalse(os.path.exists(os.path.join(self.root, "runs")) and
                          os.listdir(os.path.join(self.root, "runs")))
+
+    def test_whatever_takes_memory_is_in_the_estimate(self):
+        """The sums themselves are compared with what is allocated in unit.core_trainer_memory."""
+        def bytes_of(split="train", path="stripes", **training):
+            document = job(recipe(**training), data={"path": path, "split": split})
+            return self.good(self.post("/v1/jobs:validate", document))["memory_bytes"]
+        image = 8 * 8 * 4
+        chains = recipe()["training"]["chains"]
+        plain = bytes_of()
+        for more, least in (({"data": {"labelled_batch": 1000}}, 1000 * 8 * image),
+                            ({"chains": chains | {"buffer": 5000}}, 5000 * image),
+                            ({"health": {"fresh": {"every": 9, "count": 4000}}}, 4000 * image),
+                            ({"loss": {"kl": {"neighbour": 0.1, "neighbours": 4000}}}, 4000 * image),
+                            ({"chains": chains | {"births": {"every": 5, "count": 4000}}}, 4000 * image)):
+            self.assertGreater(bytes_of(**more), plain + least, more)
+        many = {"chains": chains | {"buffer": 5000}, "path": "bare"}
+        self.assertGreater(bytes_of(**many, export_buffer=5000), bytes_of(**many, export_buffer=0))
+        self.assertGreater(plain, bytes_of(path="bare"))  # which has nothing to be measured on
 
 
 class Life(TrainCase):
@@ -351,11 +374,44 @@ class Life(TrainCase):
         other = job(recipe("5", **MIDDLE), name="bare", seed="4", data={"path": "bare"}, run="five")
         self.problem(self.post("/v1/jobs", other), 409, "conflict")
         done = self.succeeded(first["id"])  # which the store has kept
-        self.assertEqual(done["attempts"], 2)
+        self.assertEqual((done["attempts"], done["result"]["exact"]), (2, True))
         self.assertGreater(done["resumed_from_step"], 0)
         self.assertEqual(self.staged("5", "bare"), whole)  # without calibration it is the same file, or a conflict
         self.assertEqual(len(done["result"]["warnings"]), 2)
         self.problem(self.post("/v1/jobs", {"type": "train", "run": "five"}), 409, "conflict")
+
+    def test_data_without_a_calib_split_end_calibrated_on_rows_kept_out_of_train(self):
+        """Those that `jemd train --split-calib` keeps out, and the others are trained on."""
+        document, share = recipe("1", steps=30), 0.25
+        document["model"]["name"] = "kept"
+        asked = job(document, data={"path": "bare", "split_calib": share}, run="kept")
+        trained = self.good(self.post("/v1/jobs:validate", asked))["images"]
+        self.assertTrue(0 < trained < 64, trained)
+        folder = os.path.join(self.root, "kept-by-command")
+        os.mkdir(folder)
+        whole = by_command(folder, os.path.join(self.data, "bare"), document, "--split-calib", str(share))
+        done = self.succeeded(submit(self.daemon, asked)["id"])
+        self.assertTrue(done["result"]["calibrated"])
+        self.same_weights(self.staged("1", "kept"), whole)
+        report = self.good(self.get(f"/v1/jobs/{done['id']}/artifacts/report.json"))
+        self.assertEqual((report["split"], report["split_calib"], report["n"]), ("calib", share, 64 - trained))
+        self.assertEqual(len(tensors(self.staged("1", "kept"))[0]["calibration.energies"]), 64 - trained)
+
+    def test_a_broken_image_fails_a_job_before_it_has_a_checkpoint(self):
+        path = os.path.join(self.data, "table-of-files")
+        os.makedirs(os.path.join(path, "images"))
+        for i in range(8):
+            with open(os.path.join(path, "images", f"{i}.png"), "wb") as stream:
+                stream.write(picture()[:-20 if i == 5 else None])
+        with open(os.path.join(path, "train.csv"), "w", encoding="utf-8") as stream:
+            stream.write("file,way,tone\n" + "".join(f"{i}.png,{i % 2},{i // 2 % 2}\n" for i in range(8)))
+        asked = job(recipe("1", steps=10), name="mended", data={"path": "table-of-files"}, run="mended")
+        done = wait_ended(self.daemon, submit(self.daemon, asked)["id"])
+        self.assertEqual((done["state"], done["error"]["code"]), ("failed", "bad_image"))
+        self.assertIn("table-of-files/train.csv:7: images/5.png: ", done["error"]["detail"])
+        with open(os.path.join(path, "images", "5.png"), "wb") as stream:
+            stream.write(picture())
+        self.succeeded(submit(self.daemon, asked)["id"])
 
     def test_what_the_disk_refuses_is_tried_three_times(self):
         self.assertEqual(self.post("/v1/queue:pause").status, 200)
@@ -371,6 +427,7 @@ class Life(TrainCase):
 
 class Queue(TrainCase):
     def test_one_trains_and_the_others_wait_but_sampling_does_not(self):
+        canceled = self.counted("jemd_job_cancel_latency_seconds_count")
         first = submit(self.daemon, job(recipe("10", **LONG)), headers={"Idempotency-Key": "first"})
         events = Events(self.daemon, first["id"])
         events.wait_for_step(1)
@@ -389,7 +446,7 @@ class Queue(TrainCase):
         self.assertIn("canceled", [d["state"] for d in events.of("end")] or ["canceled"])
         Events(self.daemon, second["id"]).wait_for_step(1)
         self.cancel(second["id"])
-        self.assertIn("jemd_job_cancel_latency_seconds_count 2", self.get("/metrics").body.decode())
+        self.assertEqual(self.counted("jemd_job_cancel_latency_seconds_count"), canceled + 2)
         # What was canceled may be begun anew elsewhere, and its version is free again.
         third = submit(self.daemon, job(recipe("10", **LONG), run="elsewhere"))
         self.cancel(third["id"])
@@ -410,6 +467,15 @@ class Queue(TrainCase):
         Events(daemon, again["id"]).wait_for(lambda seen: any(k == "end" for k, _ in seen), 60, "the end")
         done = daemon.get("/v1/jobs/" + again["id"]).json()
         self.assertGreater(done["resumed_from_step"], 0)
+        # No checkpoint harms the daemon: one that lies gives way to an older one.
+        newest = max(int(n.split("-")[1].split(".")[0]) for n in os.listdir(self.run_path("slow", ""))
+                     if n.startswith("checkpoint-"))
+        make_impossible(self.run_path("slow", f"checkpoint-{newest}.safetensors"))
+        third = submit(daemon, {"type": "train", "resume_from": again["id"]})
+        Events(daemon, third["id"]).wait_for_step(1)
+        self.assertIn("its count of buffer entries cannot be", daemon.logged("training_checkpoints")[-1])
+        self.assertIn("its count of buffer entries cannot be", self.log_of("slow")[-1])
+        self.assertIn(f"checkpoint-{newest}.safetensors.damaged", os.listdir(self.run_path("slow", "")))
         daemon.stop()
 
     def test_a_run_that_is_given_up_says_why(self):
@@ -418,6 +484,85 @@ class Queue(TrainCase):
         done = wait_ended(self.daemon, submit(self.daemon, job(bad))["id"], 120)
         self.assertEqual((done["state"], done["error"]["code"]), ("failed", "unsupported"))
         self.assertIn("given up", done["error"]["detail"])
+        log = self.log_of(done["id"])
+        self.assertIn("stripes: begins from step 0 of 2000", log[0])
+        self.assertRegex(log[1], r"^step \d+: .*; rolled back to step 0, slower \(1 of 1\)$")
+        self.assertIn("given up", log[-1])
+        reason = re.search("step [0-9]+: (.*); rolled back", log[1])[1]
+        self.assertIn(f'reason="{reason}"', self.daemon.logged("training_rolled_back")[-1])
+
+    def counted(self, name):
+        return int(re.search(f"(?m)^{name} ([0-9]+)$", self.get("/metrics").body.decode())[1])
+
+    def log_of(self, run):
+        with open(self.run_path(run, "log.txt"), encoding="utf-8") as stream:
+            return stream.read().splitlines()
+
+    def test_a_rollback_is_told_with_its_reason(self):
+        bad = recipe("31", steps=1000000, optimiser={"rate": 10, "warm_up": 0, "clip": 0},
+                     health={"retries": 1000, "warm_up": 0, "gap": 0.001, "slower": 0.9})
+        first = submit(self.daemon, job(bad))
+        seen = Events(self.daemon, first["id"]).wait_for(
+            lambda seen: next((d for k, d in seen if k == "progress" and d["rollbacks"]), None), 60,
+            "a rollback")
+        self.daemon.contract.match_name(seen, "TrainProgress")
+        self.assertIn(seen["rollback_reason"], self.log_of(first["id"])[1])
+        self.cancel(first["id"])
+        self.assertIn("stopped at step", self.log_of(first["id"])[-1])
+
+    def test_rows_of_both_streams_are_counted(self):
+        for batch, loss in ((0, {"log_px": 0}), (8, {"log_px": 1})):
+            before, steps = self.counted("jemd_train_images_total"), 20
+            document = recipe(f"32-{batch}", steps=steps, loss=loss, data={"labelled_batch": 5})
+            first = submit(self.daemon, job(document, data={"path": "bare"}))
+            events = Events(self.daemon, first["id"])
+            self.succeeded(first["id"])
+            events.wait_for(lambda seen: any(k == "end" for k, _ in seen), 60, "the end")
+            self.assertEqual(self.counted("jemd_train_images_total") - before, steps * (batch + 5))
+            for line in events.of("progress"):
+                self.assertTrue(line["images_per_second"] > 0 or line["step"] == 0, line)
+
+    def test_what_the_data_lack_is_a_warning(self):
+        folder = os.path.join(self.data, "lacking", "images")
+        os.makedirs(folder)
+        for i in range(16):
+            with open(os.path.join(folder, f"{i}.png"), "wb") as stream:
+                stream.write(picture())
+        with open(os.path.join(self.data, "lacking", "train.csv"), "w", encoding="utf-8") as stream:
+            stream.write("file,way,tome\n" + "".join(f"{i}.png,across,dark\n" for i in range(16)))
+        document = job(recipe("33", steps=5), data={"path": "lacking"}, run="lacking")
+        (warning,) = self.good(self.post("/v1/jobs:validate", document))["warnings"]
+        self.assertRegex(warning, "tone.*tome")
+        done = self.succeeded(submit(self.daemon, document)["id"])
+        self.assertEqual(done["result"]["warnings"][0], warning)
+        self.assertEqual(self.log_of("lacking")[1], warning)
+        self.assertIn("made version 33", self.log_of("lacking")[-1])
+        self.assertTrue(self.daemon.logged("training_data_noted"))
+
+    def test_the_making_of_the_model_can_be_stopped(self):
+        """Chains that would take minutes: those that are moved for the file, those that are drawn."""
+        for name, data, sampler in (("34", "bare", {"steps": 20, "steps_buffer": 1000000}),
+                                    ("35", "stripes", {"steps": 1000000, "steps_buffer": 20})):
+            document = recipe(name, steps=5)
+            document["model"]["sampler"] |= sampler
+            first = submit(self.daemon, job(document, data={"path": data}, run=name))
+            Events(self.daemon, first["id"]).wait_for(
+                lambda seen: any(k == "progress" and d["phase"] == "evaluating" for k, d in seen), 60,
+                "the end of the steps")
+            begin = time.monotonic()
+            done = self.cancel(first["id"])
+            self.assertLess(time.monotonic() - begin, patience(2))
+            self.assertEqual(done["progress"]["steps_done"], 5)
+            self.assertFalse(os.path.exists(os.path.join(self.models, "stripes", name + ".safetensors")))
+        daemon = self.own_daemon(*self.FLAGS)
+        again = submit(daemon, {"type": "train", "run": "34"})
+        Events(daemon, again["id"]).wait_for(
+            lambda seen: any(k == "progress" and d["phase"] == "evaluating" for k, d in seen), 60,
+            "the end of the steps")
+        begin = time.monotonic()
+        daemon.stop()
+        self.assertLess(time.monotonic() - begin, patience(5))
+        self.assertTrue(daemon.logged("job_released"))
 
     def test_the_command_and_the_daemon_do_not_share_a_run(self):
         first = submit(self.daemon, job(recipe("40", **LONG), run="shared"))

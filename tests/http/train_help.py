@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Training jobs for the tests: small images of stripes, a recipe for them, streams of events."""
 import gzip
+import hashlib
 import http.client
 import json
 import os
@@ -55,15 +56,34 @@ def recipe(version="1", **training):
                                          "health": {"fresh": {"every": 0}}, "chains": chains} | training}
 
 
-def by_command(folder, data, document):
+def by_command(folder, data, document, *more):
     """The bytes of the model that `jemd train` makes of a recipe."""
     path, out = os.path.join(folder, "recipe.json"), os.path.join(folder, "by-command")
     with open(path, "w", encoding="utf-8") as stream:
         json.dump(document, stream)
-    subprocess.run([BIN, "train", path, "--data", data, "--out", out], check=True,
+    subprocess.run([BIN, "train", path, "--data", data, "--out", out, *more], check=True,
                    stderr=subprocess.DEVNULL, timeout=patience(300))
     with open(os.path.join(out, "model.safetensors"), "rb") as stream:
         return stream.read()
+
+
+def make_impossible(path):
+    """A training's checkpoint claims two thousand million buffer entries, and has the digest to it."""
+    with open(path, "rb") as stream:
+        whole = bytearray(stream.read())
+    first = 8 + int.from_bytes(whole[:8], "little")
+    head = json.loads(whole[8:first])
+    meta = head["__metadata__"]
+    filled = first + head["progress"]["data_offsets"][0] + 7 * 8
+    whole[filled:filled + 8] = (2 * 10**9).to_bytes(8, "little")
+    content = hashlib.sha256()
+    for key in ("layout", "training", "compute"):
+        content.update(meta["jemd." + key].encode() + b"\0")
+    for name in ("progress", "optimiser", "parameters", "average", "buffer.x", "buffer.age", "buffer.y"):
+        start, end = head[name]["data_offsets"]
+        content.update(whole[first + start:first + end])
+    with open(path, "wb") as stream:
+        stream.write(whole.replace(meta["jemd.content"].encode(), content.hexdigest().encode()))
 
 
 class Events(threading.Thread):

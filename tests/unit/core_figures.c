@@ -387,6 +387,36 @@ static void what_grows_has_its_value_inside(void **state)
     assert_true(out[0].lo >= 0 && out[0].lo <= out[0].value && out[0].value < out[0].hi);
 }
 
+struct stopping {
+    int calls;
+    _Atomic bool stop;
+};
+
+static void stop_at_the_fifth(void *ctx, int worker, const uint32_t *times, double *out)
+{
+    struct stopping *s = ctx;
+    (void)worker;
+    (void)times;
+    *out = 1;
+    s->stop = ++s->calls == 5;
+}
+
+static void a_bootstrap_that_is_stopped_says_so_at_once(void **state)
+{
+    (void)state;
+    struct stopping s = {0};
+    struct interval out;
+    struct err e;
+    const struct bootstrap b = {.resamples = 500,
+                                .strata = {10},
+                                .figures = 1,
+                                .statistic = stop_at_the_fifth,
+                                .ctx = &s,
+                                .stop = &s.stop};
+    assert_int_equal(bootstrap_run(&out, &b, &e), -FAIL_SHUTTING_DOWN);
+    assert_int_equal(s.calls, 5);
+}
+
 static void a_share_is_hits_by_all(void **state)
 {
     (void)state;
@@ -416,6 +446,7 @@ int main(void)
         cmocka_unit_test(one_value_alone_has_accuracy_but_no_auroc),
         cmocka_unit_test(a_mean_has_the_interval_of_theory),
         cmocka_unit_test(what_grows_has_its_value_inside),
+        cmocka_unit_test(a_bootstrap_that_is_stopped_says_so_at_once),
         cmocka_unit_test(a_share_is_hits_by_all),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

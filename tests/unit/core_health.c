@@ -187,11 +187,52 @@ static void fresh_chains_are_held_against_chance_and_old_ones(void **state)
 
 static void quality_is_answers_less_lag_and_gap(void **state)
 {
-    const struct health h = {.right = 0.9, .fresh_lag = 5, .gap = -1};
-    const struct health ahead = {.right = 0.9, .fresh_lag = -5, .gap = 1};
+    const struct health h = {.right = 0.9, .fresh_lag = 5, .gap = -1, .fresh = 2};
+    const struct health ahead = {.right = 0.9, .fresh_lag = -5, .gap = 1, .fresh = 2};
+    const struct health alone = {.accuracy = 0.75, .cross_entropy = 0.5, .gap = 1};
     (void)state;
     assert_true(fabs(health_quality(&h, &limits) - (0.9 - 5.0 / 20 - 1.0 / 5)) < 1e-12);
     assert_true(fabs(health_quality(&ahead, &limits) - (0.9 - 1.0 / 5)) < 1e-12);
+    assert_true(fabs(health_quality(&alone, &limits) - (0.25 - 1.0 / 5)) < 1e-12);
+}
+
+/* Every quantity counts, as a share of its limit, where it is judged at all. */
+static void strain_is_that_of_the_quantity_that_is_nearest_its_limit(void **state)
+{
+    const struct health calm = {.steps = 20,
+                                .gap = 0.05,
+                                .gradient = 0.01,
+                                .least = 0.01,
+                                .drift = 1,
+                                .cosine = 0.9,
+                                .right = 1,
+                                .chance = 0,
+                                .fresh = 2,
+                                .births = 1};
+    struct health h[8];
+    const double expected[8] = {0.8, 0.7, 0.5, 0.25, 0.5, 0.75, 0.4, 0.9};
+    (void)state;
+    for (int i = 0; i < 8; i++)
+        h[i] = calm;
+    h[0].gap = -4;
+    h[1].gradient = 0.07;
+    h[2].lag = 4;
+    h[3].drift = 0.04;
+    h[4].gradient = h[4].least = 2e-6;
+    h[5].cosine = 0.1;
+    h[6].right = 0.5;
+    h[7].fresh_lag = 18;
+    assert_true(health_strain(&calm, &limits, true) < 0.21);
+    for (int i = 0; i < 8; i++) {
+        const double found = health_strain(&h[i], &limits, true);
+        if (!(fabs(found - expected[i]) < 1e-12))
+            fail_msg("%d: %g instead of %g", i, found, expected[i]);
+        h[i].steps = 19;
+        assert_true(health_strain(&h[i], &limits, true) == 0);
+    }
+    h[3].steps = h[5].steps = 20; /* nothing moves where there are no chains */
+    assert_true(health_strain(&h[3], &limits, false) < 0.21);
+    assert_true(health_strain(&h[5], &limits, false) < 0.21);
 }
 
 int main(void)
@@ -207,6 +248,7 @@ int main(void)
         cmocka_unit_test(chains_that_are_dead_stand_still_or_overshoot_are_seen),
         cmocka_unit_test(fresh_chains_are_held_against_chance_and_old_ones),
         cmocka_unit_test(quality_is_answers_less_lag_and_gap),
+        cmocka_unit_test(strain_is_that_of_the_quantity_that_is_nearest_its_limit),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -228,7 +228,7 @@ static void a_training_learns_labels_and_pictures(void **state)
         assert_true(s.right >= 0.8);
         assert_true(isfinite(s.fresh_log_p) && isfinite(s.fresh_lag));
         close(mkstemp(path));
-        if (export_model(r.trainer, r.pool, NULL, path, &e) != 0 ||
+        if (export_model(r.trainer, &(struct export_task){.pool = r.pool, .path = path}, &e) != 0 ||
             model_open(&m, path, NULL, false, &e) != 0)
             fail_msg("%s", e.text);
         unlink(path);

@@ -119,6 +119,18 @@ static void a_file_that_became_shorter_is_named_with_its_row(void **state)
     source_close(s);
 }
 
+static void a_label_beyond_the_values_is_named_by_file_and_row(void **state)
+{
+    struct source *s = opened_idx();
+    struct err e;
+    (void)state;
+    assert_int_equal(source_check_labels(s, (int[]){3}, &e), 0);
+    assert_int_equal(source_check_labels(s, (int[]){2}, &e), -FAIL_OUT_OF_RANGE);
+    if (!strstr(e.text, "/train-labels.idx1-ubyte: image 2 has the label 2"))
+        fail_msg("%s", e.text);
+    source_close(s);
+}
+
 static void an_idx_file_of_another_length_is_refused_at_once(void **state)
 {
     struct source *s = opened_idx();
@@ -176,7 +188,11 @@ static void a_source_becomes_a_dataset_within_the_bound(void **state)
     dataset_close(&d);
     assert_int_equal(dataset_take(&d, opened_idx(), 21 * IMAGES - 1, pool, &e), -FAIL_BAD_FILE);
     assert_true(e.has_limit && e.limit == 21 * IMAGES - 1);
+    const _Atomic bool stop = true;
     struct source *s = opened_idx();
+    s->stop = &stop;
+    assert_int_equal(dataset_take(&d, s, 1 << 20, pool, &e), -FAIL_SHUTTING_DOWN);
+    s = opened_idx();
     files_cut(&folder, "train-images.idx3-ubyte", 16 + 20 * 100);
     assert_int_equal(dataset_take(&d, s, 1 << 20, pool, &e), -FAIL_BAD_FILE);
     assert_non_null(strstr(e.text, "image 1")); /* 100, or the first of another thread's rows */
@@ -366,6 +382,8 @@ static void a_share_that_leaves_nothing_is_refused(void **state)
     (void)state;
     assert_int_equal(source_part_open(&s, opened_idx(), 1e-9, SOURCE_HELD_OUT, &e),
                      -FAIL_OUT_OF_RANGE);
+    assert_int_equal(source_part_open(&s, opened_idx(), 1e-9, SOURCE_KEPT, &e), -FAIL_OUT_OF_RANGE);
+    assert_non_null(strstr(e.text, "1e-09 of 300 rows leaves none"));
     assert_int_equal(source_part_open(&s, opened_idx(), 0, SOURCE_KEPT, &e), -FAIL_OUT_OF_RANGE);
     assert_int_equal(source_part_open(&s, opened_idx(), 1, SOURCE_KEPT, &e), -FAIL_OUT_OF_RANGE);
 }
@@ -428,6 +446,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(plain_idx_files_are_read_where_they_lie),
         cmocka_unit_test(a_file_that_became_shorter_is_named_with_its_row),
+        cmocka_unit_test(a_label_beyond_the_values_is_named_by_file_and_row),
         cmocka_unit_test(an_idx_file_of_another_length_is_refused_at_once),
         cmocka_unit_test(an_idx_file_that_is_a_link_is_refused),
         cmocka_unit_test(a_source_becomes_a_dataset_within_the_bound),

@@ -498,7 +498,7 @@ static void a_class_conditional_energy_is_learnt_and_served_from_gaussians(void 
         2, NULL);
     assert_int_equal(run_until(&r, 300, &s, &e), 1);
     snprintf(path, sizeof path, "%s/model.safetensors", directory);
-    if (export_model(r.trainer, r.pool, NULL, path, &e) != 0 ||
+    if (export_model(r.trainer, &(struct export_task){.pool = r.pool, .path = path}, &e) != 0 ||
         model_open(&m, path, NULL, false, &e) != 0)
         fail_msg("%s", e.text);
     assert_int_equal(model_engine(m, &engine, &e), 0);

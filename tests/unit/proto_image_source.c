@@ -207,6 +207,41 @@ static void a_file_that_breaks_later_is_named(void **state)
     source_close(s);
 }
 
+static int look_through(struct source **out, enum image_resize how, const _Atomic bool *stop,
+                        struct err *e)
+{
+    const struct image_source_request r = {
+        .from = {.dir = folder.dir, .split = "train", .attributes = &one, .max_bytes = 1 << 20},
+        .input = {3, SIDE, SIDE},
+        .resize = how,
+        .decode = true,
+        .stop = stop};
+    return image_source_open(out, &r, e);
+}
+
+static void a_broken_file_is_found_at_once_where_that_is_asked_for(void **state)
+{
+    struct source *s = opened("train", &one, 3), *whole;
+    _Atomic bool stop = false;
+    struct err e;
+    (void)state;
+    assert_int_equal(look_through(&whole, IMAGE_FIT, &stop, &e), 0);
+    assert_string_equal(whole->sha256, s->sha256);
+    source_close(whole);
+    source_close(s);
+    stop = true;
+    assert_int_equal(look_through(&s, IMAGE_FIT, &stop, &e), -FAIL_SHUTTING_DOWN);
+    assert_int_equal(look_through(&s, IMAGE_REJECT, NULL, &e), -FAIL_IMAGE_SIZE_MISMATCH);
+    assert_non_null(strstr(e.text, "/train/cat/z.png: "));
+    files_cut(&folder, "train/dog/b.PNG", 60);
+    source_close(opened("train", &one, 3)); /* it still begins as an image does */
+    assert_int_equal(look_through(&s, IMAGE_FIT, NULL, &e), -FAIL_BAD_IMAGE);
+    assert_non_null(strstr(e.text, "/train/dog/b.PNG: "));
+    put_picture("train/dog/b.PNG", SIDE, SIDE, 3, 40);
+    assert_int_equal(look_through(&s, IMAGE_FIT, NULL, &e), 0);
+    source_close(s);
+}
+
 struct loads {
     const struct source *s;
     _Atomic int wrong;
@@ -273,13 +308,24 @@ static void a_table_gives_the_labels_of_images_beside_it(void **state)
     assert_non_null(strstr(s->note, "other"));
     source_close(s);
     files_text(&folder, "test.csv", "file,animal\n2.png,newt\n3.png,newt\n");
-    refused("test", &two, FAIL_NOT_FOUND, "images/3.png");
+    refused("test", &two, FAIL_NOT_FOUND, "/test.csv:3: images/3.png: cannot be opened");
+    put_picture("images/3.png", SIDE, SIDE, 3, 70);
+    s = opened("test", &two, 3);
+    files_cut(&folder, "images/3.png", 60);
+    unsigned char image[SIDE * SIDE * 3];
+    struct err e;
+    assert_int_equal(source_load(s, 1, image, &e), -FAIL_BAD_IMAGE);
+    assert_non_null(strstr(e.text, "/test.csv:3: images/3.png: "));
+    source_close(s);
+    files_text(&folder, "images/3.png", "GIF89a");
+    refused("test", &two, FAIL_BAD_IMAGE, "/test.csv:3: images/3.png: is neither");
+    files_remove(&folder, "images/3.png");
     files_text(&folder, "test.csv", "file,animal\n2.png,newt\n../secret.png,newt\n");
     files_text(&folder, "secret.png", "x");
     refused("test", &two, FAIL_BAD_FILE, "/test.csv:3: \"../secret.png\"");
     files_link(&folder, "../secret.png", "images/3.png");
     files_text(&folder, "test.csv", "file,animal\n3.png,newt\n");
-    refused("test", &two, FAIL_FORBIDDEN, "images/3.png: is a symbolic link");
+    refused("test", &two, FAIL_FORBIDDEN, "/test.csv:2: images/3.png: is a symbolic link");
     files_remove(&folder, "images/3.png");
     files_remove(&folder, "test.csv");
     files_remove(&folder, "attributes.csv");
@@ -306,6 +352,9 @@ static void celeba_comes_as_it_is_published(void **state)
     assert_int_equal(s->labels[0], 1);
     assert_picture(s, 0, 70);
     source_close(s);
+    files_remove(&folder, "img_align_celeba/000002.jpg");
+    refused("test", &a, FAIL_NOT_FOUND,
+            "/list_attr_celeba.txt:4: img_align_celeba/000002.jpg: cannot be opened");
 }
 
 /* ---- another size ---- */
@@ -367,6 +416,7 @@ int main(void)
         cmocka_unit_test(what_is_wrong_with_folders_is_named),
         cmocka_unit_test(symbolic_links_are_not_followed),
         cmocka_unit_test(a_file_that_breaks_later_is_named),
+        cmocka_unit_test(a_broken_file_is_found_at_once_where_that_is_asked_for),
         cmocka_unit_test(rows_may_be_loaded_by_several_threads),
         cmocka_unit_test(a_table_gives_the_labels_of_images_beside_it),
         cmocka_unit_test(celeba_comes_as_it_is_published),

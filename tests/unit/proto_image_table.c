@@ -214,10 +214,10 @@ static void the_list_has_a_bound(void **state)
     struct image_rows r;
     struct err e;
     (void)state;
-    image_rows_init(&r, 2, 2 * (2 + 2 + sizeof(size_t)));
+    image_rows_init(&r, 2, 2 * (2 + 2 + sizeof(size_t) + sizeof(uint32_t)));
     good(image_rows_csv(&r, &t, "", "train", "train", &both, &e), &e);
     image_rows_fini(&r);
-    image_rows_init(&r, 2, 2 * (2 + 2 + sizeof(size_t)) - 1);
+    image_rows_init(&r, 2, 2 * (2 + 2 + sizeof(size_t) + sizeof(uint32_t)) - 1);
     assert_int_equal(image_rows_csv(&r, &t, "", "train", "train", &both, &e), -FAIL_BAD_FILE);
     assert_true(e.has_limit);
     image_rows_fini(&r);

@@ -138,6 +138,37 @@ static void paths_stay_below_the_root(void **state)
     }
 }
 
+/* A request whose data have these members beside the path. */
+static json_t *with_data(const char *split, double share)
+{
+    json_t *root = request("\"steps\":7", ""), *data = json_object_get(root, "data");
+    if (split)
+        json_object_set_new(data, "split", json_string(split));
+    json_object_set_new(data, "split_calib", json_real(share));
+    return root;
+}
+
+static void a_share_of_train_is_kept_for_calibration(void **state)
+{
+    (void)state;
+    struct train_request *q;
+    json_t *root = with_data(NULL, 0.25);
+    assert_int_equal(parse(root, &q), 0);
+    assert_true(q->calib_share == 0.25);
+    train_request_free(q);
+    json_decref(root);
+    root = with_data("other", 0);
+    assert_int_equal(parse(root, &q), 0);
+    assert_true(q->calib_share == 0);
+    train_request_free(q);
+    json_decref(root);
+    /* "calib" would be trained and calibrated on the same rows */
+    refused(with_data("calib", 0.25), FAIL_OUT_OF_RANGE, "/data/split_calib");
+    refused(with_data("other", 0.25), FAIL_OUT_OF_RANGE, "/data/split_calib");
+    refused(with_data(NULL, 0.91), FAIL_OUT_OF_RANGE, "/data/split_calib");
+    refused(with_data(NULL, -0.1), FAIL_OUT_OF_RANGE, "/data/split_calib");
+}
+
 static void what_is_wrong_is_named(void **state)
 {
     (void)state;
@@ -194,6 +225,7 @@ int main(void)
         cmocka_unit_test(name_version_and_seed_replace_those_of_the_recipe),
         cmocka_unit_test(the_stored_text_is_the_same_request),
         cmocka_unit_test(paths_stay_below_the_root),
+        cmocka_unit_test(a_share_of_train_is_kept_for_calibration),
         cmocka_unit_test(what_is_wrong_is_named),
         cmocka_unit_test(sizes_are_bounded_before_anything_is_made),
     };

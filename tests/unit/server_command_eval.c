@@ -33,9 +33,11 @@ static const char *const names[] = {"calib-images.idx3-ubyte",
                                     "model.safetensors",
                                     "fitted.safetensors",
                                     "report.json",
-                                    "out.txt"};
+                                    "out.txt",
+                                    "train-images.idx3-ubyte",
+                                    "train-attr-cat.idx2-ubyte"};
 static char paths[sizeof names / sizeof names[0]][64];
-enum { MODEL = 11, FITTED = 12, REPORT = 13, OUTPUT = 14 };
+enum { MODEL = 11, FITTED = 12, REPORT = 13, OUTPUT = 14, TRAIN = 15 };
 
 /* Image i: x0 = bright for an even i, x1 and x2 by i % 3. Labels follow the model's own answer but
  * for every `wrong`th image. */
@@ -69,7 +71,7 @@ static int make_folder(void **state)
     for (size_t i = 0; i < sizeof names / sizeof names[0]; i++)
         snprintf(paths[i], sizeof paths[i], "%s/%s", folder, names[i]);
     return write_split(0, 0, 7) | write_split(2, 3, 9) | write_split(4, 0, 7) |
-           tiny_idx_write(paths[6], (uint32_t[]){2, 4, 6}, 3, wide) |
+           write_split(TRAIN, 1, 7) | tiny_idx_write(paths[6], (uint32_t[]){2, 4, 6}, 3, wide) |
            tiny_idx_write(paths[7], (uint32_t[]){2, 2}, 2, labels) |
            tiny_idx_write(paths[8], (uint32_t[]){2, 2, 2}, 3, wide) |
            tiny_idx_write(paths[9], (uint32_t[]){2, 2}, 2, beyond) |
@@ -182,6 +184,7 @@ static void wrong_usage_is_told(void **state)
     expect("%m --data %d --split calib --jem-k x", 2, "not a number");
     expect("%m --data %d --split calib --limit 0", 2, "not a number");
     expect("%m --data %d --split calib --resize stretch", 2, "--resize takes");
+    expect("%m --data %d --split calib --split-calib 1", 2, "share from 0 to 0.9");
     expect("%m --data %d --split calib --frobnicate", 2, "--help");
 }
 
@@ -196,7 +199,8 @@ static void data_that_does_not_fit_is_refused(void **state)
     expect("%m --data %d --split calib --judge %m --novel nowhere", 1, "nowhere");
     expect("%m --data %d --split calib --judge %m --pair colour=green", 1, "green");
     expect("%m --data %d --split calib --html /nonexistent/x", 1, "cannot be written");
-    expect("%m --data %d --split bad", 1, "image 0 has the label 3 in column 1");
+    expect("%m --data %d --split bad", 1,
+           "/bad-attr-cat.idx2-ubyte: image 0 has the label 3 in column 1");
     expect("%m --data %d --split calib --report copy", 1, "report on other images");
     expect("%m --data %d --split calib --json /nonexistent/x", 1, "cannot be written");
     expect("%m --data %d --split wide --resize fill", 0, "fill");
@@ -267,6 +271,35 @@ static void a_fit_writes_a_calibrated_model(void **state)
     json_decref(r);
 }
 
+static void what_training_kept_out_is_calibrated_on(void **state)
+{
+    static const char line[] = "%m --data %d --split calib --split-calib 0.3 --report train --fit "
+                               "%f --json %r --ood %d:rgb --resamples 0";
+    struct model *m = NULL;
+    struct err e;
+    (void)state;
+    assert_int_equal(run(line), 0);
+    json_t *r = json_of(REPORT);
+    const double held_out = number(r, "n");
+    assert_true(held_out > 0 && held_out < IMAGES); /* "calib" itself has IMAGES */
+    assert_true(number(r, "reports.0.n") == IMAGES - held_out);
+    assert_true(number(r, "split_calib") == 0.3 && number(r, "reports.0.split_calib") == 0.3);
+    assert_string_not_equal(json_string_value(at(r, "data_sha256")),
+                            json_string_value(at(r, "reports.0.data_sha256")));
+    assert_true(number(r, "ood.0.n") == 2); /* not divided */
+    if (model_open(&m, paths[FITTED], NULL, false, &e) != 0)
+        fail_msg("%s", e.text);
+    assert_true(m->n_energies == (size_t)held_out);
+    assert_true(number(json_object_get(m->d.root, "calibration"), "split_calib") == 0.3);
+    model_put(m);
+    json_decref(r);
+    assert_int_equal(run("%m --data %d --split train --report calib --json %r --resamples 0"), 0);
+    r = json_of(REPORT);
+    assert_true(number(r, "n") == IMAGES && number(r, "reports.0.n") == IMAGES);
+    assert_null(json_object_get(r, "split_calib"));
+    json_decref(r);
+}
+
 /* The foreign images are white: the largest log p(x) there is, so that the model's worst case is
  * told as it is. */
 static void foreign_images_are_compared(void **state)
@@ -294,6 +327,7 @@ int main(void)
         cmocka_unit_test(the_numbers_agree_with_the_hand),
         cmocka_unit_test(the_report_does_not_depend_on_the_threads),
         cmocka_unit_test(a_fit_writes_a_calibrated_model),
+        cmocka_unit_test(what_training_kept_out_is_calibrated_on),
         cmocka_unit_test(foreign_images_are_compared),
     };
     return cmocka_run_group_tests(tests, make_folder, remove_folder);
