@@ -2,6 +2,7 @@
 #include "server/run_directory.h"
 
 #include "base/timing.h"
+#include "learn/trainer.h"
 
 #include <dirent.h>
 #include <errno.h>
@@ -42,14 +43,11 @@ int run_directory_lock(const char *path, int *fd, struct err *e)
 
 long long run_directory_step(const char *path)
 {
-    long long newest = -1, step;
+    long long newest = -1;
     DIR *d = opendir(path);
-    const struct dirent *at;
-    while (d && (at = readdir(d))) { /* names as core/learn/checkpoint.c gives them */
-        int end = 0;
-        if (sscanf(at->d_name, "checkpoint-%lld.safetensors%n", &step, &end) == 1 && end > 0 &&
-            !at->d_name[end] && step > newest)
-            newest = step;
+    for (const struct dirent *at; d && (at = readdir(d));) {
+        const long long step = trainer_checkpoint_step(at->d_name);
+        newest = step > newest ? step : newest;
     }
     if (d)
         closedir(d);

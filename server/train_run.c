@@ -285,8 +285,11 @@ static int begin(struct train_run *r, struct err *e)
         rc = pool_open(&r->pool, r->t.threads, e); /* its threads have this one's priority */
     if (rc == 0)
         rc = open_data(r, e);
-    const struct trainer_options o = {
-        .recipe = r->t.recipe, .data = r->data, .pool = r->pool, .directory = r->t.directory};
+    const struct trainer_options o = {.recipe = r->t.recipe,
+                                      .data = r->data,
+                                      .pool = r->pool,
+                                      .directory = r->t.directory,
+                                      .stop = &r->stop};
     if (rc == 0)
         rc = trainer_open(&r->trainer, &o, e);
     if (rc == 0) /* not before it is known that the checkpoints are of this recipe */

@@ -107,12 +107,12 @@ int bootstrap_run(struct interval *out, const struct bootstrap *b, struct err *e
             pool_run(b->pool, b->resamples, resample, &r);
         for (int i = 0; !b->pool && i < b->resamples; i++)
             resample(&r, i, 0);
-        for (int f = 0; f < b->figures && !stopped(b); f++) {
+        if (stopped(b))
+            rc = fail(e, FAIL_SHUTTING_DOWN, "the evaluation was cancelled");
+        for (int f = 0; rc == 0 && f < b->figures; f++) {
             out[f] = (struct interval){.value = values[f]};
             bound(&out[f], &r, f, scratch);
         }
-        if (stopped(b))
-            rc = fail(e, FAIL_SHUTTING_DOWN, "the evaluation was cancelled");
     }
     free(scratch);
     free(r.times);

@@ -98,3 +98,5 @@ int safetensors_serialise(const struct tensor *tensors, size_t n,
  * symbolic link at `path` is replaced, not followed. Errors: as above, and IO. */
 int safetensors_write(const char *path, const struct tensor *tensors, size_t n,
                       const struct tensor_metadata *meta, size_t n_meta, struct err *e);
+/* Whether a file of this name is such a temporary: what is left of a process that was killed. */
+bool safetensors_is_temporary(const char *name);

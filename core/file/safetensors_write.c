@@ -16,6 +16,8 @@
 
 enum { LENGTH_BYTES = 8, TEMPORARY_TRIES = 16 };
 
+#define TEMPORARY ".safetensors-" /* begins the name of a file that is being written */
+
 /* What is to be written, and its name in sentences. */
 struct content {
     const char *label;
@@ -222,11 +224,16 @@ static int open_directory(const char *path, const char *base)
     return fd;
 }
 
+bool safetensors_is_temporary(const char *name)
+{
+    return strncmp(name, TEMPORARY, strlen(TEMPORARY)) == 0;
+}
+
 static int open_temporary(struct output *o)
 {
     static _Atomic unsigned counter;
     for (int i = 0; i < TEMPORARY_TRIES; i++) {
-        snprintf(o->temporary, sizeof o->temporary, ".safetensors-%ld-%llx-%u", (long)getpid(),
+        snprintf(o->temporary, sizeof o->temporary, TEMPORARY "%ld-%llx-%u", (long)getpid(),
                  (unsigned long long)timing_ns(), atomic_fetch_add(&counter, 1));
         const int fd = openat(o->directory, o->temporary,
                               O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0644);

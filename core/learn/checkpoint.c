@@ -5,6 +5,7 @@
  * is held against what this run could have written, since whoever writes a file can write its digest.
  */
 #include "file/safetensors.h"
+#include "learn/joint_loss.h"
 #include "learn/trainer_internal.h"
 #include "ops/kernels.h"
 
@@ -215,20 +216,24 @@ static int check_head(const struct trainer *t, const struct safetensors *f, cons
     const char *made = safetensors_metadata(f, "jemd.layout");
     if (!identity)
         return damaged(path, "it is no checkpoint of a training", e);
-    if (!made || strcmp(made, layout) != 0)
+    const bool readable = made && strcmp(made, layout) == 0;
+    const bool ours = readable && strcmp(identity, t->identity) == 0;
+    if (!ours && safetensors_metadata(f, "jemd.content")) { /* or is it but damaged? */
+        const int rc = check_content(f, path, e);
+        if (rc != 0)
+            return rc;
+    }
+    if (!readable)
         return fail(
             e, FAIL_CONFLICT,
             "%.300s is a checkpoint of another version of jemd, which this one cannot read; "
             "go on with that one, or choose another directory",
             path);
-    if (strcmp(identity, t->identity) != 0) {
-        const int rc = check_content(f, path, e);
-        return rc != 0 ? rc
-                       : fail(e, FAIL_CONFLICT,
-                              "%.300s is of a training with another recipe or other data; choose "
-                              "another directory",
-                              path);
-    }
+    if (!ours)
+        return fail(e, FAIL_CONFLICT,
+                    "%.300s is of a training with another recipe or other data; choose another "
+                    "directory",
+                    path);
     for (int i = 0; i < n; i++) {
         const struct tensor *found = safetensors_find(f, parts[i].name);
         if (!found || found->dtype != parts[i].dtype || found->elements != parts[i].count)
@@ -246,9 +251,16 @@ static int check_rest(const struct trainer *t, const struct safetensors *f,
     const struct tensor *labels = safetensors_find(f, "buffer.y");
     if (optimiser_saved_steps(safetensors_find(f, "optimiser")->data) != p->step)
         return damaged(path, "its optimiser is of another step", e);
-    return t->walkers && !labels_are_possible(t, labels->data)
-               ? damaged(path, "a chain has a label that the model does not know", e)
-               : 0;
+    if (!t->walkers)
+        return 0;
+    if (!labels_are_possible(t, labels->data))
+        return damaged(path, "a chain has a label that the model does not know", e);
+    /* labels that Gibbs does not draw first are summed over where they are missing */
+    if (t->recipe->chains.labels != LABELS_GIBBS && t->attributes.joint &&
+        joint_loss_check(&t->attributes, &(struct loss_weights){0}, false, labels->data,
+                         (size_t)t->recipe->chains.buffer, NULL) != 0)
+        return damaged(path, "a chain misses more labels than can be summed over", e);
+    return 0;
 }
 
 /* Whether the run goes on as it would have where it came from. */
@@ -282,11 +294,13 @@ static int take(struct trainer *t, const struct safetensors *f, const char *path
         rc = damaged(path, "its optimiser is another one", e);
     for (int i = 0; rc == 0 && i < n; i++) {
         const struct tensor *found = safetensors_find(f, parts[i].name);
-        if (parts[i].data)
+        if (parts[i].data && parts[i].data != (void *)&t->progress)
             memcpy(parts[i].data, found->data, found->size_bytes);
     }
-    if (rc == 0)
+    if (rc == 0) {
+        t->progress = p; /* as it was checked */
         compare_compute(t, f, path);
+    }
     return rc;
 }
 

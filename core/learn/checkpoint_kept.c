@@ -9,6 +9,7 @@
  * newer. What has fewer rollbacks on record than an older one is left from before, whenever the
  * process was killed.
  */
+#include "file/safetensors.h"
 #include "learn/trainer_internal.h"
 
 #include <dirent.h>
@@ -42,8 +43,7 @@ static int descending(const void *a, const void *b)
     return (x < y) - (x > y);
 }
 
-/* The step in a file's name, written as we write it; -1 = it is no checkpoint. */
-static long long step_of(const char *name)
+long long trainer_checkpoint_step(const char *name)
 {
     char again[64];
     long long step = -1;
@@ -61,7 +61,7 @@ static int list(const struct trainer *t, long long *steps, struct err *e)
     if (!d)
         return fail_errno(e, FAIL_IO, "cannot read %s", t->directory);
     for (const struct dirent *at; n < STEPS_MAX && (at = readdir(d));) {
-        steps[n] = step_of(at->d_name);
+        steps[n] = trainer_checkpoint_step(at->d_name);
         n += steps[n] >= 0;
     }
     closedir(d);
@@ -220,13 +220,12 @@ static int load_best_instead(struct trainer *t, struct err *e)
     return saved != 0 ? saved : 1;
 }
 
-/* Files that a process was writing (file/safetensors_write.c) when it was killed. */
+/* Files that a process was writing when it was killed. */
 static void remove_leftovers(const struct trainer *t)
 {
-    static const char begin[] = ".safetensors-";
     DIR *d = opendir(t->directory);
     for (const struct dirent *at; d && (at = readdir(d));)
-        if (strncmp(at->d_name, begin, sizeof begin - 1) == 0)
+        if (safetensors_is_temporary(at->d_name))
             unlinkat(dirfd(d), at->d_name, 0);
     if (d)
         closedir(d);
@@ -235,24 +234,25 @@ static void remove_leftovers(const struct trainer *t)
 int checkpoint_load(struct trainer *t, struct err *e)
 {
     struct kept found[STEPS_MAX];
+    if (!t->existing)
+        remove_leftovers(t);
     int n = survey(t, found, e), rc = n < 0 ? n : 0;
     while (rc == 0 && n > 0)
         rc = load(t, found, &n, present(found, n), e);
     const bool trouble = t->note[0] != 0;
-    if (rc == 0 && (trouble || t->existing)) {
+    if (rc == 0) { /* also when it was killed after it had put damaged ones aside */
         rc = load_best_instead(t, e);
-        if (rc == 0 && !t->existing)
+        if (rc == 0 && trouble && !t->existing)
             trainer_note_add(t, "begins anew");
         return rc;
     }
-    if (rc <= 0)
+    if (rc < 0)
         return rc;
     if (trouble)
         trainer_note_add(t, "goes on from step %lld", t->progress.step);
     if (t->existing)
         return 1;
     /* A run that was killed between writing and removing left some too many. */
-    remove_leftovers(t);
     rc = prune(t, e);
     return rc != 0 ? rc : 1;
 }
@@ -283,14 +283,16 @@ static int choose(const struct trainer *t, const struct kept *list, int n, long 
     return -1;
 }
 
-/* The same of the best one. */
-static bool best_will_do(const struct trainer *t, long long before, bool good)
+/* The step of the best one, if it may be gone back to as well; -1 = it may not. */
+static long long best_target(const struct trainer *t, long long before, bool good)
 {
     char path[PATH_BYTES];
     struct progress p;
     best_path(t, path);
-    return checkpoint_peek(t, path, &p, NULL) == 0 && p.step < before &&
-           p.step != t->progress.from_best && !(good && is_strained(t, &p));
+    const bool will_do = checkpoint_peek(t, path, &p, NULL) == 0 && p.step < before &&
+                         p.step != t->progress.from_best && p.step != t->progress.base &&
+                         !(good && is_strained(t, &p));
+    return will_do ? p.step : -1;
 }
 
 int checkpoint_back(struct trainer *t, struct err *e)
@@ -302,10 +304,19 @@ int checkpoint_back(struct trainer *t, struct err *e)
         if (is_asked_for(t, found[i].step))
             before = found[i].step;
     for (int good = 1; rc == 0 && good >= 0; good--) {
-        for (int i; rc == 0 && (i = choose(t, found, n, before, good)) >= 0;)
+        long long best = best_target(t, before, good);
+        for (int i; rc == 0;) {
+            i = choose(t, found, n, before, good);
+            if (best >= 0 && (i < 0 || best > found[i].step)) { /* the newer of the two */
+                if (checkpoint_load_best(t, NULL) == 0)
+                    return CHECKPOINT_BEST;
+                best = -1; /* it is damaged */
+                continue;
+            }
+            if (i < 0)
+                break;
             rc = load(t, found, &n, i, e);
-        if (rc == 0 && best_will_do(t, before, good) && checkpoint_load_best(t, NULL) == 0)
-            return CHECKPOINT_BEST;
+        }
     }
     return rc < 0 ? rc : rc > 0 ? CHECKPOINT_KEPT : CHECKPOINT_NONE;
 }

@@ -142,7 +142,8 @@ static int label_entries(struct contents *c, struct err *e)
         c->x[i] = scale * (float)c->bytes[i] + d->range_lo;
     float *logits = outputs + most;
     walkers_logits(c->walkers, c->n, c->x, outputs);
-    for (size_t i = 0; i < (size_t)c->n; i++) {
+    const int rc = check_stop(c, e);
+    for (size_t i = 0; rc == 0 && i < (size_t)c->n; i++) {
         score_read(a, outputs + i * l, NULL, logits);
         for (int k = 0; k < a->n; k++) {
             const int top = evaluate_top(logits + a->list[k].first, a->list[k].n_values);
@@ -150,7 +151,7 @@ static int label_entries(struct contents *c, struct err *e)
         }
     }
     free(outputs);
-    return check_stop(c, e);
+    return rc;
 }
 
 /* Chains start as they did in training. */

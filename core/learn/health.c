@@ -97,6 +97,12 @@ static double share(double v, double limit)
     return v <= 0 ? 0 : limit > 0 ? v / limit : (double)INFINITY;
 }
 
+/* Gradients that have nothing to do with each other (0) are no strain where opposed ones are allowed. */
+static double cosine_share(double cosine, double limit)
+{
+    return limit < 0 ? share(-cosine, -limit) : share(1 - cosine, 1 - limit);
+}
+
 double health_strain(const struct health *h, const struct recipe_health *limits, bool chains)
 {
     const bool looked = h->fresh >= 2, moved = chains && h->steps > 0;
@@ -107,7 +113,7 @@ double health_strain(const struct health *h, const struct recipe_health *limits,
                              h->births > 0 ? share(h->lag, limits->lag) : 0,
                              moved ? share(limits->dead, h->gradient) : 0,
                              moved ? share(limits->drift, h->drift) : 0,
-                             moved && limits->cosine > -1 ? share(1 - h->cosine, 1 - limits->cosine)
+                             moved && limits->cosine > -1 ? cosine_share(h->cosine, limits->cosine)
                                                           : 0,
                              looked ? share(limits->fresh.right * (1 - h->chance), beyond) : 0,
                              looked ? share(h->fresh_lag, limits->fresh.lag) : 0};

@@ -244,6 +244,7 @@ int trainer_open(struct trainer **out, const struct trainer_options *o, struct e
                           .pool = o->pool,
                           .threads = o->pool ? pool_threads(o->pool) : 1,
                           .existing = o->existing,
+                          .stop = o->stop,
                           .progress = first_progress(0)};
     snprintf(t->directory, sizeof t->directory, "%s", o->directory ? o->directory : "");
     snprintf(t->identity, sizeof t->identity, "%s %s", o->recipe->sha256, o->data->sha256);

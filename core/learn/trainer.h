@@ -17,6 +17,8 @@
 #include "learn/recipe.h"
 #include "learn/source.h"
 
+#include <stdatomic.h>
+
 struct pool;
 struct trainer;
 
@@ -26,6 +28,7 @@ struct trainer_options {
     struct pool *pool;         /* NULL = the calling thread alone */
     const char *directory;     /* for checkpoints; made if missing. NULL = keep none */
     bool existing;             /* only for looking at a run: nothing is written to the directory */
+    const atomic_bool *stop; /* ends the fit of Gaussians with SHUTTING_DOWN; NULL: nothing does */
 };
 
 /* Everything is borrowed. Goes on from the newest checkpoint in the directory if there is one of this
@@ -34,6 +37,10 @@ struct trainer_options {
  * other data or another version of jemd), NOT_FOUND (none, with `existing`), IO, NO_MEMORY. */
 int trainer_open(struct trainer **out, const struct trainer_options *o, struct err *e);
 void trainer_close(struct trainer *t);
+
+/* The step in the name of a file of a run's directory, written as the trainer writes it; -1 = it is no
+ * checkpoint. */
+long long trainer_checkpoint_step(const char *name);
 
 /* What a training would take. */
 struct trainer_cost {

@@ -41,6 +41,8 @@ int chains_fit(struct trainer *t, struct err *e)
         return rc;
     for (size_t i = 0; rc == 0 && i < t->data->n; i++) {
         const uint8_t y = t->labels.labels[i * k];
+        if (t->stop && atomic_load(t->stop))
+            return fail(e, FAIL_SHUTTING_DOWN, "stopped before all data were read");
         rc = data_row(t, i, t->x, e);
         if (rc == 0)
             gaussian_fit_add(t->fit, y == LOSS_MISSING ? -1 : y, t->x);

@@ -45,6 +45,7 @@ struct trainer {
     int threads;                                    /* of the pool, or 1 */
     char directory[1024], identity[2 * DIGEST_HEX]; /* digests of recipe and data */
     bool existing;                                  /* nothing is written to the directory */
+    const atomic_bool *stop;                        /* of the fit of Gaussians, or NULL */
     char note[3000];                                /* trainer_note */
     struct parameters parameters;
     struct net *net;

@@ -12,6 +12,13 @@
 #include <string.h>
 #include <unistd.h>
 
+static char dir[] = "/tmp/jemd-fuzz-XXXXXX";
+
+static void clean_up(void)
+{
+    rmdir(dir);
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
 enum { HEAD = 2, PIXELS = 3072, CUT = 64, ROWS = 400 };
@@ -53,15 +60,21 @@ static void check(const struct source *s, const struct attributes *a)
     }
 }
 
+static char dir[] = "/tmp/jemd-fuzz-XXXXXX";
+
+static void clean_up(void)
+{
+    rmdir(dir);
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
-    static char dir[] = "/tmp/jemd-fuzz-XXXXXX";
     static bool made;
     static const int values[] = {10, 20, 100};
     char paths[NAMES][64];
     struct source *s = NULL;
     struct err e;
-    if (!made && !mkdtemp(dir))
+    if (!made && (!mkdtemp(dir) || atexit(clean_up) != 0))
         abort();
     made = true;
     if (size < HEAD)

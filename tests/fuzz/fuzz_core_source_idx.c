@@ -11,6 +11,13 @@
 #include <string.h>
 #include <unistd.h>
 
+static char dir[] = "/tmp/jemd-fuzz-XXXXXX";
+
+static void clean_up(void)
+{
+    rmdir(dir);
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
 enum { HEAD = 3, MAX_BYTES = 1 << 16, ROWS = 64 };
@@ -59,16 +66,22 @@ static void check_labels(const struct source *s, const struct attributes *a)
     invariant(rc == 0 || (strstr(e.text, "/x-") && strstr(e.text, ": image ")));
 }
 
+static char dir[] = "/tmp/jemd-fuzz-XXXXXX";
+
+static void clean_up(void)
+{
+    rmdir(dir);
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
-    static char dir[] = "/tmp/jemd-fuzz-XXXXXX";
     static bool made;
     static const struct attribute list[] = {{.name = "a", .n_values = 3},
                                             {.name = "b", .n_values = 2}};
     char images[96], labels[96];
     struct source *s = NULL;
     struct err e;
-    if (!made && !mkdtemp(dir))
+    if (!made && (!mkdtemp(dir) || atexit(clean_up) != 0))
         abort();
     made = true;
     if (size < HEAD)

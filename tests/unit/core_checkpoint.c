@@ -5,6 +5,7 @@
 #include "learn/trainer_internal.h"
 #include "unit/trainer_patches.h"
 
+#include <errno.h>
 #include <math.h>
 
 static const char training[] =
@@ -403,6 +404,56 @@ static void the_best_one_and_then_the_beginning_stand_in_for_all(void **state)
     recipe_fini((struct recipe *)&recipe);
 }
 
+/* Killed when damaged ones had been put aside, and before the best one was written again. */
+static void the_best_one_is_found_where_there_is_nothing_else(void **state)
+{
+    char directory[64], path[128], aside[160], name[40];
+    struct run r;
+    (void)state;
+    make_directory(directory);
+    run_to(&r, training, directory, 33);
+    const long long best = r.trainer->progress.best_step;
+    run_close(&r);
+    for (int step = 0; step <= 33; step++) {
+        snprintf(name, sizeof name, "checkpoint-%d", step);
+        path_of(directory, name, path);
+        snprintf(aside, sizeof aside, "%s.damaged", path);
+        assert_true(rename(path, aside) == 0 || errno == ENOENT);
+    }
+    open_run(&r, training, 0, directory);
+    assert_true(best > 0);
+    assert_int_equal(trainer_done(r.trainer), best);
+    assert_non_null(strstr(trainer_note(r.trainer), "goes on from the best checkpoint"));
+    run_close(&r);
+    remove_directory(directory);
+}
+
+/* A flipped bit in what says how it is laid out makes it damaged, not another version's. */
+static void a_damaged_layout_is_no_other_version(void **state)
+{
+    char directory[64], path[128];
+    struct run r;
+    (void)state;
+    make_directory(directory);
+    run_to(&r, training, directory, 21);
+    run_close(&r);
+    path_of(directory, "checkpoint-20", path);
+    FILE *f = fopen(path, "r+b");
+    assert_non_null(f);
+    char head[4096];
+    const size_t n = fread(head, 1, sizeof head, f);
+    char *at = memmem(head, n, "jemdtrn", 7);
+    assert_non_null(at);
+    at[7] ^= 1;
+    rewind(f);
+    assert_true(fwrite(head, 1, n, f) == n && fclose(f) == 0);
+    open_run(&r, training, 0, directory);
+    assert_int_equal(trainer_done(r.trainer), 10);
+    assert_non_null(strstr(trainer_note(r.trainer), "checkpoint-20.safetensors is damaged"));
+    run_close(&r);
+    remove_directory(directory);
+}
+
 /* ---- going back ---- */
 
 /* The checkpoint of the step that was just made has weights that are no numbers; the run goes on
@@ -601,6 +652,8 @@ int main(void)
         cmocka_unit_test(going_on_under_other_kernels_is_said),
         cmocka_unit_test(an_older_one_stands_in_for_a_damaged_one),
         cmocka_unit_test(the_best_one_and_then_the_beginning_stand_in_for_all),
+        cmocka_unit_test(the_best_one_is_found_where_there_is_nothing_else),
+        cmocka_unit_test(a_damaged_layout_is_no_other_version),
         cmocka_unit_test(a_run_whose_last_two_checkpoints_are_bad_goes_back_farther),
         cmocka_unit_test(a_checkpoint_made_near_a_limit_is_no_target),
         cmocka_unit_test(trouble_that_does_not_end_goes_to_the_beginning_and_to_a_verdict),

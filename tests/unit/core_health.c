@@ -219,7 +219,7 @@ static void strain_is_that_of_the_quantity_that_is_nearest_its_limit(void **stat
     h[2].lag = 4;
     h[3].drift = 0.04;
     h[4].gradient = h[4].least = 2e-6;
-    h[5].cosine = 0.1;
+    h[5].cosine = -0.15;
     h[6].right = 0.5;
     h[7].fresh_lag = 18;
     assert_true(health_strain(&calm, &limits, true) < 0.21);

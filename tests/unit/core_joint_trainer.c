@@ -5,7 +5,7 @@
 #include "base/pool.h"
 #include "ebm/score.h"
 #include "learn/export.h"
-#include "learn/trainer.h"
+#include "learn/trainer_internal.h"
 #include "unit/test_chains.h"
 #include "unit/test_directory.h"
 
@@ -332,6 +332,60 @@ static void a_run_is_the_same_with_more_threads_and_resumed(void **state)
     }
 }
 
+/* With 2^13 combinations labels cannot be summed over: a chain that has lost all of its own would end
+ * the process. */
+static void a_checkpoint_whose_chains_cannot_be_summed_is_refused(void **state)
+{
+    enum { ATTRIBUTES = 13, SIDE_OF = 4, IMAGES = 8 };
+    static unsigned char images[IMAGES * SIDE_OF * SIDE_OF], labels[IMAGES * ATTRIBUTES];
+    char text[4096], path[128], directory[64];
+    size_t at = 0;
+    struct recipe recipe;
+    struct trainer *t;
+    struct trainer_step step;
+    struct err e;
+    (void)state;
+    at += (size_t)snprintf(text, sizeof text, "%s",
+                           "{\"model\":{\"format\":1,\"name\":\"many\",\"version\":\"1\","
+                           "\"family\":\"gibbs-jem\",\"input\":{\"channels\":1,\"height\":4,"
+                           "\"width\":4,\"range\":[-1,1]},\"layers\":[{\"kind\":\"flatten\"},"
+                           "{\"kind\":\"linear\",\"weights\":\"a\",\"in\":16,\"out\":8}],"
+                           "\"energy\":{\"kind\":\"dot\",\"layers\":[{\"kind\":\"linear\","
+                           "\"weights\":\"y\",\"in\":26,\"out\":8}]},\"attributes\":[");
+    for (int k = 0; k < ATTRIBUTES; k++)
+        at += (size_t)snprintf(text + at, sizeof text - at,
+                               "%s{\"name\":\"a%d\",\"values\":[\"no\",\"yes\"]}", k ? "," : "", k);
+    at += (size_t)snprintf(text + at, sizeof text - at, "%s",
+                           "],\"sampler\":{\"kind\":\"gibbs\",\"steps\":4,\"clamp\":[-1,1]}},"
+                           "\"training\":{\"steps\":4,\"batch\":4,\"loss\":{\"cross_entropy\":0},"
+                           "\"chains\":{\"count\":4,\"buffer\":8,\"mask\":0,\"free\":0,\"births\":{"
+                           "\"count\":0}},\"health\":{\"fresh\":{\"every\":0}}}}");
+    if (recipe_parse(&recipe, text, at, "test", &e) != 0)
+        fail_msg("%s", e.text);
+    const struct source data = {.n = IMAGES,
+                                .height = SIDE_OF,
+                                .width = SIDE_OF,
+                                .channels = 1,
+                                .columns = ATTRIBUTES,
+                                .images = images,
+                                .labels = labels,
+                                .sha256 = "many"};
+    const struct trainer_options o = {.recipe = &recipe, .data = &data};
+    if (trainer_open(&t, &o, &e) != 0 || trainer_step(t, &step, &e) != 0)
+        fail_msg("%s", e.text);
+    make_directory(directory);
+    snprintf(path, sizeof path, "%s/one.safetensors", directory);
+    assert_int_equal(checkpoint_write(t, path, &e), 0);
+    assert_int_equal(checkpoint_read(t, path, &e), 0);
+    memset(t->buffer_y, LOSS_MISSING, ATTRIBUTES);
+    assert_int_equal(checkpoint_write(t, path, &e), 0);
+    assert_int_equal(checkpoint_read(t, path, &e), -FAIL_BAD_FILE);
+    assert_non_null(strstr(e.text, "misses more labels"));
+    trainer_close(t);
+    recipe_fini(&recipe);
+    remove_directory(directory);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -341,6 +395,7 @@ int main(void)
         cmocka_unit_test(learns_from_few_labels_too),
         cmocka_unit_test(refuses_what_it_cannot_train),
         cmocka_unit_test(a_run_is_the_same_with_more_threads_and_resumed),
+        cmocka_unit_test(a_checkpoint_whose_chains_cannot_be_summed_is_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
