@@ -12,13 +12,6 @@
 #include <string.h>
 #include <unistd.h>
 
-static char dir[] = "/tmp/jemd-fuzz-XXXXXX";
-
-static void clean_up(void)
-{
-    rmdir(dir);
-}
-
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
 enum { HEAD = 2, PIXELS = 3072, CUT = 64, ROWS = 400 };

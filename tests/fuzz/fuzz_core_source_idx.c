@@ -11,13 +11,6 @@
 #include <string.h>
 #include <unistd.h>
 
-static char dir[] = "/tmp/jemd-fuzz-XXXXXX";
-
-static void clean_up(void)
-{
-    rmdir(dir);
-}
-
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
 enum { HEAD = 3, MAX_BYTES = 1 << 16, ROWS = 64 };
