@@ -215,16 +215,17 @@ static void publish(struct train_run *r, const struct trainer_step *s)
     pthread_mutex_lock(&r->mu);
     struct train_progress *p = &r->progress;
     const double seconds = (double)(timing_ns() - r->begin_ns) * 1e-9;
-    const double rate = (double)(s->step - p->first) / (seconds > 0 ? seconds : 1);
+    const long long done = trainer_done(r->trainer); /* a checkpoint's after a rollback */
+    const double rate = (double)(done - p->first) / (seconds > 0 ? seconds : 1);
     if (rate > 0) { /* not after a rollback beyond the beginning */
         p->images_per_second = rate * trainer_images(r->trainer);
-        p->eta_seconds = (double)(steps - s->step) / rate;
+        p->eta_seconds = (double)(steps - done) / rate;
     }
     if (s->trouble == HEALTH_GOOD)
         p->last = *s;
     else
         p->trouble = s->trouble;
-    p->last.step = s->step;
+    p->last.step = done;
     p->last.rollbacks = s->rollbacks;
     pthread_mutex_unlock(&r->mu);
 }
@@ -319,10 +320,10 @@ static int make_steps(struct train_run *r, struct err *e)
             return rc;
         if (s.trouble == HEALTH_GOOD && s.step % ROW_STEPS == 0)
             run_directory_row(r->metrics, &s);
-        publish(r, &s);
         count(r, (double)(timing_ns() - before) * 1e-9);
-        if (s.trouble != HEALTH_GOOD)
+        if (s.trouble != HEALTH_GOOD) /* in the logs before anybody is told */
             note_rollback(r, &s);
+        publish(r, &s);
         make_preview(r, s.step);
     }
     return trainer_save(r->trainer, e);
