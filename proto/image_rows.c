@@ -24,6 +24,12 @@ const char *image_rows_name(const struct image_rows *r, size_t row)
     return r->names + r->name_at[row];
 }
 
+size_t image_rows_bytes(const struct image_rows *r)
+{
+    const size_t row = sizeof *r->name_at + sizeof *r->lines + (size_t)r->columns;
+    return r->names_capacity + r->capacity * row;
+}
+
 bool image_rows_is_image(const char *name)
 {
     static const char *const ends[] = {".png", ".jpg", ".jpeg"};

@@ -28,6 +28,8 @@ struct image_rows {
 void image_rows_init(struct image_rows *r, int columns, size_t max_bytes);
 void image_rows_fini(struct image_rows *r);
 const char *image_rows_name(const struct image_rows *r, size_t row);
+/* What it takes in memory. */
+size_t image_rows_bytes(const struct image_rows *r);
 struct image_row {
     const char *name; /* [length] */
     size_t length;

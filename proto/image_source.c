@@ -315,6 +315,7 @@ static int open_rows(struct image_source *s, const struct image_source_request *
         rc = digest_rows(s, r, e);
     s->base.n = s->rows.n;
     s->base.labels = s->base.columns > 0 ? s->rows.labels : NULL;
+    s->base.held_bytes = image_rows_bytes(&s->rows);
     memcpy(s->base.note, s->rows.note, sizeof s->base.note);
     return rc;
 }

@@ -17,20 +17,26 @@ enum {
     FIGURES_BYTES = 8 * 20 /* of a value in one resample */
 };
 
-/* 1: the data have such a split with the model's labels, *bytes: what it takes in memory; 0: they
- * have not. */
+static struct data_request split_of(const struct train_report_task *t, const struct description *d,
+                                    const char *split)
+{
+    return (struct data_request){.dir = t->data,
+                                 .split = split,
+                                 .attributes = &d->attributes,
+                                 .input = d->input,
+                                 .resize = IMAGE_FIT,
+                                 .calib_share = t->calib_share,
+                                 .stop = t->cancel,
+                                 .max_bytes = t->max_data_bytes};
+}
+
+/* 1: the data have such a split with the model's labels, *bytes: what it takes in memory while all
+ * of it is measured; 0: they have not. */
 static int find_split(size_t *bytes, size_t *images, const struct train_report_task *t,
                       const struct description *d, const char *split, struct err *e)
 {
     struct source *set;
-    const struct data_request request = {.dir = t->data,
-                                         .split = split,
-                                         .attributes = &d->attributes,
-                                         .input = d->input,
-                                         .resize = IMAGE_FIT,
-                                         .calib_share = t->calib_share,
-                                         .stop = t->cancel,
-                                         .max_bytes = t->max_data_bytes};
+    const struct data_request request = split_of(t, d, split);
     int rc = data_open(&set, &request, e);
     if (rc != 0)
         return rc == -FAIL_NOT_FOUND ? 0 : rc;
@@ -40,7 +46,9 @@ static int find_split(size_t *bytes, size_t *images, const struct train_report_t
                   "measured at once",
                   set->n, split);
     *images = set->n;
-    *bytes = mem_times(set->n, (int)source_image_bytes(set) + set->columns);
+    *bytes = set->held_bytes;
+    if (!set->images) /* the source stays open beside a copy of its rows */
+        *bytes = mem_sum(*bytes, mem_times(set->n, (int)source_image_bytes(set)));
     source_close(set);
     return rc == 0 ? 1 : rc;
 }

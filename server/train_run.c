@@ -27,10 +27,9 @@ enum {
     ROW_STEPS = 50, /* a row of metrics.csv */
     GRID_IMAGES = 64,
     GRID_COLUMNS = 8,
-    GRID_SIDE = 96,        /* smaller images are enlarged */
-    PREVIEW_MS = 1000,     /* between two pictures */
-    METRICS_MAX = 8 << 20, /* of metrics.csv as an artifact */
-    NAMED_ROW_BYTES = 192  /* of a row whose image is a file of its own */
+    GRID_SIDE = 96,       /* smaller images are enlarged */
+    PREVIEW_MS = 1000,    /* between two pictures */
+    METRICS_MAX = 8 << 20 /* of metrics.csv as an artifact */
 };
 
 struct train_run {
@@ -85,13 +84,6 @@ static int blame(struct err *e, const char *pointer)
     return e->pointer[0] ? -(int)e->code : fail_at(e, pointer);
 }
 
-/* Bytes that the data hold while the training goes on. */
-static size_t held(const struct source *d)
-{
-    const size_t image = d->images ? source_image_bytes(d) : NAMED_ROW_BYTES;
-    return mem_sum(mem_times(d->n, d->columns), mem_times(d->n, (int)image));
-}
-
 /* What the training will take at its end, where the trainer is still there: the model file is made,
  * then it is measured. Errors: BAD_MODEL, NO_MEMORY; those of train_report_estimate. */
 static int measure(struct train_cost *out, const struct train_task *t, const struct source *d,
@@ -112,9 +104,10 @@ static int measure(struct train_cost *out, const struct train_task *t, const str
     if (rc != 0)
         return blame(e, "/data/path");
     end = end > c.export_bytes ? end : c.export_bytes;
-    *out = (struct train_cost){.images = (long long)d->n,
-                               .parameters = (long long)c.parameters,
-                               .memory_bytes = mem_sum(held(d), mem_sum(c.memory_bytes, end))};
+    *out =
+        (struct train_cost){.images = (long long)d->n,
+                            .parameters = (long long)c.parameters,
+                            .memory_bytes = mem_sum(d->held_bytes, mem_sum(c.memory_bytes, end))};
     memcpy(out->note, d->note, sizeof out->note);
     return 0;
 }

@@ -30,6 +30,7 @@ struct source {
     int columns;
     const unsigned char *labels; /* [n][columns] value numbers, 255 = missing, or NULL: none */
     const unsigned char *images; /* [n][height][width][channels], or NULL: ask load */
+    size_t held_bytes;           /* what it keeps in memory until it is closed, about */
     const char *label_file;      /* where labels come from, for errors; NULL: told otherwise */
     const _Atomic bool *stop; /* ends a copy of all rows with SHUTTING_DOWN; NULL: nothing does */
     char sha256[DIGEST_HEX];  /* of all that decides what rows and labels are */

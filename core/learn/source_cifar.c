@@ -125,6 +125,7 @@ static int choose_labels(struct cifar *c, const struct attributes *a, struct err
         c->from[i] = at;
     }
     c->base.labels = k > 0 ? c->labels : NULL;
+    c->base.held_bytes = sizeof *c + c->base.n * (size_t)k;
     return 0;
 }
 

@@ -187,6 +187,7 @@ int source_idx_open_columns(struct source **out, const struct source_request *r,
         rc = read_labels(s, r, columns, e);
     if (!rc)
         rc = digest_files(s, e);
+    s->base.held_bytes = s->labels.size_bytes + (s->images.data ? s->images.size_bytes : 0);
     if (rc)
         idx_close(&s->base);
     else

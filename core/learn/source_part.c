@@ -52,6 +52,7 @@ static int fill(struct part *p, double share, enum source_side side, struct err 
         p->rows[p->base.n++] = i;
     }
     p->base.labels = p->labels;
+    p->base.held_bytes = all->held_bytes + (all->n + 1) * (sizeof *p->rows + k);
     if (p->base.n > 0 && p->base.n < all->n)
         return 0;
     const bool none_out = (p->base.n == 0) == (side == SOURCE_HELD_OUT);

@@ -14,7 +14,7 @@ import unittest
 import jemd_test
 from jemd_test import BIN, SOURCE, patience, submit, wait_ended, wait_until
 from jobs_help import tensors
-from train_help import Clients, Events, by_command, make_impossible, picture, recipe, stripes
+from train_help import Clients, Events, by_command, make_impossible, picture, recipe, stripes, write_idx
 
 LONG = {"steps": 1000000, "checkpoint_every": 1000}
 # A step of some milliseconds: there is time to cancel it also where it is fast.
@@ -194,8 +194,8 @@ class Refused(TrainCase):
 
     def test_whatever_takes_memory_is_in_the_estimate(self):
         """The sums themselves are compared with what is allocated in unit.core_trainer_memory."""
-        def bytes_of(split="train", path="stripes", **training):
-            document = job(recipe(**training), data={"path": path, "split": split})
+        def bytes_of(path="stripes", split_calib=0, **training):
+            document = job(recipe(**training), data={"path": path, "split_calib": split_calib})
             return self.good(self.post("/v1/jobs:validate", document))["memory_bytes"]
         image = 8 * 8 * 4
         chains = recipe()["training"]["chains"]
@@ -208,7 +208,14 @@ class Refused(TrainCase):
             self.assertGreater(bytes_of(**more), plain + least, more)
         many = {"chains": chains | {"buffer": 5000}, "path": "bare"}
         self.assertGreater(bytes_of(**many, export_buffer=5000), bytes_of(**many, export_buffer=0))
-        self.assertGreater(plain, bytes_of(path="bare"))  # which has nothing to be measured on
+        self.assertGreater(plain, bytes_of("bare"))  # which has nothing to be measured on
+        # Unpacked as a whole, for the training and for its end, whatever is kept or resized.
+        large = os.path.join(self.data, "large", "train-")
+        os.makedirs(os.path.dirname(large), exist_ok=True)
+        write_idx(large + "images.idx3-ubyte.gz", (1000, 32, 32), bytes(1000 * 1024))
+        write_idx(large + "attr-cat.idx2-ubyte.gz", (1000, 2), bytes(2000))
+        self.assertGreater(bytes_of("large"), bytes_of("bare") + 900 * 1024)
+        self.assertGreater(bytes_of("large", 0.1), bytes_of("bare", 0.1) + 2 * 1000 * 1024)
 
 
 class Life(TrainCase):

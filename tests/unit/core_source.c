@@ -97,6 +97,7 @@ static void plain_idx_files_are_read_where_they_lie(void **state)
     assert_null(s->images);
     assert_int_equal(s->n, IMAGES);
     assert_int_equal(s->columns, 1);
+    assert_int_equal(s->held_bytes, IMAGES); /* labels alone */
     assert_true(s->height == 4 && s->width == 5 && s->channels == 1);
     for (size_t i = 0; i < IMAGES; i += 13)
         assert_row(s, i * 7 % IMAGES, i * 7 % IMAGES);
@@ -345,6 +346,7 @@ static void a_divided_set_has_every_row_on_one_side(void **state)
     size_t at[2] = {0, 0};
     (void)state;
     assert_int_equal(kept->n + out->n, IMAGES);
+    assert_in_range(out->held_bytes, all->held_bytes + out->n * (sizeof(size_t) + 1), 1 << 14);
     /* 300 draws of .2: within 5 standard deviations, of false alarm below 1e-6 were it random. */
     assert_in_range(out->n, 25, 95);
     for (size_t i = 0; i < IMAGES; i++) { /* both keep the order */
