@@ -17,6 +17,10 @@ enum {
     FIGURES_BYTES = 8 * 20 /* of a value in one resample */
 };
 
+/* What a model may be measured on. */
+static const char *const measured_splits[] = {"calib", "test", "novel"};
+enum { MEASURED_SPLITS = sizeof measured_splits / sizeof measured_splits[0] };
+
 static struct data_request split_of(const struct train_report_task *t, const struct description *d,
                                     const char *split)
 {
@@ -72,13 +76,12 @@ static size_t answers_bytes(const struct description *d, size_t images)
 int train_report_estimate(size_t *out, const struct train_report_task *t,
                           const struct description *d, size_t walkers_bytes, struct err *e)
 {
-    static const char *const splits[] = {"calib", "test", "novel"};
     const size_t drawn = net_shape_elements(d->input) * sizeof(float) * PICTURE_IMAGES * PICTURES;
     size_t sum = 0;
     bool measured = false;
-    for (int i = 0; i < 3; i++) {
+    for (int i = 0; i < MEASURED_SPLITS; i++) {
         size_t bytes = 0, images = 0;
-        const int rc = find_split(&bytes, &images, t, d, splits[i], e);
+        const int rc = find_split(&bytes, &images, t, d, measured_splits[i], e);
         if (rc < 0)
             return rc;
         if (rc == 0 || (i == 2 && !measured))
@@ -88,6 +91,25 @@ int train_report_estimate(size_t *out, const struct train_report_task *t,
     }
     /* The model's engines and workspaces are about two such, the pictures' chains one. */
     *out = measured ? mem_sum(sum, mem_sum(mem_times(walkers_bytes, 3), drawn)) : 0;
+    return 0;
+}
+
+int train_report_look(const struct train_report_task *t, const struct description *d,
+                      struct pool *pool, struct err *e)
+{
+    for (int i = 0; i < MEASURED_SPLITS; i++) {
+        struct data_request request = split_of(t, d, measured_splits[i]);
+        struct source *set = NULL;
+        if (data_parts(request.split, t->calib_share))
+            continue;
+        request.pool = pool;
+        request.decode = true;
+        const int rc = data_open(&set, &request, e);
+        if (rc == 0)
+            source_close(set);
+        else if (rc != -FAIL_NOT_FOUND)
+            return rc;
+    }
     return 0;
 }
 

@@ -8,6 +8,8 @@
 #include <stdbool.h>
 #include <stddef.h>
 
+struct pool;
+
 struct train_report_task {
     const char *model;  /* the file; rewritten when it is calibrated */
     const char *data;   /* directory */
@@ -28,6 +30,12 @@ struct train_report {
  * OUT_OF_RANGE (a split that is too large to be measured). */
 int train_report_estimate(size_t *out, const struct train_report_task *t,
                           const struct description *d, size_t walkers_bytes, struct err *e);
+
+/* Decodes the images of those splits, so that a broken one is told before there is a model to be
+ * measured; a calib that is a part of train is left out, for train is looked through anyway. Errors:
+ * those of reading data, SHUTTING_DOWN. */
+int train_report_look(const struct train_report_task *t, const struct description *d,
+                      struct pool *pool, struct err *e);
 
 /* Errors: those of reading data and model, and of writing it; SHUTTING_DOWN (canceled). */
 int train_report(struct train_report *out, const struct train_report_task *t, struct err *e);

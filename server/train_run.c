@@ -61,17 +61,31 @@ static struct data_request data_of(const struct train_task *t)
                                  .attributes = &t->recipe->model.attributes,
                                  .input = t->recipe->model.input,
                                  .calib_share = t->calib_share,
+                                 .stop = t->stop,
                                  .max_bytes = t->max_data_bytes};
 }
 
-/* Images are decoded when the run begins: a broken one then ends it before it has a checkpoint. */
+static struct train_report_task report_of(const struct train_task *t)
+{
+    return (struct train_report_task){.data = t->data,
+                                      .calib_share = t->calib_share,
+                                      .max_data_bytes = t->max_data_bytes,
+                                      .threads = t->threads,
+                                      .cancel = t->stop};
+}
+
+/* Images are decoded when the run begins, those that the model will be measured on, too: a broken
+ * one then ends it before it has a checkpoint. */
 static int open_data(struct train_run *r, struct err *e)
 {
     struct data_request want = data_of(&r->t);
+    struct train_report_task report = report_of(&r->t);
+    const bool first = run_directory_step(r->t.directory) < 0;
     want.pool = r->pool;
-    want.decode = run_directory_step(r->t.directory) < 0;
-    want.stop = &r->stop;
-    return data_open(&r->data, &want, e);
+    want.decode = first;
+    want.stop = report.cancel = &r->stop;
+    const int rc = data_open(&r->data, &want, e);
+    return rc == 0 && first ? train_report_look(&report, &r->t.recipe->model, r->pool, e) : rc;
 }
 
 /* An error about recipe or data where it has no pointer yet. */
@@ -81,6 +95,8 @@ static int blame(struct err *e, const char *pointer)
         return -FAIL_BAD_RECIPE;
     if (e->code == FAIL_BAD_MODEL)
         e->code = FAIL_BAD_RECIPE;
+    if (e->code == FAIL_SHUTTING_DOWN)
+        return -FAIL_SHUTTING_DOWN;
     return e->pointer[0] ? -(int)e->code : fail_at(e, pointer);
 }
 
@@ -91,12 +107,10 @@ static int measure(struct train_cost *out, const struct train_task *t, const str
 {
     const int threads = t->threads > 0 ? t->threads : pool_cores();
     const struct trainer_options o = {.recipe = t->recipe, .data = d};
-    const struct train_report_task report = {.data = t->data,
-                                             .calib_share = t->calib_share,
-                                             .max_data_bytes = t->max_data_bytes,
-                                             .threads = threads};
+    struct train_report_task report = report_of(t);
     struct trainer_cost c;
     size_t end;
+    report.threads = threads;
     int rc = trainer_estimate(&c, &o, threads, e);
     if (rc != 0)
         return blame(e, "/recipe/model/layers");
@@ -353,14 +367,11 @@ static int stage(struct train_run *r, struct err *e)
     const struct run_directory_data data = {
         .sha256 = r->data->sha256, .split = r->t.split, .calib_share = r->t.calib_share};
     json_t *from = run_directory_provenance(r->t.recipe, &data, trainer_done(r->trainer));
-    const struct train_report_task t = {.model = path,
-                                        .data = r->t.data,
-                                        .calib_share = r->t.calib_share,
-                                        .max_data_bytes = r->t.max_data_bytes,
-                                        .threads = r->t.threads,
-                                        .cancel = &r->stop};
+    struct train_report_task t = report_of(&r->t);
     const struct export_task file = {
         .pool = r->pool, .provenance = from, .path = path, .stop = &r->stop};
+    t.model = path;
+    t.cancel = &r->stop;
     int rc = versions_prepare(r->t.models, d->name, d->version, path, e);
     const bool prepared = rc == 0;
     if (rc == 0)

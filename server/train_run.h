@@ -26,8 +26,9 @@ struct train_task {
     int threads; /* 0 = one a core */
     int nice;    /* added */
     int preview_every_steps;
-    const char *name;        /* for base/witness.h */
-    void (*over)(void *ctx); /* from its thread, once, after which train_run_end tells how */
+    const _Atomic bool *stop; /* ends train_run_check with SHUTTING_DOWN; NULL: nothing does */
+    const char *name;         /* for base/witness.h */
+    void (*over)(void *ctx);  /* from its thread, once, after which train_run_end tells how */
     void *ctx;
 };
 

@@ -418,6 +418,17 @@ class Life(TrainCase):
         self.assertIn("table-of-files/train.csv:7: images/5.png: ", done["error"]["detail"])
         with open(os.path.join(path, "images", "5.png"), "wb") as stream:
             stream.write(picture())
+        # One that the model would be measured on, no later.
+        with open(os.path.join(path, "images", "8.png"), "wb") as stream:
+            stream.write(picture()[:-20])
+        with open(os.path.join(path, "test.csv"), "w", encoding="utf-8") as stream:
+            stream.write("file,way,tone\n0.png,0,0\n8.png,0,0\n")
+        done = wait_ended(self.daemon, submit(self.daemon, asked)["id"])
+        self.assertEqual((done["state"], done["error"]["code"]), ("failed", "bad_image"))
+        self.assertIn("table-of-files/test.csv:3: images/8.png: ", done["error"]["detail"])
+        self.assertFalse([n for n in os.listdir(self.run_path("mended", "")) if n.startswith("checkpoint")])
+        with open(os.path.join(path, "images", "8.png"), "wb") as stream:
+            stream.write(picture())
         self.succeeded(submit(self.daemon, asked)["id"])
 
     def test_what_the_disk_refuses_is_tried_three_times(self):
