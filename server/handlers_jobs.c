@@ -169,8 +169,14 @@ static void judge(struct task *t)
     json_t *root = p->root;
     struct blob *input = p->input;
     void (*finish)(struct call *, json_t *, struct blob *) = p->finish;
+    struct err e;
     free(p);
-    finish(c, root, input);
+    if (atomic_load(&c->app->draining)) { /* while it waited for its turn */
+        fail(&e, FAIL_SHUTTING_DOWN, "the daemon is shutting down");
+        respond_error(c, &e);
+    } else {
+        finish(c, root, input);
+    }
     json_decref(root);
     blob_put(input);
 }

@@ -488,7 +488,7 @@ int jobs_open(struct jobs **out, const struct jobs_settings *s, const struct job
 void jobs_drain(struct jobs *j)
 {
     pthread_mutex_lock(&j->mu);
-    j->draining = true;
+    atomic_store(&j->draining, true); /* also ends a look at a new training's data */
     if (j->training)
         train_run_stop(j->training->run);
     pthread_mutex_unlock(&j->mu);

@@ -96,7 +96,8 @@ struct jobs {
     pthread_t thread;
     pthread_mutex_t mu;
     pthread_cond_t wake;
-    bool stop, draining, work;     /* guarded by mu; work: something to look at now */
+    bool stop, work;               /* guarded by mu; work: something to look at now */
+    atomic_bool draining;          /* set with mu held */
     enum jobs_gate gate;           /* guarded by mu */
     struct run *runs;              /* guarded by mu */
     int n_runs;                    /* guarded by mu */

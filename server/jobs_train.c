@@ -286,7 +286,8 @@ static int parse(struct jobs *j, json_t *root, struct train_request **out, struc
                                  .split = q->split,
                                  .calib_share = q->calib_share,
                                  .max_data_bytes = s->max_data_bytes,
-                                 .threads = s->threads};
+                                 .threads = s->threads,
+                                 .stop = &j->draining};
     rc = q->run ? check_run(j, root, q->run, e) : 0;
     if (rc == 0)
         rc = check_version(j, q, e);
