@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* A source in another size (image_source.h). */
+#include "file/clip.h"
 #include "proto/image_source.h"
 
 #include <stdio.h>
@@ -49,6 +50,7 @@ static void describe(struct resized *s, const struct source *from)
                  "the images of %d x %d pixels are resized to %d x %d (%s)%s%.300s", from->width,
                  from->height, to->width, to->height, image_resize_name(s->how),
                  from->note[0] ? "; " : "", from->note);
+    clip_end(s->base.note);
     const int n = snprintf(text, sizeof text, "%d %d %d %s of %s", to->width, to->height,
                            to->channels, image_resize_name(s->how), from->sha256);
     digest_bytes(text, (size_t)n, s->base.sha256);

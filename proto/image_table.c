@@ -200,7 +200,9 @@ static int read_header(struct table *t, char *const *names, int n, struct err *e
             seen[k] = true;
         t->columns[c] = k;
     }
-    return note_missing(t, names, n, e);
+    const int rc = note_missing(t, names, n, e);
+    clip_end(t->r->note);
+    return rc;
 }
 
 static int add_row(struct table *t, const char *file, struct err *e)

@@ -134,7 +134,9 @@ static void finish_submit(struct call *c, json_t *root, struct blob *input)
 static json_t *estimate_json(const struct job_estimate *est, enum job_type type)
 {
     if (type == JOB_TRAIN) {
-        json_t *warnings = est->warning[0] ? json_pack("[s]", est->warning) : json_array();
+        json_t *warnings = json_array();
+        if (est->warning[0])
+            json_array_append_new(warnings, json_string(est->warning));
         return json_pack("{s:b, s:I, s:I, s:I, s:I, s:o}", "valid", 1, "steps",
                          (json_int_t)est->steps, "parameters", (json_int_t)est->parameters,
                          "images", (json_int_t)est->images, "memory_bytes",

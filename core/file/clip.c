@@ -85,6 +85,20 @@ struct clip clip_path(const char *path)
     return c;
 }
 
+void clip_end(char *text)
+{
+    unsigned char *s = (unsigned char *)text;
+    const size_t n = strlen(text);
+    for (size_t back = 1; back <= n && back < 4; back++) {
+        unsigned char *at = s + n - back;
+        if ((*at & 0xc0) == 0x80)
+            continue;
+        if (!sequence(at, back))
+            *at = '\0';
+        return;
+    }
+}
+
 bool clip_is_utf8(const char *text)
 {
     const unsigned char *s = (const unsigned char *)text;

@@ -18,5 +18,7 @@ struct clip clip_text(const char *text);
 struct clip clip_bytes(const char *text, size_t size);
 /* The last CLIP_PATH bytes, "..." before them when there were more. */
 struct clip clip_path(const char *path);
+/* Takes the beginning of a character off the end of text that was cut at a number of bytes. */
+void clip_end(char *text);
 /* Whether text is well-formed UTF-8 (RFC 3629) throughout. */
 bool clip_is_utf8(const char *text);

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Tables of attributes as text: what is read from them, and that whatever is broken is named by
  * file and line. */
+#include "file/clip.h"
 #include "proto/image_rows.h"
 
 #include <setjmp.h>
@@ -133,6 +134,29 @@ static void a_missing_column_is_noted_and_all_of_them_refused(void **state)
     good(read_csv(&r, "file,x,y\na,gold,no\n", "train", NULL, &e), &e); /* no labels wanted */
     assert_int_equal(r.n, 1);
     image_rows_fini(&r);
+}
+
+/* Of whatever length: some would be cut inside a character. */
+static void a_note_that_is_too_long_stays_text(void **state)
+{
+    (void)state;
+    for (int pad = 0; pad < 4; pad++) {
+        struct attribute many[5] = {{.name = "hair", .n_values = 3, .values = hair}};
+        const struct attributes five = {.n = 5, .head = -1, .list = many};
+        char text[1024] = "file,hair";
+        struct image_rows r;
+        struct err e;
+        for (int k = 1; k < 5; k++) {
+            many[k] = (struct attribute){.n_values = 2, .values = yes_no};
+            snprintf(many[k].name, sizeof many[k].name, "%.*s%.*s%d", pad, "xxxx", 54,
+                     "ééééééééééééééééééééééééééé", k);
+            strcat(strcat(strcat(text, ","), many[k].name), "x");
+        }
+        good(read_csv(&r, strcat(text, "\na,gold,,,,\n"), "train", &five, &e), &e);
+        assert_in_range(strlen(r.note), SOURCE_NOTE - 3, SOURCE_NOTE - 1);
+        assert_true(clip_is_utf8(r.note));
+        image_rows_fini(&r);
+    }
 }
 
 static void broken_csv_is_named_by_line(void **state)
@@ -313,6 +337,7 @@ int main(void)
         cmocka_unit_test(a_byte_order_mark_is_passed_over),
         cmocka_unit_test(rows_are_of_their_split),
         cmocka_unit_test(a_missing_column_is_noted_and_all_of_them_refused),
+        cmocka_unit_test(a_note_that_is_too_long_stays_text),
         cmocka_unit_test(broken_csv_is_named_by_line),
         cmocka_unit_test(nul_bytes_are_no_text),
         cmocka_unit_test(huge_lines_and_too_many_fields_are_refused),
