@@ -21,6 +21,7 @@ static const char *const resize_words[] = {
     [IMAGE_CENTER_CROP] = "center_crop",
     [IMAGE_REJECT] = "reject",
 };
+enum { RESIZE_WORDS = sizeof resize_words / sizeof *resize_words };
 
 void evaluation_defaults(struct evaluation_setup *s)
 {
@@ -156,8 +157,12 @@ static int was_trained_on(const struct evaluation_state *r, double share, enum i
                                          .input = r->model->d.input,
                                          .resize = resize,
                                          .calib_share = share,
-                                         .pool = r->pool};
-    if (data_open(&set, &request, e) != 0)
+                                         .pool = r->pool,
+                                         .stop = r->s->watch.cancel};
+    const int rc = data_open(&set, &request, e);
+    if (rc == -FAIL_IMAGE_SIZE_MISMATCH) /* it could not be trained on them in this way */
+        return 0;
+    if (rc != 0)
         return evaluation_blame(e, r->s->data, "train");
     const int same = sha256 && strcmp(set->sha256, sha256) == 0;
     source_close(set);
@@ -176,8 +181,9 @@ static int check_held_out(const struct evaluation_state *r, struct err *e)
         strcmp(split, "train") != 0)
         return 0;
     int rc = was_trained_on(r, kept_out, s->resize, e);
-    if (rc == 0 && s->resize != IMAGE_FIT) /* a training's default; both enter the digest */
-        rc = was_trained_on(r, kept_out, IMAGE_FIT, e);
+    for (int how = 0; rc == 0 && how < RESIZE_WORDS; how++) /* which enters the digest */
+        if (how != (int)s->resize)
+            rc = was_trained_on(r, kept_out, (enum image_resize)how, e);
     if (rc <= 0)
         return rc;
     return kept_out > 0

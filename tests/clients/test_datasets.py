@@ -201,8 +201,11 @@ class Formats(Case):
         for split, measured in (("train", report["reports"][0]), ("calib", report)):
             self.assertEqual(self.origin(split)["data_sha256"], measured["data_sha256"])
             self.assertEqual((self.origin(split)["split_calib"], measured["split_calib"]), (0.25, 0.25))
-        for share, said in (("0.25", ""), ("0.2", ""), ("0.3", "its training kept out 0.25")):
-            found = subprocess.run([JEMD, "eval", os.path.join(self.folder, "train", "model.safetensors"),
+        self.run_train("classes", "cut", "--split-calib", "0.25", "--resize", "center_crop", recipe=recipe)
+        for run, share, said in (("train", "0.25", ""), ("train", "0.2", ""),
+                                 ("train", "0.3", "its training kept out 0.25"),
+                                 ("cut", "0.3", "its training kept out 0.25")):
+            found = subprocess.run([JEMD, "eval", os.path.join(self.folder, run, "model.safetensors"),
                                     "--data", os.path.join(self.folder, "classes"), "--split", "calib",
                                     "--split-calib", share, "--fit", os.path.join(self.folder, "fitted"),
                                     "--transformed", "0", "--resamples", "0"], capture_output=True,
