@@ -257,18 +257,21 @@ static void show(struct run *r, const struct trainer_step *s)
     struct line l = {.room = sizeof l.text - 1};
     const size_t room = r->live ? terminal_room() : l.room;
     l.room = room < l.room ? room : l.room;
-    const double seconds = (double)(now - r->begin_ns) * 1e-9;
-    const double rate = (double)(s->step - r->first) / seconds;
-    const long left = (long)((double)(r->recipe.steps - s->step) / (rate > 0 ? rate : 1));
+    struct run_directory_pace pace;
+    const bool known = run_directory_pace(&pace, r->trainer, r->first, r->begin_ns);
+    const long left = known ? (long)pace.left_seconds : 0;
     put(&l, "step %lld/%lld", s->step, r->recipe.steps);
-    put(&l, "%ld:%02ld:%02ld left", left / 3600, left / 60 % 60, left % 60);
+    if (known)
+        put(&l, "%ld:%02ld:%02ld left", left / 3600, left / 60 % 60, left % 60);
     put(&l, "loss %.3f", s->loss);
     put(&l, "accuracy %.3f", s->accuracy);
     put(&l, "log p %.2f / %.2f", s->log_p_data, s->log_p_chains);
-    put(&l, "%.0f images/s", rate * trainer_images(r->trainer));
+    if (known)
+        put(&l, "%.0f images/s", pace.images);
     put(&l, "newborn %.2f", s->newborn);
     put(&l, "|g| %.4f", s->health.gradient);
-    put(&l, "%.1f steps/s", rate);
+    if (known)
+        put(&l, "%.1f steps/s", pace.steps);
     if (r->live)
         fprintf(stderr, "\r\033[K%s", l.text);
     else

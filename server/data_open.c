@@ -4,6 +4,7 @@
 #include "ebm/attributes.h"
 #include "file/clip.h"
 #include "proto/image_source.h"
+#include "proto/train_request.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -101,9 +102,9 @@ int data_option_share(const char *command, const char *text, double *out)
 {
     char *end;
     const double v = strtod(text, &end);
-    if (end == text || *end || !(v >= 0 && v <= 0.9)) {
-        fprintf(stderr, "jemd %s: --split-calib takes a share from 0 to 0.9, not \"%.32s\"\n",
-                command, text);
+    if (end == text || *end || !(v >= 0 && v <= TRAIN_CALIB_MAX)) {
+        fprintf(stderr, "jemd %s: --split-calib takes a share from 0 to %g, not \"%.32s\"\n",
+                command, TRAIN_CALIB_MAX, text);
         return -1;
     }
     *out = v;

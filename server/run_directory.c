@@ -129,6 +129,19 @@ void run_directory_row(FILE *metrics, const struct trainer_step *s)
     fflush(metrics);
 }
 
+bool run_directory_pace(struct run_directory_pace *out, const struct trainer *t, long long first,
+                        int64_t begin_ns)
+{
+    const long long done = trainer_done(t);
+    const double seconds = (double)(timing_ns() - begin_ns) * 1e-9;
+    if (done <= first || seconds <= 0)
+        return false;
+    out->steps = (double)(done - first) / seconds;
+    out->images = out->steps * trainer_images(t);
+    out->left_seconds = (double)(trainer_recipe(t)->steps - done) / out->steps;
+    return true;
+}
+
 int run_directory_log(FILE **out, const char *path, struct err *e)
 {
     char file[RUN_DIRECTORY_PATH];

@@ -29,6 +29,16 @@ int run_directory_write(const char *path, const struct blob *request, struct err
 int run_directory_metrics(FILE **out, const char *path, long long first, struct err *e);
 void run_directory_row(FILE *metrics, const struct trainer_step *s);
 
+struct run_directory_pace {
+    double steps, images; /* a second */
+    double left_seconds;
+};
+
+/* Of a run that has gone on from step `first` since begin_ns. False: not known, before its first step
+ * and after a rollback beyond the beginning. */
+bool run_directory_pace(struct run_directory_pace *out, const struct trainer *t, long long first,
+                        int64_t begin_ns);
+
 /* Opens log.txt for appending, a line at a time. Errors: IO. */
 int run_directory_log(FILE **out, const char *path, struct err *e);
 /* A line of it: that a training begins or goes on from where it is; what a step was rolled back for. */

@@ -218,21 +218,18 @@ static void make_preview(struct train_run *r, long long step)
 
 static void publish(struct train_run *r, const struct trainer_step *s)
 {
-    const long long steps = r->t.recipe->steps;
+    struct run_directory_pace pace;
     pthread_mutex_lock(&r->mu);
     struct train_progress *p = &r->progress;
-    const double seconds = (double)(timing_ns() - r->begin_ns) * 1e-9;
-    const long long done = trainer_done(r->trainer); /* a checkpoint's after a rollback */
-    const double rate = (double)(done - p->first) / (seconds > 0 ? seconds : 1);
-    if (rate > 0) { /* not after a rollback beyond the beginning */
-        p->images_per_second = rate * trainer_images(r->trainer);
-        p->eta_seconds = (double)(steps - done) / rate;
+    if (run_directory_pace(&pace, r->trainer, p->first, r->begin_ns)) {
+        p->images_per_second = pace.images;
+        p->eta_seconds = pace.left_seconds;
     }
     if (s->trouble == HEALTH_GOOD)
         p->last = *s;
     else
         p->trouble = s->trouble;
-    p->last.step = done;
+    p->last.step = trainer_done(r->trainer); /* a checkpoint's after a rollback */
     p->last.rollbacks = s->rollbacks;
     pthread_mutex_unlock(&r->mu);
 }
