@@ -10,6 +10,7 @@ import subprocess
 import tempfile
 import time
 import unittest
+from concurrent.futures import ThreadPoolExecutor
 
 import jemd_test
 from jemd_test import BIN, SOURCE, patience, submit, wait_ended, wait_until
@@ -216,6 +217,29 @@ class Refused(TrainCase):
         write_idx(large + "attr-cat.idx2-ubyte.gz", (1000, 2), bytes(2000))
         self.assertGreater(bytes_of("large"), bytes_of("bare") + 900 * 1024)
         self.assertGreater(bytes_of("large", 0.1), bytes_of("bare", 0.1) + 2 * 1000 * 1024)
+
+
+    def test_the_judging_of_requests_ends_with_the_daemon(self):
+        """One that would take half a minute is being judged, the other waits for its turn."""
+        folder = os.path.join(self.data, "long")
+        os.makedirs(os.path.join(folder, "images"), exist_ok=True)
+        with open(os.path.join(folder, "images", "0.png"), "wb") as stream:
+            stream.write(picture())
+        with open(os.path.join(folder, "train.csv"), "w", encoding="ascii") as stream:
+            stream.write("file,way,tone\n" + "0.png,0,1\n" * 1000000)
+        daemon = self.own_daemon(*self.FLAGS)
+        with ThreadPoolExecutor(2) as threads:
+            asked = [threads.submit(daemon.request, "POST", "/v1/jobs:validate",
+                                    json.dumps(job(data={"path": "long"})),
+                                    {"Content-Type": "application/json"}, check=False) for _ in range(2)]
+            time.sleep(1.5)
+            self.assertFalse([a for a in asked if a.done()])
+            begin = time.monotonic()
+            daemon.stop()
+            self.assertLess(time.monotonic() - begin, patience(3))
+            for answer in asked:
+                self.assertEqual((answer.result().status, answer.result().json()["code"]),
+                                 (503, "shutting_down"))
 
 
 class Life(TrainCase):
