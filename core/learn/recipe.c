@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "learn/recipe.h"
 
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -11,6 +12,8 @@ static const char *const start_words[] = {"noise", "gaussian"};
 static const char *const optimiser_words[] = {"adam", "sgd"};
 
 #define FALL 0.1 /* of the step norm within a visit, unless said otherwise */
+#define GAP 10   /* health.gap, unless said otherwise or ... */
+#define PULL 0.5 /* ... that much of what pulls data and chains apart is gone before (loss.gap) */
 enum { STEPS_MAX = 100000000, COUNT_MAX = 65536 };
 
 static const struct recipe defaults = {
@@ -48,7 +51,7 @@ static const struct recipe defaults = {
                .augment_fresh = true,
                .grid = 8},
     .kl = {.neighbours = 100, .after = 20},
-    .health = {.gap = 10,
+    .health = {.gap = -1,
                .gradient = 100,
                .lag = 60,
                .loss = 1e8,
@@ -429,6 +432,8 @@ static int finish(struct recipe *r, struct err *e)
     struct sampler *s = &c->sampler;
     drop_idle(r);
     split_weights(r);
+    if (r->health.gap < 0)
+        r->health.gap = r->gap > 0 ? fmin(GAP, PULL / (2 * r->gap)) : GAP;
     c->gaussian |= r->model.sampler.start == START_GAUSSIAN;
     c->slots = c->paired > 0 || (c->count > 0 && c->labels == LABELS_CLASSES);
     if (c->slots && c->labels == LABELS_DATA)

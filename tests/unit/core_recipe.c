@@ -113,6 +113,25 @@ static void chains_may_cool(void **state)
             FAIL_OUT_OF_RANGE, "cool_last");
 }
 
+/* Where its square is in the loss, the gap may go half of the way to where that ends all learning. */
+static void the_gaps_limit_knows_of_its_penalty(void **state)
+{
+    static const struct {
+        const char *training;
+        double limit;
+    } cases[] = {{"", 10},
+                 {",\"training\":{\"loss\":{\"gap\":0.1}}", 2.5},
+                 {",\"training\":{\"loss\":{\"gap\":0.001}}", 10},
+                 {",\"training\":{\"loss\":{\"gap\":0.1},\"health\":{\"gap\":7}}", 7}};
+    struct recipe r;
+    (void)state;
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        accepted(&r, cases[i].training);
+        assert_true(near(r.health.gap, cases[i].limit));
+        recipe_fini(&r);
+    }
+}
+
 static void what_is_not_known_is_refused_everywhere(void **state)
 {
     (void)state;
@@ -129,6 +148,7 @@ int main(void)
         cmocka_unit_test(the_rate_decays_in_steps),
         cmocka_unit_test(decays_that_make_no_sense_are_refused),
         cmocka_unit_test(chains_may_cool),
+        cmocka_unit_test(the_gaps_limit_knows_of_its_penalty),
         cmocka_unit_test(what_is_not_known_is_refused_everywhere),
     };
     return cmocka_run_group_tests_name("recipe", tests, NULL, NULL);
