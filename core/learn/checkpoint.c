@@ -22,7 +22,7 @@ static const char layout[] = "jemdtrn2";
 static_assert(sizeof(struct progress) == 29 * 8, "another struct progress is another layout");
 
 /* Counts up when the arithmetic of a step changes: other bits come of the same kernels. */
-static const char arithmetic[] = "training-1";
+static const char arithmetic[] = "training-2";
 
 /* One array of a checkpoint, as it lies in the trainer. */
 struct part {

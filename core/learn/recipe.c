@@ -13,7 +13,7 @@ static const char *const optimiser_words[] = {"adam", "sgd"};
 
 #define FALL 0.1 /* of the step norm within a visit, unless said otherwise */
 #define GAP 10   /* health.gap, unless said otherwise or ... */
-#define PULL 0.5 /* ... that much of what pulls data and chains apart is gone before (loss.gap) */
+#define PULL 0.8 /* ... that much of what pulls data and chains apart is gone before (loss.gap) */
 enum { STEPS_MAX = 100000000, COUNT_MAX = 65536 };
 
 static const struct recipe defaults = {

@@ -191,8 +191,7 @@ bool chains_move(struct trainer *t, uint64_t seed, struct chains_visit *v)
     for (int i = 0; i < n; i++)
         begin_chain(t, seed, i);
     walkers_run(t->walkers, &(struct walk_task){.sampler = &s,
-                                                .step_norm_last = (float)(r->chains.step_norm_last *
-                                                                          t->progress.scale),
+                                                .step_norm_last = (float)r->chains.step_norm_last,
                                                 .seed = seed,
                                                 .n = n,
                                                 .x = t->x + first * trainer_elements(t),

@@ -72,8 +72,7 @@ static void plan_steps(const struct trainer *t, uint64_t seed)
     const struct recipe_chains *c = &t->recipe->chains;
     const struct sampler *s = &c->sampler;
     const size_t n = trainer_elements(t);
-    const double fallen = c->step_norm_last * t->progress.scale;
-    const float norm = fallen > 0 ? (float)fallen : s->step_norm;
+    const float norm = c->step_norm_last > 0 ? (float)c->step_norm_last : s->step_norm;
     for (int i = 0; i < trainer_chains(t); i++) {
         const struct rng_stream next = {.seed = seed,
                                         .step = (uint32_t)s->steps,
