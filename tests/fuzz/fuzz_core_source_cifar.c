@@ -6,6 +6,7 @@
 #include "ebm/attributes.h"
 #include "file/clip.h"
 #include "learn/source.h"
+#include "tests/fuzz/fuzz_directory.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -53,23 +54,13 @@ static void check(const struct source *s, const struct attributes *a)
     }
 }
 
-static char dir[] = "/tmp/jemd-fuzz-XXXXXX";
-
-static void clean_up(void)
-{
-    rmdir(dir);
-}
-
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
-    static bool made;
     static const int values[] = {10, 20, 100};
     char paths[NAMES][64];
     struct source *s = NULL;
     struct err e;
-    if (!made && (!mkdtemp(dir) || atexit(clean_up) != 0))
-        abort();
-    made = true;
+    const char *dir = fuzz_directory();
     if (size < HEAD)
         return 0;
     const size_t all = size - HEAD < ROWS ? size - HEAD : ROWS;

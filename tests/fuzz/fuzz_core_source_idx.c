@@ -5,6 +5,7 @@
 #include "ebm/attributes.h"
 #include "file/clip.h"
 #include "learn/source.h"
+#include "tests/fuzz/fuzz_directory.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -59,24 +60,14 @@ static void check_labels(const struct source *s, const struct attributes *a)
     invariant(rc == 0 || (strstr(e.text, "/x-") && strstr(e.text, ": image ")));
 }
 
-static char dir[] = "/tmp/jemd-fuzz-XXXXXX";
-
-static void clean_up(void)
-{
-    rmdir(dir);
-}
-
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
-    static bool made;
     static const struct attribute list[] = {{.name = "a", .n_values = 3},
                                             {.name = "b", .n_values = 2}};
     char images[96], labels[96];
     struct source *s = NULL;
     struct err e;
-    if (!made && (!mkdtemp(dir) || atexit(clean_up) != 0))
-        abort();
-    made = true;
+    const char *dir = fuzz_directory();
     if (size < HEAD)
         return 0;
     const size_t rest = size - HEAD, wanted = (size_t)data[1] | (size_t)data[2] << 8;
