@@ -79,6 +79,6 @@ class Daemon:
 def generator(folder):
     """offer.c, compiled."""
     path = os.path.join(folder, "offer")
-    subprocess.run(["gcc", "-O2", "-D_GNU_SOURCE", "-o", path, os.path.join(HERE, "offer.c"), "-lm"],
+    subprocess.run(["gcc", "-O2", "-D_GNU_SOURCE", "-o", path, os.path.join(HERE, "offer.c"), "-luring", "-lm"],
                    check=True)
     return path

@@ -11,7 +11,7 @@ of its own, a WRN-16-4 (networks.py), single 32x32 PNGs, one at a time a request
    what is refused, whether each refusal says when to come again, memory;
 4. one prediction after the other on an idle daemon, then beside a full backlog of sampling jobs.
 
-offer.c is the generator; its CPU is printed (aim: at most 10 % of one core).
+offer.c is the generator (built with gcc, needs liburing-dev); its CPU is printed (aim: at most 10 % of one core).
 """
 import argparse
 import json
