@@ -221,7 +221,7 @@ static void read_item(void *ctx, int item, int worker)
     int rc = 0;
     (void)worker;
     e->code = FAIL_NONE;
-    if (r->r->stop && *r->r->stop) {
+    if (r->r->from.stop && *r->r->from.stop) {
         fail(e, FAIL_SHUTTING_DOWN, "stopped while the images were looked through");
         return;
     }

@@ -21,7 +21,6 @@ struct image_source_request {
     enum image_resize resize;
     struct pool *pool; /* reads the files at opening; NULL: the calling thread alone */
     bool decode;       /* all of them at opening, one a thread at a time; costs about an epoch's */
-    const _Atomic bool *stop; /* ends the opening with SHUTTING_DOWN; NULL: nothing does */
 };
 
 /* dir/list_attr_celeba.txt with the images in dir/img_align_celeba; or dir/SPLIT.csv or

@@ -18,8 +18,11 @@ static size_t max_bytes(const struct data_request *r)
 static int open_format(struct source **out, const struct data_request *r, const char *split,
                        struct err *e)
 {
-    const struct source_request from = {
-        .dir = r->dir, .split = split, .attributes = r->attributes, .max_bytes = max_bytes(r)};
+    const struct source_request from = {.dir = r->dir,
+                                        .split = split,
+                                        .attributes = r->attributes,
+                                        .max_bytes = max_bytes(r),
+                                        .stop = r->stop};
     int rc = source_check_split(split, e);
     if (rc != 0)
         return rc;
@@ -34,12 +37,8 @@ static int open_format(struct source **out, const struct data_request *r, const 
                     "of images",
                     clip_path(r->dir).text, clip_text(split).text, clip_text(split).text,
                     clip_text(split).text, clip_text(split).text);
-    const struct image_source_request images = {.from = from,
-                                                .input = r->input,
-                                                .resize = r->resize,
-                                                .pool = r->pool,
-                                                .decode = r->decode,
-                                                .stop = r->stop};
+    const struct image_source_request images = {
+        .from = from, .input = r->input, .resize = r->resize, .pool = r->pool, .decode = r->decode};
     return image_source_open(out, &images, e);
 }
 

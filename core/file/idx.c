@@ -7,12 +7,21 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <unistd.h>
 
-enum { MAGIC_BYTES = 4, SIZE_BYTES = 4, UNSIGNED_BYTES = 0x08, READ_MAX = 1 << 30 };
+enum {
+    MAGIC_BYTES = 4,
+    SIZE_BYTES = 4,
+    UNSIGNED_BYTES = 0x08,
+    READ_MAX = 1 << 30,
+    CHUNK_BYTES = 1 << 18
+};
 
 /* Translates what zlib says about the stream; 0 when it has no complaint. */
 static int check_stream(gzFile file, const char *label, struct err *e)
@@ -146,6 +155,15 @@ static int open_stream(gzFile *out, const char *path, const char *label, struct 
     return rc;
 }
 
+/* rc, unless it is 0 and the stream ends badly. */
+static int close_stream(gzFile file, const char *label, int rc, struct err *e)
+{
+    const int closed = gzclose(file);
+    if (rc || closed == Z_OK)
+        return rc;
+    return fail(e, FAIL_BAD_FILE, "%s: the compressed file is damaged at its end", label);
+}
+
 int idx_read(struct idx *out, const char *path, size_t max_bytes, struct err *e)
 {
     const struct clip label = clip_path(path);
@@ -154,10 +172,7 @@ int idx_read(struct idx *out, const char *path, size_t max_bytes, struct err *e)
     int rc = open_stream(&file, path, label.text, e);
     if (rc)
         return rc;
-    rc = read_body(&d, file, max_bytes, label.text, e);
-    const int closed = gzclose(file);
-    if (!rc && closed != Z_OK)
-        rc = fail(e, FAIL_BAD_FILE, "%s: the compressed file is damaged at its end", label.text);
+    rc = close_stream(file, label.text, read_body(&d, file, max_bytes, label.text, e), e);
     if (rc)
         idx_free(&d);
     else
@@ -193,6 +208,14 @@ static int read_plain_header(struct idx_rows *r, const char *path, bool *compres
     return rc;
 }
 
+static int read_zipped_header(struct idx *d, const char *path, struct err *e)
+{
+    const struct clip label = clip_path(path);
+    gzFile file = NULL;
+    const int rc = open_stream(&file, path, label.text, e);
+    return rc ? rc : close_stream(file, label.text, read_header(d, file, label.text, e), e);
+}
+
 int idx_rows_open(struct idx_rows *out, const char *path, bool *compressed, struct err *e)
 {
     struct idx_rows r = {0};
@@ -203,10 +226,91 @@ int idx_rows_open(struct idx_rows *out, const char *path, bool *compressed, stru
     rc = read_plain_header(&r, path, &zipped, e);
     if (rc || zipped)
         regular_close(&r.file);
-    if (rc == 0 && !zipped)
-        *out = r;
+    if (rc == 0 && zipped)
+        rc = read_zipped_header(&r.idx, path, e);
+    if (rc)
+        return rc;
+    *out = r;
+    *compressed = zipped;
+    return 0;
+}
+
+/* An open file without a name that may have so many bytes. */
+static int open_nameless(struct regular *out, size_t size, const char *label, struct err *e)
+{
+    const char *folder = getenv("TMPDIR");
+    char path[PATH_MAX];
+    struct statvfs fs;
+    folder = folder && *folder ? folder : "/var/tmp";
+    const int n = snprintf(path, sizeof path, "%s/jemd-idx-XXXXXX", folder);
+    if (n < 0 || n >= (int)sizeof path)
+        return fail(e, FAIL_IO, "%s: the path of $TMPDIR is too long", label);
+    if (statvfs(folder, &fs))
+        return fail_errno(e, FAIL_IO, "%s: %s, where it is to be unpacked", label,
+                          clip_path(folder).text);
+    if (size / 2 > (uint64_t)fs.f_bavail * fs.f_frsize / 4)
+        return fail(e, FAIL_IO,
+                    "%s: unpacked it has %zu bytes, more than half of what is free in %s; set "
+                    "TMPDIR to a folder with more room",
+                    label, size, clip_path(folder).text);
+    const int fd = mkostemp(path, O_CLOEXEC);
+    if (fd < 0)
+        return fail_errno(e, FAIL_IO, "%s: cannot be unpacked in %s", label,
+                          clip_path(folder).text);
+    unlink(path);
+    *out = (struct regular){fd, size};
+    return 0;
+}
+
+static int put(int fd, const unsigned char *p, size_t size, const char *label, struct err *e)
+{
+    while (size) {
+        const ssize_t n = write(fd, p, size);
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n <= 0)
+            return fail_errno(e, FAIL_IO, "%s: cannot be unpacked", label);
+        p += n;
+        size -= (size_t)n;
+    }
+    return 0;
+}
+
+static int unpack(struct idx_rows *r, gzFile file, const _Atomic bool *stop, const char *label,
+                  struct err *e)
+{
+    int rc = read_header(&r->idx, file, label, e);
     if (rc == 0)
-        *compressed = zipped;
+        rc = open_nameless(&r->file, r->idx.size_bytes, label, e);
+    unsigned char *chunk = rc ? NULL : malloc(CHUNK_BYTES);
+    if (!rc && !chunk)
+        rc = fail(e, FAIL_NO_MEMORY, "%s: no memory to unpack it", label);
+    for (size_t left = r->idx.size_bytes; rc == 0 && left > 0;) {
+        const size_t n = left < CHUNK_BYTES ? left : CHUNK_BYTES;
+        if (stop && *stop)
+            rc = fail(e, FAIL_SHUTTING_DOWN, "%s: stopped while it was unpacked", label);
+        if (rc == 0)
+            rc = take(file, label, chunk, n, e);
+        if (rc == 0)
+            rc = put(r->file.fd, chunk, n, label, e);
+        left -= n;
+    }
+    free(chunk);
+    return rc ? rc : expect_end(file, label, e);
+}
+
+int idx_rows_unpack(struct idx_rows *out, const char *path, const _Atomic bool *stop, struct err *e)
+{
+    const struct clip label = clip_path(path);
+    struct idx_rows r = {.file.fd = -1};
+    gzFile file = NULL;
+    int rc = open_stream(&file, path, label.text, e);
+    if (rc == 0)
+        rc = close_stream(file, label.text, unpack(&r, file, stop, label.text, e), e);
+    if (rc)
+        idx_rows_close(&r);
+    else
+        *out = r;
     return rc;
 }
 

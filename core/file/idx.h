@@ -25,14 +25,19 @@ struct idx {
 int idx_read(struct idx *out, const char *path, size_t max_bytes, struct err *e);
 void idx_free(struct idx *d);
 
-/* A plain file whose rows are read when they are wanted, so that it may be larger than memory. */
+/* A file whose rows are read when they are wanted, so that it may be larger than memory. */
 struct idx_rows {
     struct idx idx; /* data NULL */
     struct regular file;
     uint64_t first; /* where row 0 begins */
 };
 
-/* *compressed: the file is gzip'd and was not opened. Header and length are checked as by idx_read.
- * Errors: NOT_FOUND, IO, FORBIDDEN, BAD_FILE. */
+/* A plain file, whose header and length are checked as by idx_read. *compressed: it is gzip'd, and
+ * only the sizes of out->idx are known. Errors: NOT_FOUND, IO, FORBIDDEN, BAD_FILE, NO_MEMORY. */
 int idx_rows_open(struct idx_rows *out, const char *path, bool *compressed, struct err *e);
+/* A gzip'd file, unpacked into a file without a name in $TMPDIR, or /var/tmp, of which it takes at
+ * most half of the free space. stop: ends that with SHUTTING_DOWN; may be NULL. Errors: those of
+ * idx_read, IO also when there is no room. */
+int idx_rows_unpack(struct idx_rows *out, const char *path, const _Atomic bool *stop,
+                    struct err *e);
 void idx_rows_close(struct idx_rows *r);

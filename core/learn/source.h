@@ -48,6 +48,7 @@ struct source_request {
     const char *dir, *split;
     const struct attributes *attributes; /* labels' columns and values; NULL = none are wanted */
     size_t max_bytes;                    /* bound on what is kept in memory */
+    const _Atomic bool *stop; /* ends what takes long with SHUTTING_DOWN; NULL: nothing does */
 };
 
 /* Bytes of an image. */
@@ -72,8 +73,9 @@ int source_check_split(const char *split, struct err *e);
  *   SPLIT-attr-cat.idx2-ubyte.gz  N x K value indices, 255 = missing
  *   SPLIT-attr-bin.idx2-ubyte.gz  N x K of 0 and 1
  *   SPLIT-labels.idx1-ubyte.gz    N class numbers (K = 1)
- * The first label file of as many columns as there are attributes is taken. Images that are
- * compressed are kept in memory, others read row by row, so that they may be larger than it.
+ * The first label file of as many columns as there are attributes is taken. Images are read row by
+ * row, so that they may be larger than memory; those that are compressed are unpacked first, into
+ * memory if they have at most 256 MiB, else as by idx_rows_unpack.
  * Errors: NOT_FOUND (no such split, or no labels of that many columns), BAD_FILE (wrong dimensions,
  * numbers of images that differ, too large), OUT_OF_RANGE (split's name), FORBIDDEN (a symbolic
  * link), IO, NO_MEMORY.

@@ -9,7 +9,7 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { PATH_BYTES = 4096, CHUNK_BYTES = 65536 };
+enum { PATH_BYTES = 4096, CHUNK_BYTES = 65536, IN_MEMORY_BYTES = 256 << 20 };
 
 /* Names behind "SPLIT-", in the order they are looked for. */
 static const char *const image_names[] = {"images.idx4-ubyte.gz", "images.idx4-ubyte",
@@ -24,8 +24,8 @@ enum {
 
 struct idx_source {
     struct source base;
-    struct idx images, labels;                           /* images.data NULL: rows */
-    struct idx_rows rows;                                /* file.fd -1: images */
+    struct idx images, labels;                           /* images.data NULL: rows' */
+    struct idx_rows rows;                                /* file.fd -1: images' */
     char image_path[PATH_BYTES], label_path[PATH_BYTES]; /* "" = none */
 };
 
@@ -58,11 +58,14 @@ static int read_images(struct idx_source *s, const struct source_request *r, str
         return fail(e, FAIL_NOT_FOUND, "%s has no file %s-%s", clip_path(r->dir).text,
                     clip_text(r->split).text, image_names[0]);
     int rc = idx_rows_open(&s->rows, path, &compressed, e);
+    const size_t size = s->rows.idx.size_bytes;
+    const bool small = size <= IN_MEMORY_BYTES && size <= r->max_bytes;
     if (rc == 0 && compressed)
-        rc = idx_read(&s->images, path, r->max_bytes, e);
+        rc = small ? idx_read(&s->images, path, r->max_bytes, e)
+                   : idx_rows_unpack(&s->rows, path, r->stop, e);
     if (rc)
         return rc;
-    const struct idx *f = compressed ? &s->images : &s->rows.idx;
+    const struct idx *f = s->images.data ? &s->images : &s->rows.idx;
     if (f->n_dims < 3 || (f->n_dims == 4 && f->shape[3] != 1 && f->shape[3] != 3))
         return fail(e, FAIL_BAD_FILE, "%s: images must be N x H x W x 3, or N x H x W",
                     clip_path(path).text);

@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
 """A job that crashes its daemon is found and given up, and those that ran beside it are not.
 

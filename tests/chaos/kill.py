@@ -1,4 +1,4 @@
-#!/usr/bin/env python3
+#!/usr/bin/python3
 # SPDX-License-Identifier: Apache-2.0
 """Kills the daemon at random moments under a mixed load of jobs, and asks for all that was promised.
 

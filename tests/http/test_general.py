@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
 """A model of the general family E(x, y) behind the daemon: its numbers against numpy, what is given,
 jobs whose chains carry y, and what is refused. Expected numbers are sums over all values, here."""

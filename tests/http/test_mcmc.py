@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
 """Starts, masks, MALA and HMC, diagnostics and divergence, job by job, on a model whose law is a
 Gaussian for each of its two values."""

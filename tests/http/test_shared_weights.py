@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
 """Packed weights: one daemon makes them, others of the user attach, whatever happens to the first."""
 import glob

@@ -32,6 +32,7 @@ HOMES = {
     "sqlite3.h": "server/store_sqlite_internal.h",
     "nettle/sha2.h": "core/file/digest.c",
     "nettle/base64.h": "proto/base64.c",
+    "liburing.h": "tests/bench/offer.c",
 }
 # A home that is a private header: only files that begin so (and their tests) include it.
 PRIVATE = {"server/http_internal.h": ("server/http", "tests/unit/server_http"),

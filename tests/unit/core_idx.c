@@ -202,6 +202,58 @@ static void only_regular_files_that_exist_are_read(void **state)
     assert_null(d.data);
 }
 
+static int unpacked(struct idx_rows *r, const void *bytes, size_t size, bool stop, struct err *e)
+{
+    const _Atomic bool flag = stop;
+    const char *path = file_of(bytes, size);
+    const int rc = idx_rows_unpack(r, path, &flag, e);
+    assert_int_equal(unlink(path), 0);
+    assert_int_equal(rmdir(folder), 0); /* nothing else is there */
+    assert_int_equal(mkdir(folder, 0700), 0);
+    return rc;
+}
+
+static void a_gzip_file_is_unpacked_for_its_rows(void **state)
+{
+    struct idx_rows r;
+    struct err e;
+    bool compressed = false;
+    unsigned char got[6];
+    const char *path = file_of(zipped, sizeof zipped);
+    (void)state;
+    assert_int_equal(setenv("TMPDIR", folder, 1), 0);
+    assert_int_equal(idx_rows_open(&r, path, &compressed, &e), 0);
+    assert_true(compressed && r.file.fd == -1 && r.idx.size_bytes == 6 && r.idx.shape[2] == 3);
+    assert_int_equal(unpacked(&r, zipped, sizeof zipped, false, &e), 0);
+    assert_true(r.idx.n_dims == 3 && r.idx.shape[0] == 2 && !r.idx.data);
+    assert_int_equal(regular_read_at(&r.file, "it", r.first, got, 6, &e), 0);
+    assert_memory_equal(got, "\1\2\3\4\5\6", 6);
+    idx_rows_close(&r);
+    for (size_t size = 2; size < sizeof zipped; size++)
+        assert_int_equal(unpacked(&r, zipped, size, false, &e), -FAIL_BAD_FILE);
+    assert_int_equal(unpacked(&r, zipped, sizeof zipped, true, &e), -FAIL_SHUTTING_DOWN);
+    assert_int_equal(unsetenv("TMPDIR"), 0);
+}
+
+static void what_does_not_fit_where_it_is_unpacked_is_refused(void **state)
+{
+    /* 2^60 bytes, by their header. */
+    static const unsigned char huge[] = {0x1f, 0x8b, 0x08, 0x00, 0x00, 0x00, 0x00, 0x00, 0x02, 0x03,
+                                         0x63, 0x60, 0xe0, 0x60, 0x72, 0x60, 0x60, 0x60, 0x00, 0x61,
+                                         0x00, 0xcd, 0x34, 0x7d, 0xf4, 0x0c, 0x00, 0x00, 0x00};
+    struct idx_rows r;
+    struct err e;
+    (void)state;
+    assert_int_equal(setenv("TMPDIR", folder, 1), 0);
+    assert_int_equal(unpacked(&r, huge, sizeof huge, false, &e), -FAIL_IO);
+    assert_non_null(strstr(e.text, "1152921504606846976 bytes, more than half of what is free"));
+    assert_int_equal(setenv("TMPDIR", "/tmp/jemd-idx-none", 1), 0);
+    assert_int_equal(unpacked(&r, zipped, sizeof zipped, false, &e), -FAIL_IO);
+    assert_non_null(strstr(e.text, "/data.idx: "));
+    assert_non_null(strstr(e.text, "/tmp/jemd-idx-none"));
+    assert_int_equal(unsetenv("TMPDIR"), 0);
+}
+
 static void the_shared_data_sets_are_read(void **state)
 {
     (void)state;
@@ -239,6 +291,8 @@ int main(void)
         cmocka_unit_test(a_damaged_gzip_file_is_refused),
         cmocka_unit_test(more_data_than_allowed_is_refused_before_it_is_allocated),
         cmocka_unit_test(only_regular_files_that_exist_are_read),
+        cmocka_unit_test(a_gzip_file_is_unpacked_for_its_rows),
+        cmocka_unit_test(what_does_not_fit_where_it_is_unpacked_is_refused),
         cmocka_unit_test(the_shared_data_sets_are_read),
     };
     return cmocka_run_group_tests(tests, make_folder, remove_folder);

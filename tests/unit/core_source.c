@@ -106,6 +106,37 @@ static void plain_idx_files_are_read_where_they_lie(void **state)
     source_close(s);
 }
 
+static void zip(const char *name)
+{
+    char path[512], command[540];
+    snprintf(command, sizeof command, "gzip -1 %s", files_path(&folder, name, path));
+    assert_int_equal(system(command), 0);
+}
+
+static void compressed_images_that_memory_may_not_hold_are_read_by_rows(void **state)
+{
+    struct attribute one;
+    struct err e;
+    struct source *s = opened_idx();
+    const struct attributes a = attributes_of(&one, (int[]){3}, 1);
+    struct source_request r = asked("train", &a);
+    (void)state;
+    source_close(s);
+    zip("train-images.idx3-ubyte");
+    assert_int_equal(source_idx_open(&s, &r, &e), 0);
+    assert_non_null(s->images);
+    assert_int_equal(s->held_bytes, IMAGES * 21);
+    source_close(s);
+    r.max_bytes = IMAGES * 20 - 1; /* labels fit */
+    assert_int_equal(source_idx_open(&s, &r, &e), 0);
+    assert_null(s->images);
+    assert_int_equal(s->held_bytes, IMAGES);
+    for (size_t i = 0; i < IMAGES; i++)
+        assert_row(s, i, i);
+    source_close(s);
+    files_remove(&folder, "train-images.idx3-ubyte.gz");
+}
+
 static void a_file_that_became_shorter_is_named_with_its_row(void **state)
 {
     struct source *s = opened_idx();
@@ -447,6 +478,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(plain_idx_files_are_read_where_they_lie),
+        cmocka_unit_test(compressed_images_that_memory_may_not_hold_are_read_by_rows),
         cmocka_unit_test(a_file_that_became_shorter_is_named_with_its_row),
         cmocka_unit_test(a_label_beyond_the_values_is_named_by_file_and_row),
         cmocka_unit_test(an_idx_file_of_another_length_is_refused_at_once),

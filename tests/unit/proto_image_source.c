@@ -210,12 +210,14 @@ static void a_file_that_breaks_later_is_named(void **state)
 static int look_through(struct source **out, enum image_resize how, const _Atomic bool *stop,
                         struct err *e)
 {
-    const struct image_source_request r = {
-        .from = {.dir = folder.dir, .split = "train", .attributes = &one, .max_bytes = 1 << 20},
-        .input = {3, SIDE, SIDE},
-        .resize = how,
-        .decode = true,
-        .stop = stop};
+    const struct image_source_request r = {.from = {.dir = folder.dir,
+                                                    .split = "train",
+                                                    .attributes = &one,
+                                                    .max_bytes = 1 << 20,
+                                                    .stop = stop},
+                                           .input = {3, SIDE, SIDE},
+                                           .resize = how,
+                                           .decode = true};
     return image_source_open(out, &r, e);
 }
 
