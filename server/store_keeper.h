@@ -49,6 +49,9 @@ struct store_log_ops {
     /* Twice a second: what the log does for itself. True: what it has may differ from the index;
      * load it. */
     bool (*tend)(struct store_log *l);
+    /* Goes on with looking through what was loaded; whatever is wrong with it tend mends. True:
+     * there is more, ask again soon. From the thread that tends; NULL: there is nothing to do. */
+    bool (*verify)(struct store_log *l);
     /* Fills an empty index. Errors: as commit. */
     int (*load)(struct store_log *l, struct store_index *into, struct err *e);
     /* As of store.h. From any thread, also under the keeper's lock. */

@@ -12,7 +12,7 @@
 /* Added to the revision of a job whose owner died: more than the heartbeats that it may have shown
  * and that were not written, so that no revision comes twice. */
 enum { REVISION_LEAP = 1 << 20 };
-enum { TEND_MS = 500 };
+enum { TEND_MS = 500, VERIFY_MS = 20 };
 
 int keeper_fail_loading(struct err *e)
 {
@@ -335,11 +335,11 @@ int keeper_fill(struct keeper *k, struct job *j, struct err *e)
 void *keeper_main(void *arg)
 {
     struct keeper *k = arg;
-    bool stop = false;
+    bool stop = false, more = true;
     while (!stop) {
         struct timespec until;
         clock_gettime(CLOCK_MONOTONIC, &until);
-        until.tv_nsec += TEND_MS * 1000000L;
+        until.tv_nsec += (more ? VERIFY_MS : TEND_MS) * 1000000L;
         until.tv_sec += until.tv_nsec / 1000000000L;
         until.tv_nsec %= 1000000000L;
         pthread_mutex_lock(&k->mu);
@@ -347,8 +347,10 @@ void *keeper_main(void *arg)
             ;
         stop = k->stop;
         pthread_mutex_unlock(&k->mu);
-        if (!stop)
-            keeper_tend(k);
+        if (stop)
+            break;
+        keeper_tend(k);
+        more = k->log->ops->verify && k->log->ops->verify(k->log);
     }
     return NULL;
 }

@@ -28,7 +28,11 @@ enum {
     PAGE = 4096,
     LOG_PAGES = 1000 /* in the write-ahead log before it is moved into the file */
 };
-enum { RETRY_MS = 250, RETRY_MS_MAX = 30000 };
+enum {
+    RETRY_MS = 250,
+    RETRY_MS_MAX = 30000,
+    VERIFY_BYTES = 4 << 20 /* at a time, with the mutex */
+};
 
 struct sqlite_log {
     struct store_log log;
@@ -43,6 +47,8 @@ struct sqlite_log {
     bool damaged;   /* to be salvaged: a read found damage */
     uint64_t batch; /* number of the last one */
     int log_pages;
+    bool verified;            /* every blob that was there when the file was opened */
+    int64_t last_verified;    /* its number; 0 = none yet */
     _Atomic int64_t retry_ns; /* when it is tried to open what is closed; read by anybody */
     int retry_ms;
     pthread_mutex_t health_mu;
@@ -202,7 +208,8 @@ static int try_open(struct sqlite_log *l, enum database_trouble *trouble, struct
     sqlite3_wal_hook(l->d.db, on_log_written, l);
     sync_directory(l);
     l->open = true;
-    l->fresh = l->suspect = false;
+    l->fresh = l->suspect = l->verified = false;
+    l->last_verified = 0;
     l->log_pages = 0;
     return 0;
 }
@@ -424,6 +431,22 @@ static bool log_tend(struct store_log *s)
     return load;
 }
 
+/* Opening checks the file's pages, and loading the records; damage within a blob only its sum shows. */
+static bool log_verify(struct store_log *s)
+{
+    struct sqlite_log *l = log_of(s);
+    pthread_mutex_lock(&l->mu);
+    const bool due = l->open && !l->stale && !l->suspect && !l->damaged && !l->verified;
+    const int code = due ? tables_verify(&l->d, &l->last_verified, VERIFY_BYTES) : SQLITE_OK;
+    l->verified |= code == SQLITE_DONE;
+    if (code == SQLITE_DONE)
+        logger(LOGGER_INFO, "store_verified", "directory=%s", l->directory);
+    else if (code != SQLITE_OK)
+        doubt(l, code, "read", NULL);
+    pthread_mutex_unlock(&l->mu);
+    return due && code == SQLITE_OK;
+}
+
 static void log_close(struct store_log *s)
 {
     struct sqlite_log *l = log_of(s);
@@ -440,6 +463,7 @@ static const struct store_log_ops operations = {
     .commit = log_commit,
     .read = log_read,
     .tend = log_tend,
+    .verify = log_verify,
     .load = log_load,
     .health = log_health,
     .close = log_close,

@@ -47,6 +47,8 @@ static const char *const statements[STATEMENTS] = {
     [TRIM_REMOVED] = "DELETE FROM removed WHERE n <= (SELECT max(n) FROM removed) - 4096",
     [GET_BLOB] = "SELECT n, job, kind, name, content_type, digest, body, sum FROM blobs "
                  "WHERE job = ? AND kind = ? AND name = ?",
+    [GET_BLOBS_AFTER] = "SELECT n, job, kind, name, content_type, digest, body, sum FROM blobs "
+                        "WHERE n > ? ORDER BY n",
     [GET_BATCH] = "SELECT number FROM batch WHERE n = 1",
     [PUT_BATCH] = "UPDATE batch SET number = ? WHERE n = 1",
     [BEGIN] = "BEGIN IMMEDIATE",

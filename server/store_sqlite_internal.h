@@ -43,6 +43,7 @@ enum database_statement {
     DELETE_BLOB,  /* of a job, kind and name */
     TRIM_REMOVED,
     GET_BLOB, /* job, kind, name */
+    GET_BLOBS_AFTER,
     GET_BATCH,
     PUT_BATCH,
     BEGIN,
@@ -102,6 +103,9 @@ int tables_load(struct database *d, struct store_index *into);
 /* One blob, with a reference. SQLITE_NOTFOUND: there is none; SQLITE_CORRUPT: it is not whole. */
 int tables_read(struct database *d, const char *id, enum log_kind kind, const char *name,
                 struct blob **out);
+/* Looks through the blobs behind number *n until they were so many bytes, and sets *n to the last of
+ * them. SQLITE_DONE: there are no more; SQLITE_CORRUPT: one is not whole. */
+int tables_verify(struct database *d, int64_t *n, size_t bytes);
 
 /* Puts a damaged file with its log aside under a name of its own, and a new one in its place that has
  * every job which is whole in it. Jobs that were lost are remembered in the new one and logged. */

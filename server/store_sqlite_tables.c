@@ -130,6 +130,27 @@ int tables_read(struct database *d, const char *id, enum log_kind kind, const ch
     return rc;
 }
 
+int tables_verify(struct database *d, int64_t *n, size_t bytes)
+{
+    const struct value after = {.type = VALUE_INTEGER, .number = *n};
+    sqlite3_stmt *s = d->statements[GET_BLOBS_AFTER];
+    struct value v[BLOB_COLUMNS];
+    int rc = database_bind(s, &after, 1);
+    for (size_t seen = 0; rc == SQLITE_OK && seen < bytes;) {
+        rc = sqlite3_step(s);
+        if (rc != SQLITE_ROW)
+            break;
+        database_row(s, v, BLOB_COLUMNS);
+        const int whole = row_is_whole(v, BLOB_COLUMNS, NULL);
+        rc = whole > 0 ? SQLITE_OK : whole == 0 ? SQLITE_CORRUPT : SQLITE_NOMEM;
+        if (rc == SQLITE_OK)
+            *n = v[0].number;
+        seen += v[6].size + DATABASE_PAGE;
+    }
+    sqlite3_reset(s);
+    return rc;
+}
+
 /* Text that outlives the store, as job_artifact wants it. */
 static const char *lasting(const struct value *v)
 {

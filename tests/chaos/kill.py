@@ -143,10 +143,15 @@ class Chaos:
         if not self.options.bare:
             answer = self.daemon.post("/v1/models/sprites:predict", image, "image/png", check=False)
             assert answer.status == 200, answer
-        wait_until(lambda: not self.store_check()[0], 30, "recovery of the store")
+        wait_until(self.is_looked_through, 30, "recovery of the store")
         lost = set(self.store_check()[1])
         assert len(lost - self.lost) <= LOST_AT_MOST, f"{len(lost - self.lost)} jobs lost with one page"
         self.lost |= lost
+
+    def is_looked_through(self):
+        """The store is well, and was looked through since it was opened, or mended."""
+        log = self.daemon.log()
+        return not self.store_check()[0] and log.rfind("event=store_verified") > log.rfind("event=store_failed")
 
     def store_check(self):
         """(what is wrong with the store, ids of jobs that were lost)"""
