@@ -55,12 +55,11 @@ static void must(int rc, const struct err *e)
 static void open_lab(struct lab *l, const char *write)
 {
     static unsigned char images[8 * 16], labels[8] = {0, 1, 2, 0, 1, 2, 0, 1};
-    char text[2048];
+    char text[2048], directory[64] = "/tmp/jemd-fuzz-XXXXXX";
     struct trainer_step s;
     struct err e;
     const int n = snprintf(text, sizeof text, recipe_text, write);
-    strcpy(l->directory, "/tmp/jemd-fuzz-XXXXXX");
-    invariant(mkdtemp(l->directory) && recipe_parse(&l->recipe, text, (size_t)n, "fuzz", &e) == 0);
+    invariant(mkdtemp(directory) && recipe_parse(&l->recipe, text, (size_t)n, "fuzz", &e) == 0);
     l->source = (struct source){.n = 8,
                                 .height = 4,
                                 .width = 4,
@@ -73,8 +72,9 @@ static void open_lab(struct lab *l, const char *write)
     invariant(trainer_open(&l->trainer, &o, &e) == 0);
     for (int i = 0; i < 4; i++)
         invariant(trainer_step(l->trainer, &s, &e) == 0);
-    snprintf(l->good, sizeof l->good, "%s/good", l->directory);
-    snprintf(l->bad, sizeof l->bad, "%s/bad", l->directory);
+    strcpy(l->directory, directory);
+    snprintf(l->good, sizeof l->good, "%s/good", directory);
+    snprintf(l->bad, sizeof l->bad, "%s/bad", directory);
     invariant(checkpoint_write(l->trainer, l->good, &e) == 0);
 }
 

@@ -5,8 +5,8 @@
  * have values for, which load as they were written. */
 #include "ebm/attributes.h"
 #include "file/clip.h"
+#include "fuzz_directory.h"
 #include "learn/source.h"
-#include "tests/fuzz/fuzz_directory.h"
 
 #include <stdio.h>
 #include <stdlib.h>

@@ -4,8 +4,8 @@
  * with a sentence, or rows that load, with labels that are checked by file and row. */
 #include "ebm/attributes.h"
 #include "file/clip.h"
+#include "fuzz_directory.h"
 #include "learn/source.h"
-#include "tests/fuzz/fuzz_directory.h"
 
 #include <stdio.h>
 #include <stdlib.h>
