@@ -112,6 +112,15 @@ static int read_header(struct idx *d, gzFile file, const char *label, struct err
     return rc ? rc : set_sizes(d, magic[3], sizes, label, e);
 }
 
+/* What is behind the header. */
+static int read_data(struct idx *d, gzFile file, const char *label, struct err *e)
+{
+    d->data = malloc(d->size_bytes + 1);
+    if (!d->data)
+        return fail(e, FAIL_NO_MEMORY, "%s: cannot allocate %zu bytes", label, d->size_bytes);
+    return take(file, label, d->data, d->size_bytes, e);
+}
+
 static int read_body(struct idx *d, gzFile file, size_t max_bytes, const char *label, struct err *e)
 {
     int rc = read_header(d, file, label, e);
@@ -123,10 +132,7 @@ static int read_body(struct idx *d, gzFile file, size_t max_bytes, const char *l
         fail_limit(e, (long long)max_bytes);
         return rc;
     }
-    d->data = malloc(d->size_bytes + 1);
-    if (!d->data)
-        return fail(e, FAIL_NO_MEMORY, "%s: cannot allocate %zu bytes", label, d->size_bytes);
-    rc = take(file, label, d->data, d->size_bytes, e);
+    rc = read_data(d, file, label, e);
     return rc ? rc : expect_end(file, label, e);
 }
 
@@ -208,33 +214,6 @@ static int read_plain_header(struct idx_rows *r, const char *path, bool *compres
     return rc;
 }
 
-static int read_zipped_header(struct idx *d, const char *path, struct err *e)
-{
-    const struct clip label = clip_path(path);
-    gzFile file = NULL;
-    const int rc = open_stream(&file, path, label.text, e);
-    return rc ? rc : close_stream(file, label.text, read_header(d, file, label.text, e), e);
-}
-
-int idx_rows_open(struct idx_rows *out, const char *path, bool *compressed, struct err *e)
-{
-    struct idx_rows r = {0};
-    bool zipped = false;
-    int rc = regular_open(&r.file, path, e);
-    if (rc)
-        return rc;
-    rc = read_plain_header(&r, path, &zipped, e);
-    if (rc || zipped)
-        regular_close(&r.file);
-    if (rc == 0 && zipped)
-        rc = read_zipped_header(&r.idx, path, e);
-    if (rc)
-        return rc;
-    *out = r;
-    *compressed = zipped;
-    return 0;
-}
-
 /* An open file without a name that may have so many bytes. */
 static int open_nameless(struct regular *out, size_t size, const char *label, struct err *e)
 {
@@ -262,26 +241,10 @@ static int open_nameless(struct regular *out, size_t size, const char *label, st
     return 0;
 }
 
-static int put(int fd, const unsigned char *p, size_t size, const char *label, struct err *e)
-{
-    while (size) {
-        const ssize_t n = write(fd, p, size);
-        if (n < 0 && errno == EINTR)
-            continue;
-        if (n <= 0)
-            return fail_errno(e, FAIL_IO, "%s: cannot be unpacked", label);
-        p += n;
-        size -= (size_t)n;
-    }
-    return 0;
-}
-
 static int unpack(struct idx_rows *r, gzFile file, const _Atomic bool *stop, const char *label,
                   struct err *e)
 {
-    int rc = read_header(&r->idx, file, label, e);
-    if (rc == 0)
-        rc = open_nameless(&r->file, r->idx.size_bytes, label, e);
+    int rc = open_nameless(&r->file, r->idx.size_bytes, label, e);
     unsigned char *chunk = rc ? NULL : malloc(CHUNK_BYTES);
     if (!rc && !chunk)
         rc = fail(e, FAIL_NO_MEMORY, "%s: no memory to unpack it", label);
@@ -291,22 +254,44 @@ static int unpack(struct idx_rows *r, gzFile file, const _Atomic bool *stop, con
             rc = fail(e, FAIL_SHUTTING_DOWN, "%s: stopped while it was unpacked", label);
         if (rc == 0)
             rc = take(file, label, chunk, n, e);
-        if (rc == 0)
-            rc = put(r->file.fd, chunk, n, label, e);
+        if (rc == 0 && regular_write(r->file.fd, chunk, n))
+            rc = fail_errno(e, FAIL_IO, "%s: cannot be unpacked", label);
         left -= n;
     }
     free(chunk);
-    return rc ? rc : expect_end(file, label, e);
+    return rc;
 }
 
-int idx_rows_unpack(struct idx_rows *out, const char *path, const _Atomic bool *stop, struct err *e)
+static int read_zipped(struct idx_rows *r, const char *path, size_t memory_bytes,
+                       const _Atomic bool *stop, struct err *e)
 {
     const struct clip label = clip_path(path);
-    struct idx_rows r = {.file.fd = -1};
     gzFile file = NULL;
     int rc = open_stream(&file, path, label.text, e);
+    if (rc)
+        return rc;
+    rc = read_header(&r->idx, file, label.text, e);
     if (rc == 0)
-        rc = close_stream(file, label.text, unpack(&r, file, stop, label.text, e), e);
+        rc = r->idx.size_bytes <= memory_bytes ? read_data(&r->idx, file, label.text, e)
+                                               : unpack(r, file, stop, label.text, e);
+    if (rc == 0)
+        rc = expect_end(file, label.text, e);
+    return close_stream(file, label.text, rc, e);
+}
+
+int idx_rows_open(struct idx_rows *out, const char *path, size_t memory_bytes,
+                  const _Atomic bool *stop, struct err *e)
+{
+    struct idx_rows r = {0};
+    bool zipped = false;
+    int rc = regular_open(&r.file, path, e);
+    if (rc)
+        return rc;
+    rc = read_plain_header(&r, path, &zipped, e);
+    if (rc == 0 && zipped) {
+        regular_close(&r.file);
+        rc = read_zipped(&r, path, memory_bytes, stop, e);
+    }
     if (rc)
         idx_rows_close(&r);
     else
@@ -317,4 +302,5 @@ int idx_rows_unpack(struct idx_rows *out, const char *path, const _Atomic bool *
 void idx_rows_close(struct idx_rows *r)
 {
     regular_close(&r->file);
+    idx_free(&r->idx);
 }

@@ -27,17 +27,15 @@ void idx_free(struct idx *d);
 
 /* A file whose rows are read when they are wanted, so that it may be larger than memory. */
 struct idx_rows {
-    struct idx idx; /* data NULL */
-    struct regular file;
-    uint64_t first; /* where row 0 begins */
+    struct idx idx;      /* data: all rows, of a small file that was gzip'd; else NULL */
+    struct regular file; /* the rows, if data is NULL; else closed */
+    uint64_t first;      /* where row 0 begins in it */
 };
 
-/* A plain file, whose header and length are checked as by idx_read. *compressed: it is gzip'd, and
- * only the sizes of out->idx are known. Errors: NOT_FOUND, IO, FORBIDDEN, BAD_FILE, NO_MEMORY. */
-int idx_rows_open(struct idx_rows *out, const char *path, bool *compressed, struct err *e);
-/* A gzip'd file, unpacked into a file without a name in $TMPDIR, or /var/tmp, of which it takes at
- * most half of the free space. stop: ends that with SHUTTING_DOWN; may be NULL. Errors: those of
- * idx_read, IO also when there is no room. */
-int idx_rows_unpack(struct idx_rows *out, const char *path, const _Atomic bool *stop,
-                    struct err *e);
+/* Header and length are checked as by idx_read. A gzip'd file is unpacked: into memory when it has at
+ * most memory_bytes, else into a file without a name in $TMPDIR, or /var/tmp, of which it takes at
+ * most half of the free space; stop, which may be NULL, ends the latter with SHUTTING_DOWN. Errors:
+ * NOT_FOUND, IO (also when there is no room), FORBIDDEN, BAD_FILE, NO_MEMORY. */
+int idx_rows_open(struct idx_rows *out, const char *path, size_t memory_bytes,
+                  const _Atomic bool *stop, struct err *e);
 void idx_rows_close(struct idx_rows *r);

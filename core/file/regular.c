@@ -116,6 +116,21 @@ int regular_read_at(const struct regular *f, const char *label, uint64_t at, voi
     return 0;
 }
 
+int regular_write(int fd, const void *bytes, size_t size)
+{
+    const char *p = bytes;
+    while (size) {
+        const ssize_t n = write(fd, p, size);
+        if (n < 0 && errno != EINTR)
+            return -1;
+        if (n > 0) {
+            p += n;
+            size -= (size_t)n;
+        }
+    }
+    return 0;
+}
+
 int regular_read(const struct regular *f, const char *label, size_t max_bytes,
                  unsigned char **bytes, size_t *size, struct err *e)
 {

@@ -31,6 +31,8 @@ void regular_close(struct regular *f);
  * errors. Errors: IO, BAD_FILE (it ends before). */
 int regular_read_at(const struct regular *f, const char *label, uint64_t at, void *out, size_t size,
                     struct err *e);
+/* Writes all of it where fd stands: 0, or -1 and errno. */
+int regular_write(int fd, const void *bytes, size_t size);
 /* All of it: *bytes is the caller's, malloc'd, with a NUL behind the last byte. Errors: as above,
  * BAD_FILE (larger than max_bytes, with limit), NO_MEMORY. */
 int regular_read(const struct regular *f, const char *label, size_t max_bytes,

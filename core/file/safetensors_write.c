@@ -3,6 +3,7 @@
 #include "base/timing.h"
 #include "file/clip.h"
 #include "file/json.h"
+#include "file/regular.h"
 #include "file/safetensors.h"
 
 #include <errno.h>
@@ -243,26 +244,11 @@ static int open_temporary(struct output *o)
     return -1;
 }
 
-static int put(int fd, const void *bytes, size_t size)
-{
-    const char *p = bytes;
-    while (size) {
-        const ssize_t n = write(fd, p, size);
-        if (n < 0 && errno != EINTR)
-            return -1;
-        if (n > 0) {
-            p += n;
-            size -= (size_t)n;
-        }
-    }
-    return 0;
-}
-
 static int put_all(int fd, const struct content *c, const unsigned char *header, size_t size)
 {
-    int rc = put(fd, header, size);
+    int rc = regular_write(fd, header, size);
     for (size_t i = 0; i < c->n && !rc; i++)
-        rc = put(fd, c->tensors[i].data, size_of(&c->tensors[i]));
+        rc = regular_write(fd, c->tensors[i].data, size_of(&c->tensors[i]));
     return rc;
 }
 

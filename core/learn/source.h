@@ -75,7 +75,7 @@ int source_check_split(const char *split, struct err *e);
  *   SPLIT-labels.idx1-ubyte.gz    N class numbers (K = 1)
  * The first label file of as many columns as there are attributes is taken. Images are read row by
  * row, so that they may be larger than memory; those that are compressed are unpacked first, into
- * memory if they have at most 256 MiB, else as by idx_rows_unpack.
+ * memory if they have at most 256 MiB, else as by idx_rows_open.
  * Errors: NOT_FOUND (no such split, or no labels of that many columns), BAD_FILE (wrong dimensions,
  * numbers of images that differ, too large), OUT_OF_RANGE (split's name), FORBIDDEN (a symbolic
  * link), IO, NO_MEMORY.

@@ -24,8 +24,8 @@ enum {
 
 struct idx_source {
     struct source base;
-    struct idx images, labels;                           /* images.data NULL: rows' */
-    struct idx_rows rows;                                /* file.fd -1: images' */
+    struct idx_rows images;
+    struct idx labels;
     char image_path[PATH_BYTES], label_path[PATH_BYTES]; /* "" = none */
 };
 
@@ -50,22 +50,22 @@ bool source_idx_found(const char *dir, const char *split)
     return locate_images(dir, split, path);
 }
 
+static size_t bytes_in_memory(const struct idx_rows *r)
+{
+    return r->idx.data ? r->idx.size_bytes : 0;
+}
+
 static int read_images(struct idx_source *s, const struct source_request *r, struct err *e)
 {
     const char *path = s->image_path;
-    bool compressed = false;
     if (!locate_images(r->dir, r->split, s->image_path))
         return fail(e, FAIL_NOT_FOUND, "%s has no file %s-%s", clip_path(r->dir).text,
                     clip_text(r->split).text, image_names[0]);
-    int rc = idx_rows_open(&s->rows, path, &compressed, e);
-    const size_t size = s->rows.idx.size_bytes;
-    const bool small = size <= IN_MEMORY_BYTES && size <= r->max_bytes;
-    if (rc == 0 && compressed)
-        rc = small ? idx_read(&s->images, path, r->max_bytes, e)
-                   : idx_rows_unpack(&s->rows, path, r->stop, e);
+    const size_t in_memory = r->max_bytes < IN_MEMORY_BYTES ? r->max_bytes : IN_MEMORY_BYTES;
+    const int rc = idx_rows_open(&s->images, path, in_memory, r->stop, e);
     if (rc)
         return rc;
-    const struct idx *f = s->images.data ? &s->images : &s->rows.idx;
+    const struct idx *f = &s->images.idx;
     if (f->n_dims < 3 || (f->n_dims == 4 && f->shape[3] != 1 && f->shape[3] != 3))
         return fail(e, FAIL_BAD_FILE, "%s: images must be N x H x W x 3, or N x H x W",
                     clip_path(path).text);
@@ -86,7 +86,7 @@ static int try_labels(struct idx_source *s, const struct source_request *r, int 
 {
     struct idx *f = &s->labels;
     const char *path = s->label_path;
-    const int rc = idx_read(f, path, r->max_bytes - s->images.size_bytes, e);
+    const int rc = idx_read(f, path, r->max_bytes - bytes_in_memory(&s->images), e);
     if (rc)
         return rc;
     if (f->n_dims > 2)
@@ -158,8 +158,8 @@ static int idx_load(const struct source *base, size_t row, unsigned char *image,
     const struct idx_source *s = (const struct idx_source *)base;
     const size_t bytes = source_image_bytes(base);
     struct err why;
-    if (regular_read_at(&s->rows.file, s->image_path, s->rows.first + (uint64_t)row * bytes, image,
-                        bytes, &why) == 0)
+    if (regular_read_at(&s->images.file, s->image_path, s->images.first + (uint64_t)row * bytes,
+                        image, bytes, &why) == 0)
         return 0;
     return fail(e, why.code, "image %zu: %.400s", row, why.text);
 }
@@ -167,8 +167,7 @@ static int idx_load(const struct source *base, size_t row, unsigned char *image,
 static void idx_close(struct source *base)
 {
     struct idx_source *s = (struct idx_source *)base;
-    idx_rows_close(&s->rows);
-    idx_free(&s->images);
+    idx_rows_close(&s->images);
     idx_free(&s->labels);
     free(s);
 }
@@ -182,7 +181,7 @@ int source_idx_open_columns(struct source **out, const struct source_request *r,
     struct idx_source *s = calloc(1, sizeof *s);
     if (!s)
         return fail(e, FAIL_NO_MEMORY, "no memory for a data set");
-    s->rows.file.fd = -1;
+    s->images.file.fd = -1;
     s->base.load = idx_load;
     s->base.close = idx_close;
     rc = read_images(s, r, e);
@@ -190,7 +189,7 @@ int source_idx_open_columns(struct source **out, const struct source_request *r,
         rc = read_labels(s, r, columns, e);
     if (!rc)
         rc = digest_files(s, e);
-    s->base.held_bytes = s->labels.size_bytes + (s->images.data ? s->images.size_bytes : 0);
+    s->base.held_bytes = s->labels.size_bytes + bytes_in_memory(&s->images);
     if (rc)
         idx_close(&s->base);
     else

@@ -4,6 +4,7 @@
  * that is right: refused, or the run goes on from it, whatever it then comes to. The first byte says
  * which, and whether the buffer is a ring.
  */
+#include "fuzz_directory.h"
 #include "learn/trainer_internal.h"
 
 #include <stdio.h>
@@ -29,7 +30,7 @@ struct lab {
     struct recipe recipe;
     struct source source;
     struct trainer *trainer;
-    char directory[64], good[128], bad[128];
+    char good[128], bad[128];
 };
 
 static struct lab benches[2];
@@ -41,7 +42,6 @@ static void clean_up(void)
             continue;
         unlink(benches[i].good);
         unlink(benches[i].bad);
-        rmdir(benches[i].directory);
     }
 }
 
@@ -55,11 +55,11 @@ static void must(int rc, const struct err *e)
 static void open_lab(struct lab *l, const char *write)
 {
     static unsigned char images[8 * 16], labels[8] = {0, 1, 2, 0, 1, 2, 0, 1};
-    char text[2048], directory[64] = "/tmp/jemd-fuzz-XXXXXX";
+    char text[2048];
     struct trainer_step s;
     struct err e;
     const int n = snprintf(text, sizeof text, recipe_text, write);
-    invariant(mkdtemp(directory) && recipe_parse(&l->recipe, text, (size_t)n, "fuzz", &e) == 0);
+    invariant(recipe_parse(&l->recipe, text, (size_t)n, "fuzz", &e) == 0);
     l->source = (struct source){.n = 8,
                                 .height = 4,
                                 .width = 4,
@@ -72,9 +72,8 @@ static void open_lab(struct lab *l, const char *write)
     invariant(trainer_open(&l->trainer, &o, &e) == 0);
     for (int i = 0; i < 4; i++)
         invariant(trainer_step(l->trainer, &s, &e) == 0);
-    strcpy(l->directory, directory);
-    snprintf(l->good, sizeof l->good, "%s/good", directory);
-    snprintf(l->bad, sizeof l->bad, "%s/bad", directory);
+    snprintf(l->good, sizeof l->good, "%s/good-%s", fuzz_directory(), write);
+    snprintf(l->bad, sizeof l->bad, "%s/bad-%s", fuzz_directory(), write);
     invariant(checkpoint_write(l->trainer, l->good, &e) == 0);
 }
 
@@ -123,6 +122,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     if (size == 0)
         return 0;
     struct lab *l = &benches[data[0] & 1];
+    fuzz_directory(); /* what it does at the end comes behind clean_up */
     if (!benches[0].trainer && !benches[1].trainer)
         atexit(clean_up);
     if (!l->trainer)

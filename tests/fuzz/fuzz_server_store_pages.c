@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
+#include "fuzz_directory.h"
 #include "server/store_sqlite_internal.h"
 
 #include <stdio.h>
@@ -26,13 +27,11 @@ static int look(void *ctx, const struct value *v, int n)
 /* A damaged file, or (first byte odd) a damaged write-ahead log without a file. */
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
-    static char directory[] = "/tmp/jemd-fuzz-XXXXXX", path[64], log[72];
+    static char path[64], log[72];
     struct pages *p = NULL;
     struct err e;
     if (!path[0]) {
-        if (!mkdtemp(directory))
-            abort();
-        snprintf(path, sizeof path, "%s/jobs", directory);
+        snprintf(path, sizeof path, "%s/jobs", fuzz_directory());
         snprintf(log, sizeof log, "%s-wal", path);
     }
     if (size == 0)
